@@ -1,0 +1,106 @@
+"""Results as labelled data that explain themselves: units, names, provenance; files written whole or not at all."""
+
+import json
+import os
+import platform
+import subprocess
+import uuid
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import xarray as xr
+
+from mmstudy import __version__
+
+PACKAGES = ("torch", "numpy", "scipy", "xarray", "scikit-learn", "mnist1d")
+
+
+def provenance(parameters: dict, device: str = "cpu") -> dict[str, str]:
+    """The attributes that reproduce a result: parameters, versions, commit, device, threads and the time of day."""
+    return {
+        "parameters": json.dumps(parameters, sort_keys=True, default=str),
+        "versions": json.dumps(
+            {name: version(name) for name in PACKAGES} | {"mmstudy": __version__, "python": platform.python_version()}
+        ),
+        "commit": commit(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu ({platform.machine()})",
+        "threads": str(torch.get_num_threads()),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def commit() -> str:
+    """The git commit of the source, with "+changes" where the tree differs from it; "unknown" outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain", "--", "."], capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+changes" if dirty else "")
+
+
+def describe(dataset: xr.Dataset, words: dict[str, tuple[str, str]]) -> xr.Dataset:
+    """The dataset with (units, long name) on the variables and coordinates that `words` names and it has."""
+    dataset = dataset.copy()
+    for name in dataset.variables.keys() & words.keys():
+        dataset[name].attrs.update(zip(("units", "long_name"), words[name], strict=True))
+    return dataset
+
+
+def check(dataset: xr.Dataset, requires: Iterable[str] = ()) -> None:
+    """Raise a ValueError that lists what is missing: required variables, units, long names, provenance."""
+    wrong = [f"no variable {name!r}" for name in requires if name not in dataset.variables]
+    for name, variable in dataset.data_vars.items():
+        wrong += [f"{name!r} has no {attr!r}" for attr in ("units", "long_name") if attr not in variable.attrs]
+    wrong += [f"no attribute {name!r}" for name in ("parameters", "versions", "commit") if name not in dataset.attrs]
+    if wrong:
+        raise ValueError("not a result of this study: " + "; ".join(wrong))
+
+
+def write(dataset: xr.Dataset, path: str | Path) -> Path:
+    """Write netCDF atomically: a reader sees the old file or the new one, never a half."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        dataset.to_netcdf(beside, engine="h5netcdf")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def save(dataset: xr.Dataset, path: str | Path) -> Path:
+    """Check the dataset, then `write` it."""
+    check(dataset)
+    return write(dataset, path)
+
+
+def read(path: str | Path) -> xr.Dataset:
+    """Read a netCDF file wholly into memory and close it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no netCDF (half-written, corrupt).
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; `make all` makes the results")
+    try:
+        return xr.load_dataset(path, engine="h5netcdf")
+    except Exception as error:  # h5py, h5netcdf and xarray each raise their own
+        raise ValueError(f"{path} cannot be read ({error}); delete it and run make again") from error
+
+
+def load(path: str | Path, requires: Iterable[str] = ()) -> xr.Dataset:
+    """`read` a result and `check` it; the error names the file."""
+    dataset = read(path)
+    try:
+        check(dataset, requires)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return dataset

@@ -1,0 +1,227 @@
+"""The experiment: candidate pools and the sweep over them, in pieces that are finished once, spread over processes."""
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import xarray as xr
+from tqdm import tqdm
+
+from mmstudy import records
+from mmstudy.expand import DEEPER, WIDER, Candidate
+from mmstudy.tasks import Data, Task, load
+from mmstudy.trials import CHECKPOINTS, Budget, measure, train_base
+
+ALIGNED = {"data_vars": "minimal", "coords": "minimal", "compat": "equals", "join": "exact"}
+
+
+def candidate_pool(
+    depth: int, factors: Sequence[float] = (1.5, 2, 4, 8), extra_layers: Sequence[int] = (1, 2)
+) -> list[Candidate]:
+    """Operators × locations × amounts for a network with `depth` hidden layers.
+
+    Locations are every hidden layer and, for wider operators, all of them together. Different operators at one
+    location and amount have exactly the same architecture, hence the same number of parameters.
+    """
+    each = [(f"hidden.{i}",) for i in range(depth)]
+    together = [tuple(f"hidden.{i}" for i in range(depth))] if depth > 1 else []
+    wider = [Candidate(o, where, f) for f in factors for where in each + together for o in WIDER]
+    deeper = [Candidate(o, where, n) for n in extra_layers for where in each for o in DEEPER]
+    if not wider + deeper:
+        raise ValueError(f"an empty pool: depth={depth}, factors={factors}, extra_layers={extra_layers}")
+    return wider + deeper
+
+
+def sweep(
+    tasks: Sequence[Task],
+    pool: Sequence[Candidate],
+    budget: Budget,
+    cache: str | Path,
+    workers: int = 0,
+    device: str = "cpu",
+    executor: Executor | None = None,
+) -> xr.Dataset:
+    """Measure every candidate of the pool on every task; the result does not depend on the number of workers.
+
+    Every finished piece (a task's base; the candidates of one architecture) is kept under `cache`, named by a hash
+    of all that it depends on, so that a sweep that was killed goes on where it stopped.
+
+    Args:
+        workers: processes of one thread each; 0 means one per core.
+        executor: anything with the interface of `concurrent.futures`, such as Dask's `Client.get_executor()`;
+            by default a pool of `workers` processes.
+    """
+    if not tasks or not pool:
+        raise ValueError(f"nothing to measure: {len(tasks)} tasks, {len(pool)} candidates")
+    started = time.perf_counter()
+    own = executor is None
+    executor = executor or _processes(workers)
+    try:
+        data = {task: load(task, device) for task in tasks}
+        base_jobs = {task: ("base", task, (), budget) for task in tasks}
+        bases = _finish(executor, base_jobs, cache, lambda task: (data[task], None), "bases")
+        jobs = {(task, group): ("measure", task, group, budget) for task in tasks for group in _architectures(pool)}
+        pieces = _finish(executor, jobs, cache, lambda key: (data[key[0]], bases[key[0]]), "candidates")
+    finally:
+        if own:
+            executor.shutdown(wait=False, cancel_futures=True)
+    whole = []
+    for task in tasks:
+        measured = xr.concat([pieces[task, group] for group in _architectures(pool)], "candidate", **ALIGNED)
+        measured = measured.sel(candidate=[str(c) for c in pool])
+        whole.append(xr.merge([measured, bases[task].drop_vars("base")]).expand_dims(task=[str(task)]))
+    dataset = xr.concat(whole, "task", **ALIGNED)
+    dataset = dataset.assign_coords(
+        operator=("candidate", [c.operator for c in pool]),
+        checkpoint=list(CHECKPOINTS),
+        seed=range(budget.seeds),
+        label_noise=("task", [t.label_noise for t in tasks]),
+        dataset=("task", [t.dataset for t in tasks]),
+    )
+    dataset = records.describe(dataset, WORDS)
+    dataset.attrs = records.provenance({"tasks": [asdict(t) for t in tasks], "budget": asdict(budget)}, device)
+    dataset.attrs |= {"full_cost": budget.full_cost, "wall_time_s": round(time.perf_counter() - started, 1)}
+    return dataset
+
+
+def _architectures(pool: Sequence[Candidate]) -> list[tuple[Candidate, ...]]:
+    """The pool in groups of one architecture: same location and amount, all wider or all deeper."""
+    groups: dict[tuple, list[Candidate]] = {}
+    for candidate in pool:
+        kind = candidate.operator in WIDER
+        groups.setdefault((kind, candidate.locations, candidate.amount), []).append(candidate)
+    return [tuple(group) for group in groups.values()]
+
+
+def _finish(executor: Executor, jobs: dict, cache: str | Path, materials, title: str) -> dict:
+    """The results of all jobs, by key: read from the cache where they are, computed and kept where they are not."""
+    paths = {key: Path(cache) / f"{title}-{_fingerprint(job)}.nc" for key, job in jobs.items()}
+    done = {key: records.read(path) for key, path in paths.items() if path.exists()}
+    waiting = sorted(jobs.keys() - done.keys(), key=lambda key: -_work(jobs[key]))
+    futures = {executor.submit(_run, jobs[key], paths[key], *materials(key)): key for key in waiting}
+    with (
+        _terminal() as stream,
+        tqdm(total=len(jobs), initial=len(done), desc=title, file=stream, disable=None) as bar,
+    ):
+        for future in as_completed(futures):
+            done[futures[future]] = future.result()
+            bar.update()
+    return {key: done[key] for key in jobs}
+
+
+def _run(job: tuple, path: Path, data: Data, base: xr.Dataset | None) -> xr.Dataset:
+    kind, task, candidates, budget = job
+    torch.set_num_threads(1)  # a process per core; and sums must not depend on the core count
+    dataset = train_base(task, data, budget) if kind == "base" else measure(task, data, base, candidates, budget)
+    records.write(dataset, path)
+    return dataset
+
+
+def _terminal() -> contextlib.AbstractContextManager:
+    """Where a progress bar is seen: the terminal that runs the notebook, if its runner names one, else stderr.
+
+    A kernel's own stderr ends up in the notebook, where a bar has no place (and tqdm shows none: it is no terminal).
+    """
+    terminal = os.environ.get("MMSTUDY_TERMINAL")
+    return open(terminal, "w") if terminal else contextlib.nullcontext(sys.stderr)
+
+
+def _work(job: tuple) -> float:
+    """A rough order of cost, so that the longest job does not come last."""
+    _, task, candidates, _ = job
+    return sum(c.amount * len(c.locations) for c in candidates) * sum(task.widths)
+
+
+def _fingerprint(job: tuple) -> str:
+    """A hash of the job's description and of the code and library that carry it out."""
+    here = Path(__file__).parent
+    code = [(here / f"{name}.py").read_text() for name in MODULES]
+    text = json.dumps([repr(job), torch.__version__, *code])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+MODULES = (
+    "connectivity",
+    "couplings",
+    "ensemble",
+    "expand",
+    "manifold",
+    "networks",
+    "predictors",
+    "seeds",
+    "tasks",
+    "trials",
+)
+
+
+def _processes(workers: int) -> Executor:
+    count = workers or len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, context, initializer=_follow, initargs=(os.getpid(),))
+
+
+def _follow(parent: int) -> None:
+    """End this process soon after its parent has ended, however that ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+WORDS = {
+    "accuracy": ("1", "test accuracy of the candidate, trained in full"),
+    "nll": ("nat", "test negative log-likelihood of the candidate, trained in full"),
+    "ece": ("1", "expected calibration error on the test part, 15 bins"),
+    "control_accuracy": ("1", "test accuracy of the base network, trained on"),
+    "control_nll": ("nat", "test negative log-likelihood of the base network, trained on"),
+    "control_ece": ("1", "expected calibration error of the base network, trained on"),
+    "base_accuracy": ("1", "test accuracy of the base network"),
+    "base_nll": ("nat", "test negative log-likelihood of the base network"),
+    "base_ece": ("1", "expected calibration error of the base network"),
+    "base_loss": ("nat", "loss of the base network on the probe examples"),
+    "level": ("nat", "loss up to which rays go, shared by all candidates of a task"),
+    "parameters": ("1", "parameters of the candidate"),
+    "flops": ("flop", "floating-point operations of one forward pass on one example"),
+    "loss": ("nat", "loss right after expansion"),
+    "gradient_norm": ("nat", "norm of the loss gradient right after expansion"),
+    "early_loss": ("nat", "mean minibatch loss over the last steps of a constant-step run"),
+    "explorer_loss": ("nat", "mean minibatch loss that the children met"),
+    "reach": ("1", "mean distance of the children from their parent"),
+    "reach_se": ("1", "standard error of reach"),
+    "gyration": ("1", "radius of gyration of the children"),
+    "gyration_se": ("1", "standard error of gyration"),
+    "diameter": ("1", "largest distance between two children"),
+    "diameter_se": ("1", "standard error of diameter"),
+    "effective_dimension": ("1", "participation ratio of the children's covariance"),
+    "effective_dimension_se": ("1", "standard error of effective_dimension"),
+    "log_volume": ("1", "log volume of the simplex of parent and children"),
+    "disagreement": ("1", "share of examples on which two children disagree"),
+    "extent_children": ("1", "mean distance to the level along the children's directions, both ways"),
+    "extent_children_se": ("1", "standard error of extent_children over its rays"),
+    "extent_differences": ("1", "mean distance to the level along differences of children"),
+    "extent_random": ("1", "mean multiple of a filter-normalized random direction to the level"),
+    "connected": ("1", "share of children within the level all along the segment, on the rays' grid"),
+    "unbounded": ("1", "share of rays that the grid did not bound"),
+    "outside": ("1", "whether the parent itself lies above the level"),
+    "children_cost": ("example-evaluations", "cost of a probe without rays"),
+    "rays_cost": ("example-evaluations", "cost of a probe with rays along children and differences"),
+    "random_cost": ("example-evaluations", "cost of a probe with random rays and without children"),
+    "disagreement_cost": ("example-evaluations", "cost of a probe with the children's predictions"),
+    "early": ("step", "steps of the constant-step run"),
+    "probe": ("step", "steps before the parent of a probe"),
+    "rate": ("1", "step size of the probe over that of the training"),
+    "seed": ("1", "training seed"),
+}

@@ -1,0 +1,234 @@
+"""One task's trials: its base network trained, its candidates probed and trained in full, each as a batch."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from mmstudy import ensemble as en
+from mmstudy import manifold, networks, predictors
+from mmstudy.connectivity import point_loss
+from mmstudy.expand import Candidate
+from mmstudy.seeds import generator
+from mmstudy.tasks import Data, Task
+
+CHECKPOINTS = ("last", "best validation")
+SCORES = ("accuracy", "nll", "ece")
+SIZES = (
+    *("reach", "gyration", "diameter", "effective_dimension", "log_volume", "disagreement"),
+    *("extent_children", "extent_differences", "extent_random"),
+)
+PASS, STEP = 1, 3  # example-evaluations of a forward pass and of a training step, per example
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is trained and measured. Costs are counted in example-evaluations.
+
+    A probe of length b: the candidate trains b steps at a constant step size, which gives the parent; `children`
+    copies of it train b / children steps each; rays are measured on `probe_examples` training examples, up to the
+    base network's loss on them plus `margin`. `rates` multiply the training's step size for the probes.
+    """
+
+    steps: int = 2500
+    batch: int = 128
+    step_size: float = 0.05
+    momentum: float = 0.9
+    seeds: int = 3
+    validations: int = 10
+    rates: tuple[float, ...] = (1.0, 2.0)
+    probes: tuple[int, ...] = (25, 50, 100, 200)
+    early_steps: int = 500
+    early_bin: int = 5
+    children: int = 4
+    margin: float = 0.1
+    probe_examples: int = 128
+    random_rays: int = 4
+    grid: tuple[float, ...] = manifold.GRID
+    random_grid: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
+    refinements: int = 3
+
+    def __post_init__(self):
+        if self.seeds < 2 or self.children < 3:
+            raise ValueError(f"needs ≥ 2 seeds and ≥ 3 children; got {self.seeds} and {self.children}")
+        if not self.probes or max(self.probes) > self.early_steps or min(self.probes) < self.children:
+            raise ValueError(
+                f"probes {self.probes} must be ≥ {self.children} (children) and ≤ {self.early_steps} (early_steps) steps"
+            )
+        if self.early_steps % self.early_bin or any(b % self.early_bin for b in self.probes):
+            raise ValueError(f"probes and early_steps must be multiples of early_bin = {self.early_bin}")
+
+    @property
+    def full_cost(self) -> int:
+        """Example-evaluations of training one candidate in full once."""
+        return STEP * self.steps * self.batch
+
+
+def train_base(task: Task, data: Data, budget: Budget) -> xr.Dataset:
+    """Train the task's base network, then train it on as the control, once for each seed.
+
+    Returns the base's parameters and loss, and the control's scores over (seed, checkpoint).
+    """
+    stacked = en.stack([_new_base(task, data)])
+    order = _order(task, data, budget, ["base"], budget.steps)
+    ((_, base, _),) = en.train(stacked, *data.training, order, _schedule(budget), budget.momentum)
+    control = train_in_full(task, data, base[torch.zeros(budget.seeds, dtype=torch.long)], budget)
+    return xr.Dataset(
+        {
+            "base": ("dimension", en.vectors(base)[0].cpu().numpy()),
+            "base_loss": ((), en.losses(base, *_probe_split(task, data, budget)).item()),
+            **{f"base_{name}": ((), score.item()) for name, score in en.evaluate(base, *data.test).items()},
+            **{f"control_{name}": (("seed", "checkpoint"), value) for name, value in control.items()},
+        }
+    )
+
+
+def _new_base(task: Task, data: Data) -> nn.Module:
+    inputs, targets = data.training
+    network = networks.MLP(inputs[0].numel(), task.widths, int(targets.max()) + 1)
+    return networks.initialize(network, generator("initialize", task)).to(inputs.device)
+
+
+def _schedule(budget: Budget) -> Tensor:
+    return en.cosine(budget.step_size, budget.steps)
+
+
+def _order(task: Task, data: Data, budget: Budget, names: Iterable[object], steps: int) -> Tensor:
+    """Minibatch orders, one for each name; the same name gives every candidate of a task the same order."""
+    generators = [generator("minibatches", task, name) for name in names]
+    return en.minibatches(generators, len(data.training.inputs), steps, budget.batch)
+
+
+def _probe_split(task: Task, data: Data, budget: Budget) -> tuple[Tensor, Tensor]:
+    inputs, targets = data.training
+    some = torch.randperm(len(inputs), generator=generator("probe examples", task))[: budget.probe_examples]
+    return inputs[some], targets[some]
+
+
+def train_in_full(task: Task, data: Data, start: en.Ensemble, budget: Budget) -> dict[str, Tensor]:
+    """Train networks (candidates × seeds, the seeds innermost) for the whole budget; their test scores.
+
+    Returns accuracy, nll and ece as (networks / seeds × seeds, checkpoint); checkpoints are the last one and the one
+    with the best validation accuracy. A diverged network scores NaN.
+    """
+    count = len(start)
+    order = _order(task, data, budget, range(budget.seeds), budget.steps).repeat(count // budget.seeds, 1, 1)
+    marks = [round(budget.steps * (i + 1) / budget.validations) for i in range(budget.validations)]
+    best = torch.full((count,), -math.inf, dtype=torch.float64)
+    points = en.vectors(start)
+    trained = en.train(start, *data.training, order, _schedule(budget), budget.momentum, marks)
+    for _, now, _ in trained:
+        score = en.evaluate(now, *data.validation)["accuracy"].cpu()
+        better = score > best
+        best = torch.where(better, score, best)
+        points = torch.where(better.to(points.device).unsqueeze(1), en.vectors(now), points)
+    both = [en.evaluate(network, *data.test) for network in (now, en.at(start, points))]
+    broken = ~en.vectors(now).isfinite().all(1).cpu()
+    return {
+        name: torch.stack([scores[name].cpu() for scores in both], dim=1).masked_fill(broken.unsqueeze(1), math.nan)
+        for name in SCORES
+    }
+
+
+def measure(task: Task, data: Data, base: xr.Dataset, candidates: Sequence[Candidate], budget: Budget) -> xr.Dataset:
+    """Probe and train candidates that share one architecture, all of them as one batch.
+
+    Returns a Dataset over (candidate, seed, checkpoint, rate, early, probe); see `WORDS` for the variables.
+    """
+    network = _new_base(task, data)
+    parameters = torch.as_tensor(base["base"].values, device=data.training.inputs.device)
+    nn.utils.vector_to_parameters(parameters, network.parameters())
+    example = data.training.inputs[:1]
+    expanded = en.stack([c.expand(network, example) for c in candidates])
+    split = _probe_split(task, data, budget)
+    seeds = torch.arange(len(candidates)).repeat_interleave(budget.seeds)
+    scores = train_in_full(task, data, expanded[seeds], budget)
+    by_seed = (len(candidates), budget.seeds, len(CHECKPOINTS))
+    static = {
+        "parameters": torch.full((len(candidates),), networks.count_parameters(expanded.network)),
+        "flops": torch.full((len(candidates),), networks.count_flops(expanded.network, example)),
+        "loss": en.losses(expanded, *split),
+        "gradient_norm": predictors.gradient_norm(expanded, *split),
+    }
+    return xr.merge(
+        [
+            xr.Dataset({n: (("candidate", "seed", "checkpoint"), v.view(by_seed)) for n, v in scores.items()}),
+            xr.Dataset({name: ("candidate", value.cpu()) for name, value in static.items()}),
+            probe(task, data, expanded, float(base["base_loss"]) + budget.margin, budget),
+        ]
+    ).assign_coords(candidate=[str(c) for c in candidates])
+
+
+def probe(task: Task, data: Data, expanded: en.Ensemble, level: float, budget: Budget) -> xr.Dataset:
+    """Everything that is measured on candidates before they are trained in full, over (candidate, rate, ...).
+
+    One run at each constant step size gives the early loss, over (early), and on its way the parents of the probes,
+    over (probe).
+    """
+    count, rates = len(expanded), len(budget.rates)
+    parents = expanded[torch.arange(count).repeat_interleave(rates)]
+    step_sizes = budget.step_size * torch.tensor(budget.rates).repeat(count)  # (candidate × rate)
+    order = _order(task, data, budget, ["probe"], budget.early_steps).repeat(count * rates, 1, 1)
+    bins = range(budget.early_bin, budget.early_steps + 1, budget.early_bin)
+    early, probes = [], []
+    schedule = step_sizes.expand(budget.early_steps, -1)
+    for step, now, seen in en.train(parents, *data.training, order, schedule, budget.momentum, bins):
+        early.append(seen.mean(1).cpu())
+        if step in budget.probes:
+            probes.append(_sizes(task, data, now, step_sizes, level, step, budget))
+    sizes = xr.concat(probes, "probe").assign_coords(probe=list(budget.probes))
+    curves = xr.Dataset({"early_loss": (("early", "parent"), torch.stack(early))}, {"early": list(bins)})
+    both = xr.merge([sizes, curves])
+    index = torch.arange(count * rates).view(count, rates)
+    return xr.merge(
+        [
+            both.isel(parent=xr.DataArray(index, dims=("candidate", "rate"))),
+            {"level": level},
+        ]
+    ).assign_coords(rate=list(budget.rates))
+
+
+def _sizes(
+    task: Task, data: Data, parents: en.Ensemble, step_sizes: Tensor, level: float, step: int, budget: Budget
+) -> xr.Dataset:
+    count, k = len(parents), budget.children
+    split = _probe_split(task, data, budget)
+    loss = point_loss(parents, *split)
+    order = _order(task, data, budget, [f"child {i}" for i in range(k)], step // k)
+    young, seen = manifold.children(
+        parents, *data.training, order.expand(count, -1, -1, -1), step_sizes, budget.momentum
+    )
+    center = en.vectors(parents)
+    away = young - center.unsqueeze(1)
+    across = young - young.roll(-1, dims=1)
+    random = manifold.filter_normalized(parents, budget.random_rays, generator("random rays", task))
+    alive = away.isfinite().all((1, 2)) & (away.norm(dim=-1) > 0).all(1)
+    directions = torch.where(alive.view(-1, 1, 1), torch.cat([away, -away, across], dim=1), 1.0)
+    lines = manifold.rays(loss, center, directions, level, budget.grid, budget.refinements)
+    relative = manifold.rays(loss, center, random, level, budget.random_grid, budget.refinements)
+    logits = en.outputs(en.at(parents, young), split[0]).unflatten(0, (count, k))
+    radius = lines["radius"]
+    sizes = manifold.spread(center, young.nan_to_num(posinf=0.0, neginf=0.0)).assign(
+        disagreement=("parent", manifold.disagreement(logits)),
+        extent_children=radius[:, : 2 * k].mean("ray"),
+        extent_children_se=radius[:, : 2 * k].std("ray", ddof=1) / (2 * k) ** 0.5,
+        extent_differences=radius[:, 2 * k :].mean("ray"),
+        extent_random=relative["multiple"].mean("ray"),
+        connected=(lines["multiple"][:, :k] >= 1).mean("ray"),
+        unbounded=(lines["status"] == "unbounded").mean("ray"),
+        outside=(lines["status"] == "outside").all("ray"),
+        explorer_loss=("parent", seen.mean(1).cpu()),
+    )
+    sizes = sizes.where(xr.DataArray(alive.cpu(), dims="parent"))
+    points = 1 + 3 * k * lines.attrs["evaluations"]
+    random_points = 1 + budget.random_rays * relative.attrs["evaluations"]
+    training = STEP * budget.batch * (step + k * (step // k))
+    return sizes.assign(
+        children_cost=training,
+        rays_cost=training + PASS * budget.probe_examples * points,
+        random_cost=STEP * budget.batch * step + PASS * budget.probe_examples * random_points,
+        disagreement_cost=training + PASS * budget.probe_examples * k,
+    )
