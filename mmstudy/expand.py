@@ -104,8 +104,8 @@ class Candidate:
         generator = substream("expand", self.operator, *self.locations, self.amount, self.seed)
         for location in self.locations:
             if self.operator in WIDER:
-                size = round(self.amount * _coupling(network, location, inputs).size)
-                network = widen(network, location, size, self.operator, generator, inputs)
+                group = _coupling(network, location, inputs)
+                network = _grow(network, location, group, round(self.amount * group.size), self.operator, generator)
             else:
                 for _ in range(round(self.amount)):
                     network = deepen(network, location, self.operator, generator, inputs)
@@ -122,7 +122,12 @@ def widen(
     """
     if operator not in WIDER:
         raise ValueError(f"unknown wider operator {operator!r}; known: {', '.join(WIDER)}")
-    group = _coupling(network, location, inputs)
+    return _grow(network, location, _coupling(network, location, inputs), size, operator, generator)
+
+
+def _grow(
+    network: nn.Module, location: str, group: Coupling, size: int, operator: str, generator: torch.Generator
+) -> nn.Module:
     if size <= group.size:
         raise ValueError(f"{location} has {group.size} units; widening to {size} would not expand it")
     wider = copy.deepcopy(network)

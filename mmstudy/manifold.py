@@ -5,13 +5,13 @@ parents; lengths are Euclidean distances in parameter space unless a name says o
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmstudy.connectivity import PointLoss
@@ -25,24 +25,26 @@ def children(
     parents: Ensemble,
     inputs: Tensor,
     targets: Tensor,
-    order: Tensor,
-    step_sizes: Tensor,
+    order: Int[Tensor, "m k steps batch"],
+    step_sizes: Float[Tensor, " m"],
     momentum: float = 0.9,
-) -> tuple[Float[Tensor, "m k dim"], Float[Tensor, "m k"]]:
-    """K copies of each of M parents, trained on with minibatch orders of their own (Frankle et al. 2020).
+    milestones: Iterable[int] = (),
+) -> Iterator[tuple[int, Float[Tensor, "m k dim"], Float[Tensor, "m k since"]]]:
+    """K copies of each of M parents, each trained on with minibatches of its own (Frankle et al. 2020).
 
     Args:
-        order: minibatch indices (M, K, steps, batch).
-        step_sizes: one constant step size for each parent (M,).
+        order: which examples each child sees.
+        step_sizes: one constant step size for each parent.
+        milestones: steps after which to yield; the last step always does.
 
-    Returns:
-        the children's parameters, and the mean minibatch loss that each met on its way.
+    Yields:
+        (step, the children's parameters, the minibatch losses that each met since the last milestone).
     """
     m, k, steps, _ = order.shape
     copies = parents[torch.arange(m).repeat_interleave(k)]
     rates = step_sizes.repeat_interleave(k).expand(steps, m * k)
-    ((_, grown, seen),) = train(copies, inputs, targets, order.flatten(0, 1), rates, momentum)
-    return vectors(grown).view(m, k, -1), seen.mean(1).view(m, k)
+    for step, grown, seen in train(copies, inputs, targets, order.flatten(0, 1), rates, momentum, milestones):
+        yield step, vectors(grown).unflatten(0, (m, k)), seen.unflatten(0, (m, k))
 
 
 def spread(parents: Float[Tensor, "m dim"], young: Float[Tensor, "m k dim"]) -> xr.Dataset:

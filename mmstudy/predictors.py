@@ -16,6 +16,7 @@ DIRECTION = {
     "gradient_norm": 1,
     "early_loss": -1,
     "explorer_loss": -1,
+    "centre_loss": -1,
     "reach": 1,
     "gyration": 1,
     "diameter": 1,

@@ -28,9 +28,9 @@ PASS, STEP = 1, 3  # example-evaluations of a forward pass and of a training ste
 class Budget:
     """How much is trained and measured. Costs are counted in example-evaluations.
 
-    A probe of length b: the candidate trains b steps at a constant step size, which gives the parent; `children`
-    copies of it train b / children steps each; rays are measured on `probe_examples` training examples, up to the
-    base network's loss on them plus `margin`. `rates` multiply the training's step size for the probes.
+    A probe of length b: `children` copies of the candidate train b / children steps each, at a constant step size;
+    the rays start at the children's centre (their mean) and are measured on `probe_examples` training examples, up to
+    the base network's loss on them plus `margin`. `rates` multiply the training's step size for the probes.
     """
 
     steps: int = 2500
@@ -40,7 +40,7 @@ class Budget:
     seeds: int = 3
     validations: int = 10
     rates: tuple[float, ...] = (1.0, 2.0)
-    probes: tuple[int, ...] = (25, 50, 100, 200)
+    probes: tuple[int, ...] = (20, 40, 100, 200, 400)
     early_steps: int = 500
     early_bin: int = 5
     children: int = 4
@@ -49,17 +49,15 @@ class Budget:
     random_rays: int = 4
     grid: tuple[float, ...] = manifold.GRID
     random_grid: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
-    refinements: int = 3
+    refinements: int = 4
 
     def __post_init__(self):
         if self.seeds < 2 or self.children < 3:
             raise ValueError(f"needs ≥ 2 seeds and ≥ 3 children; got {self.seeds} and {self.children}")
-        if not self.probes or max(self.probes) > self.early_steps or min(self.probes) < self.children:
-            raise ValueError(
-                f"probes {self.probes} must be ≥ {self.children} (children) and ≤ {self.early_steps} (early_steps) steps"
-            )
-        if self.early_steps % self.early_bin or any(b % self.early_bin for b in self.probes):
-            raise ValueError(f"probes and early_steps must be multiples of early_bin = {self.early_bin}")
+        if not self.probes or any(b % self.children or b <= 0 for b in self.probes):
+            raise ValueError(f"probes {self.probes} must be positive multiples of the {self.children} children")
+        if self.early_steps % self.early_bin:
+            raise ValueError(f"early_steps = {self.early_steps} is no multiple of early_bin = {self.early_bin}")
 
     @property
     def full_cost(self) -> int:
@@ -163,72 +161,69 @@ def measure(task: Task, data: Data, base: xr.Dataset, candidates: Sequence[Candi
 
 
 def probe(task: Task, data: Data, expanded: en.Ensemble, level: float, budget: Budget) -> xr.Dataset:
-    """Everything that is measured on candidates before they are trained in full, over (candidate, rate, ...).
+    """Everything that is measured on candidates by training them a little, over (candidate, rate, early | probe).
 
-    One run at each constant step size gives the early loss, over (early), and on its way the parents of the probes,
-    over (probe).
+    One run at each constant step size gives the early loss; the children of each candidate give its size.
     """
-    count, rates = len(expanded), len(budget.rates)
-    parents = expanded[torch.arange(count).repeat_interleave(rates)]
+    count, rates, k = len(expanded), len(budget.rates), budget.children
+    starts = expanded[torch.arange(count).repeat_interleave(rates)]
     step_sizes = budget.step_size * torch.tensor(budget.rates).repeat(count)  # (candidate × rate)
-    order = _order(task, data, budget, ["probe"], budget.early_steps).repeat(count * rates, 1, 1)
+    device = data.training.inputs.device
+
+    order = _order(task, data, budget, ["probe"], budget.early_steps).repeat(len(starts), 1, 1)
     bins = range(budget.early_bin, budget.early_steps + 1, budget.early_bin)
-    early, probes = [], []
-    schedule = step_sizes.expand(budget.early_steps, -1)
-    for step, now, seen in en.train(parents, *data.training, order, schedule, budget.momentum, bins):
-        early.append(seen.mean(1).cpu())
-        if step in budget.probes:
-            probes.append(_sizes(task, data, now, step_sizes, level, step, budget))
-    sizes = xr.concat(probes, "probe").assign_coords(probe=list(budget.probes))
-    curves = xr.Dataset({"early_loss": (("early", "parent"), torch.stack(early))}, {"early": list(bins)})
-    both = xr.merge([sizes, curves])
-    index = torch.arange(count * rates).view(count, rates)
-    return xr.merge(
-        [
-            both.isel(parent=xr.DataArray(index, dims=("candidate", "rate"))),
-            {"level": level},
-        ]
-    ).assign_coords(rate=list(budget.rates))
+    schedule = step_sizes.to(device).expand(budget.early_steps, -1)
+    runs = en.train(starts, *data.training, order, schedule, budget.momentum, bins)
+    early = torch.stack([seen.mean(1).cpu() for _, _, seen in runs])
+
+    lengths = [b // k for b in sorted(budget.probes)]
+    order = _order(task, data, budget, [f"child {i}" for i in range(k)], lengths[-1]).expand(len(starts), -1, -1, -1)
+    grown = manifold.children(starts, *data.training, order, step_sizes.to(device), budget.momentum, lengths)
+    sizes = [_sizes(task, data, starts, young, seen, step, level, budget) for step, young, seen in grown]
+
+    flat = xr.concat(sizes, "probe").assign_coords(probe=[k * length for length in lengths])
+    flat = flat.assign_coords(early=list(bins)).assign(early_loss=(("early", "parent"), early))
+    index = xr.DataArray(torch.arange(count * rates).view(count, rates), dims=("candidate", "rate"))
+    return flat.isel(parent=index).assign(level=level).assign_coords(rate=list(budget.rates))
 
 
 def _sizes(
-    task: Task, data: Data, parents: en.Ensemble, step_sizes: Tensor, level: float, step: int, budget: Budget
+    task: Task, data: Data, starts: en.Ensemble, young: Tensor, seen: Tensor, step: int, level: float, budget: Budget
 ) -> xr.Dataset:
-    count, k = len(parents), budget.children
+    """The sizes at one length of the probe, over (parent), and what each costs."""
+    count, k, _ = young.shape
     split = _probe_split(task, data, budget)
-    loss = point_loss(parents, *split)
-    order = _order(task, data, budget, [f"child {i}" for i in range(k)], step // k)
-    young, seen = manifold.children(
-        parents, *data.training, order.expand(count, -1, -1, -1), step_sizes, budget.momentum
-    )
-    center = en.vectors(parents)
-    away = young - center.unsqueeze(1)
+    loss = point_loss(starts, *split)
+    centre = young.mean(1)
+    away = young - centre.unsqueeze(1)
     across = young - young.roll(-1, dims=1)
-    random = manifold.filter_normalized(parents, budget.random_rays, generator("random rays", task))
-    alive = away.isfinite().all((1, 2)) & (away.norm(dim=-1) > 0).all(1)
+    random = manifold.filter_normalized(en.at(starts, centre), budget.random_rays, generator("random rays", task))
+    alive = away.isfinite().all((1, 2)) & (away.norm(dim=-1) > 0).all(1)  # a diverged candidate has no size
     directions = torch.where(alive.view(-1, 1, 1), torch.cat([away, -away, across], dim=1), 1.0)
-    lines = manifold.rays(loss, center, directions, level, budget.grid, budget.refinements)
-    relative = manifold.rays(loss, center, random, level, budget.random_grid, budget.refinements)
-    logits = en.outputs(en.at(parents, young), split[0]).unflatten(0, (count, k))
-    radius = lines["radius"]
-    sizes = manifold.spread(center, young.nan_to_num(posinf=0.0, neginf=0.0)).assign(
-        disagreement=("parent", manifold.disagreement(logits)),
-        extent_children=radius[:, : 2 * k].mean("ray"),
-        extent_children_se=radius[:, : 2 * k].std("ray", ddof=1) / (2 * k) ** 0.5,
-        extent_differences=radius[:, 2 * k :].mean("ray"),
+    random = torch.where(alive.view(-1, 1, 1), random, 1.0)
+    lines = manifold.rays(loss, centre, directions, level, budget.grid, budget.refinements)
+    relative = manifold.rays(loss, centre, random, level, budget.random_grid, budget.refinements)
+    along, between = lines["radius"][:, : 2 * k], lines["radius"][:, 2 * k :]
+    logits = en.outputs(en.at(starts, young), split[0]).unflatten(0, (count, k))
+    sizes = manifold.spread(en.vectors(starts), young.nan_to_num(posinf=0.0, neginf=0.0)).assign(
+        disagreement=("parent", manifold.disagreement(logits).cpu()),
+        extent_children=along.mean("ray"),
+        extent_children_se=along.std("ray", ddof=1) / (2 * k) ** 0.5,
+        extent_differences=between.mean("ray"),
         extent_random=relative["multiple"].mean("ray"),
         connected=(lines["multiple"][:, :k] >= 1).mean("ray"),
         unbounded=(lines["status"] == "unbounded").mean("ray"),
         outside=(lines["status"] == "outside").all("ray"),
-        explorer_loss=("parent", seen.mean(1).cpu()),
+        centre_loss=("parent", loss(centre).cpu()),
+        explorer_loss=("parent", seen.mean((1, 2)).cpu()),
     )
     sizes = sizes.where(xr.DataArray(alive.cpu(), dims="parent"))
-    points = 1 + 3 * k * lines.attrs["evaluations"]
-    random_points = 1 + budget.random_rays * relative.attrs["evaluations"]
-    training = STEP * budget.batch * (step + k * (step // k))
+    training = STEP * budget.batch * k * step
+    points = PASS * budget.probe_examples
     return sizes.assign(
         children_cost=training,
-        rays_cost=training + PASS * budget.probe_examples * points,
-        random_cost=STEP * budget.batch * step + PASS * budget.probe_examples * random_points,
-        disagreement_cost=training + PASS * budget.probe_examples * k,
+        predictions_cost=training + points * k,
+        centre_cost=training + points,
+        rays_cost=training + points * (1 + 3 * k * lines.attrs["evaluations"]),
+        random_cost=training + points * (1 + budget.random_rays * relative.attrs["evaluations"]),
     )

@@ -1,0 +1,104 @@
+# make all runs the notebooks, each when something that it depends on has changed.
+
+ifeq ($(filter grouped-target,$(.FEATURES)),)
+$(error This Makefile needs GNU make >= 4.3, and this is $(MAKE_VERSION). On macOS: brew install make, then gmake)
+endif
+
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+PROFILE ?= small
+PYTHON3 ?= python3
+
+# An active conda environment that was made from environment.yml is used as it is; otherwise .venv is built.
+ifeq ($(CONDA_DEFAULT_ENV),mmstudy)
+PYTHON := python
+ENVIRONMENT :=
+else
+PYTHON := .venv/bin/python
+ENVIRONMENT := .venv/.installed
+endif
+
+# The sweeps run one process per core: with one thread each, results do not depend on the number of cores.
+export OMP_NUM_THREADS := 1
+export MKL_NUM_THREADS := 1
+export OPENBLAS_NUM_THREADS := 1
+
+# ---- What each notebook uses (the modules that it imports, and theirs) and what it makes -----------------------
+
+OUT := outputs/$(PROFILE)
+figures = $(foreach name,$(1),figures/$(name).svg figures/$(name).png)
+
+NOTEBOOKS := 1_expansion 2_manifold 3_experiment 4_figures
+
+drawing := figures evaluation predictors ensemble records
+running := study trials couplings expand networks seeds tasks connectivity ensemble manifold predictors records
+
+1_expansion.modules := $(running) $(drawing) illustrations
+1_expansion.makes := data/expansion.nc $(call figures,expansion expansion_weights)
+
+2_manifold.modules := $(running) $(drawing) illustrations landscapes
+2_manifold.makes := data/manifold.nc $(call figures,manifold_landscapes manifold_plane manifold_rays)
+
+3_experiment.modules := $(running)
+3_experiment.makes := data/experiment.nc
+3_experiment.set := cache=$(OUT)/cache
+
+4_figures.modules := $(drawing)
+4_figures.reads := $(OUT)/data/experiment.nc
+4_figures.makes := data/scores.nc $(call figures,gain_vs_size pareto classes tasks)
+4_figures.set := experiment=$(OUT)/data/experiment.nc
+
+# ---- Commands --------------------------------------------------------------------------------------------------
+
+.PHONY: all test lint notebooks reference clean help
+
+targets = $(addprefix $(OUT)/,$($(1).makes) notebooks/$(1).ipynb)
+
+all: $(foreach notebook,$(NOTEBOOKS),$(call targets,$(notebook))) ## Run the notebooks into outputs/PROFILE (PROFILE=small)
+
+test: $(ENVIRONMENT) ## Test the package, and run the notebooks as they are committed
+	$(PYTHON) -m pytest tests notebooks --nbval-lax --nbval-current-env \
+		--nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120
+
+lint: $(ENVIRONMENT) ## Check the code, that of the notebooks too
+	$(PYTHON) -m ruff check .
+
+# nbval takes a cell without a count for one that has not run: the counts, 1, 2, ... after a fresh run, stay.
+notebooks: $(ENVIRONMENT) ## Run the notebooks in place with their own parameters, to be committed
+	$(PYTHON) -m nbconvert --to notebook --inplace --execute --ExecutePreprocessor.record_timing=False \
+		$(NOTEBOOKS:%=notebooks/%.ipynb)
+	$(PYTHON) -m nbstripout --keep-output --keep-count --extra-keys metadata.language_info \
+		$(NOTEBOOKS:%=notebooks/%.ipynb)
+
+reference: ## Copy the results of the profile small to outputs/reference, to be committed
+	$(MAKE) all PROFILE=small
+	rm -rf outputs/reference/data outputs/reference/figures
+	mkdir -p outputs/reference
+	cp -R outputs/small/data outputs/small/figures outputs/reference
+
+clean: ## Remove what make has made: the outputs but for the reference, and .venv
+	rm -rf $(filter-out outputs/reference,$(wildcard outputs/*)) .venv
+
+help: ## List the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
+
+# ---- Rules -----------------------------------------------------------------------------------------------------
+
+# The runner must be make's own child, to notice when make is gone: no shell syntax in this recipe.
+define rule
+$(call targets,$(1)) &: notebooks/$(1).ipynb notebooks/run.py notebooks/profiles/$(PROFILE).yml \
+		$(patsubst %,mmstudy/%.py,__init__ $($(1).modules)) $($(1).reads) | $(ENVIRONMENT)
+	$$(PYTHON) notebooks/run.py notebooks/$(1).ipynb --profile $$(PROFILE) \
+		--expect $($(1).makes) $($(1).set:%=--set %)
+endef
+$(foreach notebook,$(NOTEBOOKS),$(eval $(call rule,$(notebook))))
+
+# The stamp comes last: an environment that is half made is made again.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python >= 3.11 is needed, and $(PYTHON3) is not: make PYTHON3=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON3) -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@

@@ -1,0 +1,14 @@
+"""What all tests share. Don't import mmstudy at the top here: its shapes are checked only if it is imported later."""
+
+from hypothesis import settings
+
+# Two busy cores: no deadlines, and the same examples in every run.
+settings.register_profile("mmstudy", deadline=None, derandomize=True)
+settings.load_profile("mmstudy")
+
+
+def pytest_collection_modifyitems(items):
+    """Nbval gives a cell's last message five seconds, too few on a busy machine."""
+    for item in items:
+        if hasattr(item, "output_timeout"):
+            item.output_timeout = 60
