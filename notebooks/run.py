@@ -146,6 +146,8 @@ def run(notebook: Path, profile: str, paths: dict[str, str], expected: list[str]
     shutil.rmtree(staging, ignore_errors=True)
     for folder in ("data", "figures", "notebooks", "runtime"):
         (staging / folder).mkdir(parents=True)
+    if sys.stderr.isatty():  # the kernel has no terminal of its own; mmstudy draws progress bars on this one
+        os.environ["MMSTUDY_TERMINAL"] = os.ttyname(sys.stderr.fileno())
     os.environ["JUPYTER_RUNTIME_DIR"] = str((staging / "runtime").resolve())  # what a killed kernel leaves behind
     executed = staging / "notebooks" / notebook.name
     started = time.time_ns()

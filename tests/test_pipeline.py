@@ -291,7 +291,6 @@ def test_a_kill_leaves_no_process_and_no_result(undone, kill, number):
 
     (undone / "wait").unlink()
     assert make(undone, TARGET).returncode == 0
-    assert make(undone, "-q", TARGET).returncode == 0
     assert make(undone, "-q", "all").returncode == 0
 
 
