@@ -207,14 +207,14 @@ def evaluate(ensemble: Ensemble, inputs: Tensor, targets: Tensor) -> dict[str, F
     """Accuracy, negative log-likelihood (nats) and expected calibration error of every classifier, each (K,) float64.
 
     ECE: Σ_b (n_b / n) |accuracy_b − confidence_b| over 15 equal bins of the top probability (Guo et al. 2017,
-    arXiv 1706.04599, equation 3).
+    arXiv 1706.04599, equation 3). A network whose outputs are not numbers scores NaN.
     """
     logp = outputs(ensemble, inputs).double().log_softmax(-1)  # (K, n, classes)
     k, n, _ = logp.shape
     confidence, guess = logp.max(-1)
-    right = (guess == targets).double()
+    right = (guess == targets).double().where(~confidence.isnan(), torch.nan)
     picked = logp.gather(-1, targets.expand(k, n).unsqueeze(-1)).squeeze(-1)
-    bins = (confidence.exp() * CALIBRATION_BINS).ceil().clamp(1, CALIBRATION_BINS).long() - 1
+    bins = (confidence.exp().nan_to_num() * CALIBRATION_BINS).ceil().clamp(1, CALIBRATION_BINS).long() - 1
     gap = torch.zeros(k, CALIBRATION_BINS, dtype=torch.float64, device=logp.device)
     gap.scatter_add_(1, bins, right - confidence.exp())
     return {"accuracy": right.mean(1), "nll": -picked.mean(1), "ece": gap.abs().sum(1) / n}

@@ -5,7 +5,6 @@ over tasks and draws tasks, since the candidates of one task are not independent
 """
 
 import json
-from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
@@ -79,32 +78,32 @@ def predictions(experiment: xr.Dataset) -> xr.Dataset:
     """
     columns, about = [], []
 
-    def add(measure: str, value: xr.DataArray, cost: float, rate: float = 0.0, length: int = 0) -> None:
+    def add(measure: str, value: xr.DataArray, cost: float = 0.0, rate: float = 0.0, length: int = 0) -> None:
         name = f"{measure} ×{rate:g} @{length}" if length else measure
         family = FAMILIES.get(measure, "size")
-        about.append((name, measure, family, float(cost) / full, float(rate), int(length)))
+        about.append((name, measure, family, cost / full, rate, length))
         columns.append(DIRECTION[measure] * value.transpose("task", "candidate").values)
 
-    full = experiment.attrs["full_cost"]
+    full = float(experiment.attrs["full_cost"])
     budget = json.loads(experiment.attrs["parameters"])["budget"]
     steps, bin_, examples = (budget[name] for name in ("steps", "early_bin", "probe_examples"))
-    add("parameters", experiment["parameters"], 0)
-    add("flops", experiment["flops"], 0)
-    add("loss", experiment["loss"], examples)
-    add("gradient_norm", experiment["gradient_norm"], 3 * examples)
+    add("parameters", experiment["parameters"])
+    add("flops", experiment["flops"])
+    add("loss", experiment["loss"], float(examples))
+    add("gradient_norm", experiment["gradient_norm"], 3.0 * examples)
     sizes = [m for m in DIRECTION if m in experiment and "probe" in experiment[m].dims]
-    for rate in experiment["rate"].values:
+    for rate in experiment["rate"].values.tolist():
         for share in EARLY:
             length = bin_ * round(share * steps / bin_)
             curve = experiment["early_loss"].sel(rate=rate)
             if 0 < length <= int(curve["early"][-1]):
                 last = curve.where((curve["early"] > length * (1 - WINDOW)) & (curve["early"] <= length)).mean("early")
                 add("early_loss", last, full * length / steps, rate, length)
-        for length in experiment["probe"].values:
+        for length in experiment["probe"].values.tolist():
             at = experiment.sel(rate=rate, probe=length)
             for measure in sizes:
-                cost = at[COST_OF.get(measure, "children_cost")].isel(task=0)
-                add(measure, at[measure], cost, rate, int(length))
+                cost = float(at[COST_OF.get(measure, "children_cost")].isel(task=0))
+                add(measure, at[measure], cost, rate, length)
     alone = np.stack(columns, axis=-1)  # (task, candidate, predictor)
     ranks = _ranks(alone)
     names, measure, family, cost, rate, length = map(list, zip(*about, strict=True))
@@ -130,7 +129,7 @@ def find(predicted: xr.Dataset, measure: str, rate: float = 0.0, share: float = 
         known = ", ".join(dict.fromkeys(predicted["measure"].values))
         raise ValueError(f"no predictor {measure!r} with rate {rate:g} and combined={combined}; measures: {known}")
     distance = abs(predicted["length"] - share * predicted.attrs["steps"]).where(of_kind)
-    return str(predicted["predictor"].values[int(distance.argmin())])
+    return str(predicted["predictor"].values[np.nanargmin(distance.values)])
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
@@ -217,10 +216,10 @@ def bootstrap(table: xr.DataArray, repetitions: int = 2000, seed: int = 0) -> xr
     return xr.Dataset({"mean": table.mean("task"), "low": low, "high": high})
 
 
-def front(cost: Sequence[float], merit: Sequence[float]) -> np.ndarray:
+def front(cost: np.ndarray, merit: np.ndarray) -> np.ndarray:
     """Which points no other point beats: cheaper or as cheap, and better. Boolean, in the order given."""
-    order = np.lexsort((-np.asarray(merit), np.asarray(cost)))
-    best = np.maximum.accumulate(np.asarray(merit)[order])
+    order = np.lexsort((-merit, cost))
+    best = np.maximum.accumulate(merit[order])
     leads = np.concatenate([[True], best[1:] > best[:-1]])
     on = np.zeros(len(order), bool)
     on[order[leads]] = True

@@ -86,7 +86,7 @@ class Candidate:
 
     operator: str
     locations: tuple[str, ...]
-    amount: float
+    amount: float | int
     seed: int = 0
 
     def __post_init__(self):
@@ -101,14 +101,15 @@ class Candidate:
 
     def expand(self, network: nn.Module, inputs: Tensor) -> nn.Module:
         """The expanded network; `inputs` is an example batch, used for its shape alone."""
-        generator = substream("expand", self.operator, *self.locations, self.amount, self.seed)
-        for location in self.locations:
-            if self.operator in WIDER:
+        generator = substream("expand", self.operator, *self.locations, f"{self.amount:g}", self.seed)
+        if self.operator in WIDER:
+            for location in self.locations:
                 group = _coupling(network, location, inputs)
                 network = _grow(network, location, group, round(self.amount * group.size), self.operator, generator)
-            else:
-                for _ in range(round(self.amount)):
-                    network = deepen(network, location, self.operator, generator, inputs)
+            return network
+        for location in sorted(self.locations, key=_position, reverse=True):  # an insertion moves what lies behind it
+            for _ in range(round(self.amount)):
+                network = deepen(network, location, self.operator, generator, inputs)
         return network
 
 
@@ -172,6 +173,11 @@ def deepen(network: nn.Module, location: str, operator: str, generator: torch.Ge
                 parameter.copy_(_uniform(parameter.shape, group.size, weight, generator))
     layers.insert(int(index) + 1, layer)
     return deeper
+
+
+def _position(location: str) -> tuple[str, int]:
+    parent, _, index = location.rpartition(".")
+    return parent, int(index) if index.isdigit() else -1
 
 
 def _coupling(network: nn.Module, location: str, inputs: Tensor) -> Coupling:

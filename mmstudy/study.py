@@ -26,7 +26,7 @@ ALIGNED = {"data_vars": "minimal", "coords": "minimal", "compat": "equals", "joi
 
 
 def candidate_pool(
-    depth: int, factors: Sequence[float] = (1.5, 2, 4, 8), extra_layers: Sequence[int] = (1, 2)
+    depth: int, factors: Sequence[float | int] = (1.5, 2, 4, 8), extra_layers: Sequence[int] = (1, 2)
 ) -> list[Candidate]:
     """Operators × locations × amounts for a network with `depth` hidden layers.
 
@@ -136,7 +136,7 @@ def _terminal() -> contextlib.AbstractContextManager:
     return open(terminal, "w") if terminal else contextlib.nullcontext(sys.stderr)
 
 
-def _work(job: tuple) -> float:
+def _work(job: tuple) -> float | int:
     """A rough order of cost, so that the longest job does not come last."""
     _, task, candidates, _ = job
     return sum(c.amount * len(c.locations) for c in candidates) * sum(task.widths)

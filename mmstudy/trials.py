@@ -39,7 +39,7 @@ class Budget:
     momentum: float = 0.9
     seeds: int = 3
     validations: int = 10
-    rates: tuple[float, ...] = (1.0, 2.0)
+    rates: tuple[float | int, ...] = (1.0, 2.0)
     probes: tuple[int, ...] = (20, 40, 100, 200, 400)
     early_steps: int = 500
     early_bin: int = 5
@@ -69,10 +69,15 @@ def train_base(task: Task, data: Data, budget: Budget) -> xr.Dataset:
     """Train the task's base network, then train it on as the control, once for each seed.
 
     Returns the base's parameters and loss, and the control's scores over (seed, checkpoint).
+
+    Raises:
+        ValueError: the base network diverged.
     """
-    stacked = en.stack([_new_base(task, data)])
+    stacked = en.stack([new_base(task, data)])
     order = _order(task, data, budget, ["base"], budget.steps)
     ((_, base, _),) = en.train(stacked, *data.training, order, _schedule(budget), budget.momentum)
+    if not en.vectors(base).isfinite().all():
+        raise ValueError(f"the base network of {task} diverged: step_size={budget.step_size:g} is too large")
     control = train_in_full(task, data, base[torch.zeros(budget.seeds, dtype=torch.long)], budget)
     return xr.Dataset(
         {
@@ -84,7 +89,8 @@ def train_base(task: Task, data: Data, budget: Budget) -> xr.Dataset:
     )
 
 
-def _new_base(task: Task, data: Data) -> nn.Module:
+def new_base(task: Task, data: Data) -> nn.Module:
+    """The task's base network before any training."""
     inputs, targets = data.training
     network = networks.MLP(inputs[0].numel(), task.widths, int(targets.max()) + 1)
     return networks.initialize(network, generator("initialize", task)).to(inputs.device)
@@ -136,7 +142,7 @@ def measure(task: Task, data: Data, base: xr.Dataset, candidates: Sequence[Candi
 
     Returns a Dataset over (candidate, seed, checkpoint, rate, early, probe); see `WORDS` for the variables.
     """
-    network = _new_base(task, data)
+    network = new_base(task, data)
     parameters = torch.as_tensor(base["base"].values, device=data.training.inputs.device)
     nn.utils.vector_to_parameters(parameters, network.parameters())
     example = data.training.inputs[:1]
@@ -194,18 +200,20 @@ def _sizes(
     count, k, _ = young.shape
     split = _probe_split(task, data, budget)
     loss = point_loss(starts, *split)
+    apart = (young - young.mean(1, keepdim=True)).norm(dim=-1)
+    alive = (apart.isfinite() & (apart > 0)).all(1)  # a diverged candidate has no size
+    start = en.vectors(starts)
+    young = torch.where(alive.view(-1, 1, 1), young, start.unsqueeze(1))
     centre = young.mean(1)
     away = young - centre.unsqueeze(1)
     across = young - young.roll(-1, dims=1)
     random = manifold.filter_normalized(en.at(starts, centre), budget.random_rays, generator("random rays", task))
-    alive = away.isfinite().all((1, 2)) & (away.norm(dim=-1) > 0).all(1)  # a diverged candidate has no size
     directions = torch.where(alive.view(-1, 1, 1), torch.cat([away, -away, across], dim=1), 1.0)
-    random = torch.where(alive.view(-1, 1, 1), random, 1.0)
     lines = manifold.rays(loss, centre, directions, level, budget.grid, budget.refinements)
     relative = manifold.rays(loss, centre, random, level, budget.random_grid, budget.refinements)
     along, between = lines["radius"][:, : 2 * k], lines["radius"][:, 2 * k :]
     logits = en.outputs(en.at(starts, young), split[0]).unflatten(0, (count, k))
-    sizes = manifold.spread(en.vectors(starts), young.nan_to_num(posinf=0.0, neginf=0.0)).assign(
+    sizes = manifold.spread(start, young).assign(
         disagreement=("parent", manifold.disagreement(logits).cpu()),
         extent_children=along.mean("ray"),
         extent_children_se=along.std("ray", ddof=1) / (2 * k) ** 0.5,

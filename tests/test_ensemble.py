@@ -1,0 +1,150 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from cases import batch, convolutional, mlp
+from torch import nn
+
+from mmstudy import ensemble as en
+from mmstudy.seeds import generator, seed_of
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+def networks(count=5):
+    return [mlp(seed=i) for i in range(count)]
+
+
+def test_losses_and_outputs_are_those_of_the_single_networks(monkeypatch):
+    inputs, targets = batch(101)
+    nets = networks()
+    stacked = en.stack(nets)
+    monkeypatch.setattr(en, "ROWS", 64)  # several ragged chunks
+    each = torch.stack([nn.functional.cross_entropy(net(inputs), targets) for net in nets]).double()
+    torch.testing.assert_close(en.losses(stacked, inputs, targets), each.detach(), **CLOSE)
+    torch.testing.assert_close(en.outputs(stacked, inputs), torch.stack([n(inputs).detach() for n in nets]), **CLOSE)
+
+
+def test_gradients_are_those_of_autograd():
+    inputs, targets = batch()
+    nets = networks()
+    rows = []
+    for net in nets:
+        slopes = torch.autograd.grad(nn.functional.cross_entropy(net(inputs), targets), list(net.parameters()))
+        rows.append(torch.cat([slope.flatten() for slope in slopes]))
+    torch.testing.assert_close(en.gradients(en.stack(nets), inputs, targets), torch.stack(rows), **CLOSE)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "one step size for each network"])
+def test_training_is_that_of_a_plain_loop(schedule):
+    inputs, targets = batch(40)
+    nets, steps = networks(3), 12
+    order = en.minibatches([generator("order", i) for i in range(3)], 40, steps, 8)
+    sizes = {
+        "constant": en.constant(0.1, steps),
+        "cosine": en.cosine(0.1, steps),
+        "one step size for each network": torch.tensor([0.05, 0.1, 0.2]).expand(steps, 3),
+    }[schedule]
+    trained = {
+        step: (now, seen) for step, now, seen in en.train(en.stack(nets), inputs, targets, order, sizes, 0.9, [5])
+    }
+    assert list(trained) == [5, steps]
+    for k, net in enumerate(copy.deepcopy(nets)):
+        optimizer, losses = torch.optim.SGD(net.parameters(), lr=1.0, momentum=0.9), []
+        # torch's velocity does not hold the step size, so it may change on the way
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = float(sizes[step] if sizes.ndim == 1 else sizes[step, k])
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(net(inputs[order[k, step]]), targets[order[k, step]])
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            if step + 1 in trained:
+                point = nn.utils.parameters_to_vector(net.parameters()).detach()
+                torch.testing.assert_close(en.vectors(trained[step + 1][0])[k], point, rtol=1e-4, atol=1e-6)
+        seen = torch.cat([trained[5][1][k], trained[steps][1][k]])
+        torch.testing.assert_close(seen, torch.tensor(losses), **CLOSE)
+
+
+def test_training_leaves_its_start_as_it_was():
+    inputs, targets = batch(16)
+    start = en.stack(networks(2))
+    before = en.vectors(start).clone()
+    order = en.minibatches([generator(0), generator(1)], 16, 3, 8)
+    ((_, after, _),) = en.train(start, inputs, targets, order, en.constant(0.1, 3))
+    assert torch.equal(en.vectors(start), before)
+    assert not torch.equal(en.vectors(after), before)
+
+
+def test_any_module_goes_in_with_its_buffers():
+    inputs, targets = batch(64)
+    nets = [convolutional(seed) for seed in range(3)]
+    stacked = en.stack(nets)
+    order = en.minibatches([generator(i) for i in range(3)], 64, 60, 16)
+    ((_, trained, seen),) = en.train(stacked, inputs, targets, order, en.constant(0.1, 60))
+    assert seen[:, -10:].mean() < seen[:, :10].mean()
+    assert (trained.buffers["2.num_batches_tracked"] == 60).all()
+    assert (stacked.buffers["2.num_batches_tracked"] == 0).all()
+    single = copy.deepcopy(nets[1]).eval()
+    single.load_state_dict({n: t[1] for n, t in (trained.parameters | trained.buffers).items()})
+    torch.testing.assert_close(en.outputs(trained, inputs)[1], single(inputs).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_and_at_are_inverse():
+    stacked = en.stack(networks())
+    points = en.vectors(stacked)
+    assert torch.equal(points[2], nn.utils.parameters_to_vector(mlp(seed=2).parameters()).detach())
+    assert torch.equal(en.vectors(en.at(stacked, points)), points)
+    assert len(en.at(stacked, points.expand(3, 5, -1))) == 15
+    with pytest.raises(ValueError, match=f"dimension 3, but the network has {points.shape[1]}"):
+        en.at(stacked, torch.zeros(2, 3))
+
+
+def test_an_index_may_repeat_and_gives_a_copy():
+    stacked = en.stack(networks(2))
+    twice = stacked[torch.tensor([1, 1, 0])]
+    assert len(twice) == 3
+    twice.parameters["head.bias"].zero_()
+    assert stacked.parameters["head.bias"].abs().min() > 0
+
+
+def test_an_epoch_is_a_permutation_and_the_same_seed_the_same_order():
+    order = en.minibatches([generator("a"), generator("b")], 20, 9, 6)  # 3 batches an epoch, 2 examples left out
+    assert order.shape == (2, 9, 6)
+    for epoch in order.view(2, 3, 18).unbind(1):
+        assert all(len(set(row.tolist())) == 18 for row in epoch)
+    assert torch.equal(order[:1], en.minibatches([generator("a")], 20, 9, 6))
+    assert not torch.equal(order[0], order[1])
+    with pytest.raises(ValueError, match="batch of 21 does not fit into 20"):
+        en.minibatches([generator(0)], 20, 1, 21)
+
+
+def test_seeds_are_stable_and_apart():
+    assert seed_of("a", 1) == seed_of("a", 1) == 4742018630964328543  # the same on every machine
+    assert len({seed_of("ab", "c"), seed_of("a", "bc"), seed_of("abc"), seed_of("a", "b", "c")}) == 4
+
+
+def test_evaluation_against_the_obvious():
+    inputs, targets = batch(200)
+    nets = networks(4)
+    scores = en.evaluate(en.stack(nets), inputs, targets)
+    for k, net in enumerate(nets):
+        p = net(inputs).detach().double().softmax(-1).numpy()
+        guess, confidence = p.argmax(1), p.max(1)
+        ece = 0.0
+        for low in np.arange(15) / 15:
+            inside = (confidence > low) & (confidence <= low + 1 / 15)
+            if inside.any():
+                right = (guess == targets.numpy())[inside].mean()
+                ece += inside.mean() * abs(right - confidence[inside].mean())
+        assert scores["accuracy"][k] == pytest.approx((guess == targets.numpy()).mean())
+        assert scores["nll"][k] == pytest.approx(-np.log(p[np.arange(200), targets.numpy()]).mean(), rel=1e-5)
+        assert scores["ece"][k] == pytest.approx(ece, rel=1e-5)
+
+
+def test_networks_of_different_shapes_are_refused():
+    with pytest.raises(ValueError, match="network 1 has another shape"):
+        en.stack([mlp((6, 4)), mlp((6, 5))])
+    with pytest.raises(ValueError, match="at least one network"):
+        en.stack([])

@@ -1,0 +1,183 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import xarray as xr
+
+from mmstudy import evaluation, records, study, trials
+from mmstudy.expand import Candidate
+from mmstudy.tasks import Task, load
+from mmstudy.trials import Budget
+
+TASKS = [Task("digits", (4, 4), 200), Task("digits", (5, 3), 200, 0.2)]
+BUDGET = Budget(steps=30, batch=32, seeds=2, validations=3, probes=(4, 8), early_steps=10, random_rays=2)
+POOL = study.candidate_pool(2, factors=(2,), extra_layers=(1,))
+
+
+def sweep(cache, tasks=TASKS, pool=POOL, budget=BUDGET, **options) -> xr.Dataset:
+    if "workers" in options:
+        return study.sweep(tasks, pool, budget, cache, **options)
+    with ThreadPoolExecutor(1) as executor:
+        return study.sweep(tasks, pool, budget, cache, executor=executor)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def experiment(cache):
+    return sweep(cache)
+
+
+def test_the_experiment_is_a_result_of_the_study(experiment, tmp_path):
+    assert dict(experiment.sizes) == {
+        "task": 2, "candidate": len(POOL), "seed": 2, "checkpoint": 2, "rate": 2, "probe": 2, "early": 2
+    }  # fmt: skip
+    assert records.load(records.save(experiment, tmp_path / "e.nc")).equals(experiment)
+    assert experiment["accuracy"].notnull().all()
+    assert experiment["probe"].values.tolist() == [4, 8]
+    predicted, gained = evaluation.predictions(experiment), evaluation.gains(experiment)
+    assert np.isfinite(evaluation.scores(predicted, gained)["spearman"]).all()
+    assert evaluation.find(predicted, "extent_children", 1.0, 0.3, True) == "extent_children ×1 @8 + parameters"
+    with pytest.raises(ValueError, match=r"no predictor 'extend'.*extent_children"):
+        evaluation.find(predicted, "extend", 1.0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_result_does_not_depend_on_the_workers(experiment, tmp_path, workers):
+    xr.testing.assert_equal(sweep(tmp_path, workers=workers), experiment)
+
+
+def test_what_is_finished_is_not_done_again_and_what_is_lost_comes_back_the_same(experiment, cache):
+    before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(before) == 2 * (1 + 5)  # a base and five architectures for each task
+    lost = sorted(before)[3]
+    lost.unlink()
+    xr.testing.assert_equal(sweep(cache), experiment)
+    after = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert after.keys() == before.keys()
+    assert [path for path in before if after[path] != before[path]] == [lost]
+
+
+def test_a_damaged_piece_is_named(experiment, cache, tmp_path):
+    for path in cache.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"\.nc cannot be read.*delete it"):
+        sweep(tmp_path)
+
+
+def test_candidates_measured_together_are_those_measured_alone(experiment, tmp_path):
+    some = [POOL[1]]
+    alone = sweep(tmp_path, TASKS[:1], some)
+    together = experiment.sel(task=[str(TASKS[0])], candidate=[str(c) for c in some])
+    for name in ("accuracy", "nll", "early_loss", "extent_children", "reach", "loss"):
+        np.testing.assert_allclose(alone[name], together[name], rtol=0.02, atol=1e-6)  # float32, 30 steps apart
+
+
+def test_costs_are_those_counted_by_hand(experiment):
+    one = experiment.isel(task=0).sel(probe=8)
+    training = 3 * 32 * 8  # three passes × batch × steps, all four children together
+    points = 6 + 4  # of the grid, and of the bisection
+    assert int(one["children_cost"]) == training
+    assert int(one["rays_cost"]) == training + 128 * (1 + (4 + 4 + 4) * points)
+    assert int(one["random_cost"]) == training + 128 * (1 + 2 * (5 + 4))
+    assert int(one["centre_cost"]) == training + 128
+    assert int(one["predictions_cost"]) == training + 4 * 128
+    assert experiment.attrs["full_cost"] == 3 * 32 * 30
+
+
+def test_the_probe_sees_the_training_examples_only(experiment, tmp_path):
+    data = load(TASKS[0])
+    base = trials.train_base(TASKS[0], data, BUDGET)
+    blind = data._replace(test=data.test._replace(inputs=data.test.inputs * 0))
+    seen, unseen = (trials.measure(TASKS[0], d, base, POOL[:3], BUDGET) for d in (data, blind))
+    changed = [name for name in seen if not seen[name].equals(unseen[name])]
+    assert set(changed) == set(trials.SCORES)
+
+
+def test_rays_along_the_children_hold_what_they_say():
+    """The extent is the mean over ± rays from the children's centre; recomputed here by a fine scan."""
+    data = load(TASKS[0])
+    base = trials.train_base(TASKS[0], data, BUDGET)
+    level = float(base["base_loss"]) + 1.0
+    network = POOL[0].expand(trials.new_base(TASKS[0], data), data.training.inputs[:1])
+    expanded = trials.en.stack([network])
+    probed = trials.probe(TASKS[0], data, expanded, level, BUDGET).isel(candidate=0, rate=0).sel(probe=8)
+    order = trials._order(TASKS[0], data, BUDGET, [f"child {i}" for i in range(4)], 2)
+    ((_, young, _),) = trials.manifold.children(expanded, *data.training, order[None], torch.tensor([0.05]))
+    centre = young[0].mean(0)
+    loss = trials.point_loss(expanded, *trials._probe_split(TASKS[0], data, BUDGET))
+    lengths = []
+    for away in [*(young[0] - centre), *(centre - young[0])]:
+        t = torch.linspace(0, 16, 3201).unsqueeze(1)
+        beyond = loss(centre + t * away) > level
+        first = int(beyond.int().argmax()) if beyond.any() else len(t) - 1
+        lengths.append(float(t[first] * away.norm()))
+    assert float(probed["extent_children"]) == pytest.approx(np.mean(lengths), rel=0.05)
+
+
+def test_a_diverged_run_is_recorded_not_dropped():
+    data = load(TASKS[0])
+    base = trials.train_base(TASKS[0], data, BUDGET)
+    wild = Budget(**{**vars(BUDGET), "step_size": 1e38})
+    measured = trials.measure(TASKS[0], data, base, POOL[:3], wild)
+    assert measured.sizes["candidate"] == 3
+    for name in (*trials.SCORES, "extent_children", "reach", "disagreement", "explorer_loss"):
+        assert measured[name].isnull().all(), name
+    assert measured["loss"].notnull().all()
+    with pytest.raises(ValueError, match=r"digits 200, 4-4, seed 0 diverged: step_size=1e\+38"):
+        trials.train_base(TASKS[0], data, wild)
+
+
+def test_bad_budgets_and_empty_pools_are_refused_by_value():
+    with pytest.raises(ValueError, match="≥ 2 seeds and ≥ 3 children; got 1 and 4"):
+        Budget(seeds=1)
+    with pytest.raises(ValueError, match=r"probes \(5,\) must be positive multiples of the 4"):
+        Budget(probes=(5,))
+    with pytest.raises(ValueError, match="early_steps = 7 is no multiple"):
+        Budget(early_steps=7)
+    with pytest.raises(ValueError, match="empty pool"):
+        study.candidate_pool(2, (), ())
+    with pytest.raises(ValueError, match="0 tasks, 1 candidates"):
+        study.sweep([], [Candidate("random", ("hidden.0",), 2)], BUDGET, "nowhere")
+
+
+def test_the_pool_of_the_design():
+    pool = study.candidate_pool(2)
+    assert len(pool) >= 40
+    assert len(set(map(str, pool))) == len(pool)
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    code = f"""
+from mmstudy import study
+from mmstudy.tasks import Task
+if __name__ == "__main__":
+    tasks = [Task("digits", (4, 4), 200, seed=seed) for seed in range(2)]
+    study.sweep(tasks, study.candidate_pool(2), study.Budget(steps=10**5), {str(tmp_path)!r}, 2)
+"""
+    script = tmp_path / "endless.py"
+    script.write_text(code)
+    parent = subprocess.Popen([sys.executable, str(script)])
+    try:
+        deadline = time.time() + 60
+        workers = []
+        while len(workers) < 2 and time.time() < deadline:
+            time.sleep(0.2)
+            family = psutil.Process(parent.pid).children(recursive=True)
+            workers = [p for p in family if "spawn_main" in " ".join(p.cmdline()) and p.cpu_times().user > 1]
+        assert len(workers) == 2
+    finally:
+        os.kill(parent.pid, signal.SIGKILL)
+        parent.wait()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
