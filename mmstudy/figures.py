@@ -54,7 +54,8 @@ def gain_against_size(dataset: xr.Dataset) -> Figure:
                 fmt="o", ms=3.5, lw=0.7, color=color, alpha=0.85, label=operator.replace("_", " "),
             )  # fmt: skip
         axis.axhline(0, color="0.7", lw=0.7, zorder=0)
-        axis.set_title(f"{task}\nρ = {float(one['spearman']):+.2f}", fontsize="medium")
+        data, widths, seed = str(task).rsplit(", ", 2)
+        axis.set_title(f"{data}\n{widths}, {seed}: ρ = {float(one['spearman']):+.2f}", fontsize="medium")
     for axis in axes.flat[len(tasks) :]:
         axis.remove()
     figure.supylabel("gain over the base trained on (points of test accuracy)", fontsize="medium")
@@ -103,7 +104,7 @@ def pareto(dataset: xr.Dataset) -> Figure:
     axes[0].annotate("noise ceiling", (0.99, ceiling), xycoords=("axes fraction", "data"), ha="right", va="bottom")
     axes[0].set_ylabel("Spearman ρ with the gain, mean over tasks")
     axes[1].set_ylabel("partial ρ given log parameter count")
-    axes[1].legend(frameon=False, loc="lower right", title="lines: best at each cost")
+    axes[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="lines: best\nat each cost")
     figure.tight_layout()
     return figure
 
@@ -155,6 +156,7 @@ def tasks(dataset: xr.Dataset) -> Figure:
         linewidths=0.5, cbar_kws={"label": "Spearman ρ with the gain"},
     )  # fmt: skip
     axis.set(xlabel="", ylabel="")
-    axis.set_xticklabels([str(t).replace(", ", "\n") for t in table.columns], rotation=0, fontsize="small")
+    names = [str(task).replace(", ", "\n").replace(" ", "\n", 1) for task in table.columns]
+    axis.set_xticklabels(names, rotation=0, fontsize="small")
     figure.tight_layout()
     return figure

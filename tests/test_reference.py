@@ -1,0 +1,54 @@
+"""The committed reference results are whole, follow from their own data, and bear out what the README says of them."""
+
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+from mmstudy import evaluation, records
+
+REFERENCE = Path(__file__).parent.parent / "outputs" / "reference"
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return records.load(REFERENCE / "data" / "experiment.nc")
+
+
+@pytest.fixture(scope="module")
+def scores(experiment):
+    return evaluation.scores(evaluation.predictions(experiment), evaluation.gains(experiment))
+
+
+@pytest.mark.parametrize("name", ["expansion", "manifold", "experiment", "scores"])
+def test_every_file_explains_itself(name):
+    data = records.load(REFERENCE / "data" / f"{name}.nc")
+    assert "+changes" not in data.attrs["commit"]
+
+
+def test_every_figure_of_the_readme_is_there():
+    named = {"pareto", "gain_vs_size", "classes", "tasks", "expansion", "manifold_plane", "manifold_rays"}
+    drawn = {path.stem for path in (REFERENCE / "figures").glob("*.png")}
+    assert named <= drawn == {path.stem for path in (REFERENCE / "figures").glob("*.svg")}
+
+
+def test_the_stored_scores_follow_from_the_stored_experiment(scores):
+    stored = records.load(REFERENCE / "data" / "scores.nc")
+    for name in ("spearman", "partial", "same_size", "regret", "precision"):
+        xr.testing.assert_allclose(stored[name].drop_attrs(), scores[name].reset_coords(drop=True), rtol=1e-6)
+
+
+def test_what_the_readme_says_holds(experiment, scores):
+    predicted = evaluation.predictions(experiment)
+    headline = evaluation.find(predicted, **evaluation.HEADLINE)
+    rival = evaluation.find(predicted, **evaluation.RIVAL)
+    rho, regret = scores["spearman"].sel(group="all"), scores["regret"].mean("task")
+
+    def lead(other: str) -> xr.Dataset:
+        return evaluation.bootstrap(rho.sel(predictor=headline, drop=True) - rho.sel(predictor=other, drop=True))
+
+    for static in ("gradient_norm", "loss"):
+        assert lead(static)["low"] > 0, "size beats the gradient norm and the loss right after expansion"
+    assert lead(rival)["mean"] < 0, "a well-run early loss orders better than size"
+    assert regret.sel(predictor=headline) < regret.sel(predictor="parameters") / 2, "size picks better than counting"
+    assert predicted["cost"].sel(predictor=headline) < 0.1
