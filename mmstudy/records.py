@@ -62,12 +62,15 @@ def check(dataset: xr.Dataset, requires: Iterable[str] = ()) -> None:
 
 
 def write(dataset: xr.Dataset, path: str | Path) -> Path:
-    """Write netCDF atomically: a reader sees the old file or the new one, never a half."""
+    """Write netCDF atomically: a reader sees the old file or the new one, never a half.
+
+    How a dataset was stored before (its encoding: string lengths, for one) has no say in how it is stored now.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        dataset.to_netcdf(beside, engine="h5netcdf")
+        dataset.drop_encoding().to_netcdf(beside, engine="h5netcdf")
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

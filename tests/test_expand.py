@@ -24,38 +24,6 @@ def change(new: nn.Module, old: nn.Module, inputs: torch.Tensor) -> float:
     return float((after - before).abs().max() / before.abs().max())
 
 
-def test_couplings_of_an_mlp_are_those_written_down_by_hand():
-    groups = couplings(mlp((6, 4)), batch()[0])
-    assert list(groups) == ["hidden.0", "hidden.1"]
-    assert groups["hidden.0"].produced == [("hidden.0.weight", 0), ("hidden.0.bias", 0)]
-    assert groups["hidden.0"].consumed == [("hidden.1.weight", 1)]
-    assert groups["hidden.1"].consumed == [("head.weight", 1)]
-    assert [g.size for g in groups.values()] == [6, 4]
-    assert all(g.rectified for g in groups.values())
-
-
-def test_units_that_skip_the_relu_are_not_rectified():
-    class Skipping(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.hidden = nn.ModuleList([nn.Linear(INPUTS, 4)])
-            self.head = nn.Linear(4, 2)
-
-        def forward(self, x):
-            return self.head(self.hidden[0](x))
-
-    assert not couplings(Skipping(), batch()[0])["hidden.0"].rectified
-    with pytest.raises(ValueError, match="not rectified"):
-        expand.deepen(Skipping(), "hidden.0", "deeper_identity", generator(0), batch()[0])
-
-
-def test_an_unknown_operation_is_refused_by_name():
-    with pytest.raises(NotImplementedError, match="tanh"):
-        couplings(nn.Sequential(nn.Linear(INPUTS, 3), nn.Tanh(), nn.Linear(3, 2)), batch()[0])
-    with pytest.raises(NotImplementedError, match="aten"):
-        couplings(convolutional().eval(), batch()[0])
-
-
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=str)
 def test_parameters_number_as_predicted_and_the_old_network_is_untouched(candidate):
     old = mlp()

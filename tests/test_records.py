@@ -23,6 +23,14 @@ def test_what_is_saved_is_loaded(dataset, tmp_path):
     assert {"torch", "python", "mmstudy"} <= json.loads(again.attrs["versions"]).keys()
 
 
+def test_labels_of_joined_files_keep_their_length(dataset, tmp_path):
+    short = records.read(records.save(dataset.assign_coords(task=["a", "b"]), tmp_path / "short.nc"))
+    long = records.read(records.save(dataset.assign_coords(task=["a long name", "b"]), tmp_path / "long.nc"))
+    joined = xr.concat([short, long], "task", combine_attrs="override")
+    again = records.load(records.save(joined, tmp_path / "joined.nc"))
+    assert again["task"].values.tolist() == ["a", "b", "a long name", "b"]
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(dataset, tmp_path):
     path = records.save(dataset, tmp_path / "gain.nc")
     with pytest.raises(TypeError):

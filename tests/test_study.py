@@ -57,12 +57,14 @@ def test_the_result_does_not_depend_on_the_workers(experiment, tmp_path, workers
     xr.testing.assert_equal(sweep(tmp_path, workers=workers), experiment)
 
 
-def test_what_is_finished_is_not_done_again_and_what_is_lost_comes_back_the_same(experiment, cache):
+def test_what_is_finished_is_not_done_again_and_what_is_lost_comes_back_the_same(experiment, cache, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert len(before) == 2 * (1 + 5)  # a base and five architectures for each task
     lost = sorted(before)[3]
     lost.unlink()
-    xr.testing.assert_equal(sweep(cache), experiment)
+    resumed = sweep(cache)
+    xr.testing.assert_equal(resumed, experiment)
+    assert records.load(records.save(resumed, tmp_path / "resumed.nc")).equals(experiment)
     after = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert after.keys() == before.keys()
     assert [path for path in before if after[path] != before[path]] == [lost]
