@@ -212,7 +212,7 @@ def bootstrap(table: xr.DataArray, repetitions: int = 2000, seed: int = 0) -> xr
     """
     draws = np.random.default_rng(seed).integers(table.sizes["task"], size=(repetitions, table.sizes["task"]))
     means = table.isel(task=xr.DataArray(draws, dims=("repetition", "draw"))).mean("draw")
-    low, high = (means.quantile(q, "repetition").drop_vars("quantile") for q in (0.025, 0.975))
+    low, high = (means.quantile(q, "repetition", skipna=False).drop_vars("quantile") for q in (0.025, 0.975))
     return xr.Dataset({"mean": table.mean("task"), "low": low, "high": high})
 
 

@@ -3,13 +3,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from cases import CANDIDATES, CLASSES, INPUTS, WIDTHS, batch, convolutional, mlp
+from cases import CANDIDATES, CLASSES, INPUTS, WIDTHS, batch, mlp
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from mmstudy import expand
-from mmstudy.couplings import couplings
 from mmstudy.expand import DEEPER, PRESERVING, WIDER, Candidate
 from mmstudy.networks import MLP, count_flops, count_parameters
 from mmstudy.seeds import generator

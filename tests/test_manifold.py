@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mmstudy import connectivity, landscapes, manifold, predictors
 from mmstudy import ensemble as en
+from mmstudy import landscapes, manifold
 from mmstudy.connectivity import point_loss
 from mmstudy.seeds import generator
 
