@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -269,7 +270,11 @@ def test_dead_kernel_is_a_failure(undone):
 def start(folder):
     """Make, in a process group of its own, once the stub waits with its child."""
     command, pipe = ["make", *PYTHON, TARGET], subprocess.PIPE
-    running = subprocess.Popen(command, cwd=folder, env=CLEAN, stderr=pipe, text=True, start_new_session=True)
+    # a background job of a script ignores Ctrl-C, and so would all that it starts
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    running = subprocess.Popen(
+        command, cwd=folder, env=CLEAN, stderr=pipe, text=True, start_new_session=True, preexec_fn=heed
+    )
     wait_until((folder / "waiting").exists)
     assert len(processes(folder)) >= 4  # make, the runner, the kernel, its child
     return running
