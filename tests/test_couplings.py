@@ -81,7 +81,8 @@ def test_all_consumers_and_layers_without_a_bias_are_found():
     assert group.rectified
 
 
-def test_one_consumer_that_skips_the_relu_is_enough():
+@pytest.mark.parametrize("skipping", ["first", "second"])
+def test_one_consumer_that_skips_the_relu_is_enough(skipping):
     class Mixed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -89,7 +90,8 @@ def test_one_consumer_that_skips_the_relu_is_enough():
 
         def forward(self, x):
             units = self.body(x)
-            return self.first(units.relu()), self.second(units)
+            seen = {"first": units.relu(), "second": units.relu()} | {skipping: units}
+            return self.first(seen["first"]), self.second(seen["second"])
 
     assert not couplings(Mixed(), batch()[0])["body"].rectified
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from cases import batch, convolutional, mlp
+from sklearn import metrics
 from torch import nn
 
 from mmstudy import ensemble as en
@@ -36,7 +37,9 @@ def test_gradients_are_those_of_autograd():
     torch.testing.assert_close(en.gradients(en.stack(nets), inputs, targets), torch.stack(rows), **CLOSE)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "one step size for each network"])
+@pytest.mark.parametrize(
+    "schedule", ["constant", "cosine", "one step size for each network", "one cosine for each network"]
+)
 def test_training_is_that_of_a_plain_loop(schedule):
     inputs, targets = batch(40)
     nets, steps = networks(3), 12
@@ -45,6 +48,7 @@ def test_training_is_that_of_a_plain_loop(schedule):
         "constant": en.constant(0.1, steps),
         "cosine": en.cosine(0.1, steps),
         "one step size for each network": torch.tensor([0.05, 0.1, 0.2]).expand(steps, 3),
+        "one cosine for each network": torch.stack([en.cosine(s, steps) for s in (0.05, 0.1, 0.2)], dim=1),
     }[schedule]
     trained = {
         step: (now, seen) for step, now, seen in en.train(en.stack(nets), inputs, targets, order, sizes, 0.9, [5])
@@ -148,3 +152,135 @@ def test_networks_of_different_shapes_are_refused():
         en.stack([mlp((6, 4)), mlp((6, 5))])
     with pytest.raises(ValueError, match="at least one network"):
         en.stack([])
+
+
+def normalized(seed=0) -> nn.Module:
+    """Convolution and normalization, nothing random: a plain loop can follow it exactly."""
+    return nn.Sequential(*(layer for layer in convolutional(seed) if not isinstance(layer, nn.Dropout)))
+
+
+def test_running_statistics_are_those_of_a_plain_loop():
+    inputs, targets = batch(48)
+    nets = [normalized(seed) for seed in range(3)]
+    order = en.minibatches([generator("order", i) for i in range(3)], 48, 7, 12)
+    ((_, trained, _),) = en.train(en.stack(nets), inputs, targets, order, en.constant(0.05, 7))
+    for k, net in enumerate(copy.deepcopy(nets)):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+        for some in order[k]:
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(inputs[some]), targets[some]).backward()
+            optimizer.step()
+        for name, value in net.state_dict().items():
+            now = (trained.parameters | trained.buffers)[name][k]
+            torch.testing.assert_close(now, value, rtol=1e-4, atol=1e-6)
+        expected = net.eval()(inputs).detach()
+        torch.testing.assert_close(en.outputs(trained, inputs)[k], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_on_in_training_alone_and_each_network_has_its_own():
+    inputs, targets = batch(16)
+    same = en.stack([convolutional(0)] * 3)
+    first, second = en.outputs(same, inputs), en.outputs(same, inputs)
+    assert torch.equal(first, second)
+    order = en.minibatches([generator("same")] * 3, 16, 1, 16)[:1].expand(3, -1, -1)
+    torch.manual_seed(0)
+    ((_, _, seen),) = en.train(same, inputs, targets, order, en.constant(0.1, 1))
+    assert len(set(seen[:, 0].tolist())) == 3
+
+
+def test_what_the_caller_does_at_a_milestone_does_not_change_the_training():
+    inputs, targets = batch(32)
+    order = en.minibatches([generator(i) for i in range(2)], 32, 6, 8)
+
+    def last(at_milestone) -> torch.Tensor:
+        start = en.stack([normalized(0), normalized(1)])
+        for step, now, _ in en.train(start, inputs, targets, order, en.constant(0.1, 6), 0.9, range(6)):
+            if step < 6:
+                at_milestone(now)
+        return torch.cat([en.vectors(now), now.buffers["2.running_mean"]], dim=1)
+
+    def spoil(now: en.Ensemble) -> None:
+        en.evaluate(now, inputs, targets)  # switches to evaluation mode
+        for tensor in (*now.parameters.values(), *now.buffers.values()):
+            tensor.zero_()
+
+    assert torch.equal(last(spoil), last(lambda now: None))
+
+
+def test_the_yielded_losses_leave_out_none_and_repeat_none():
+    inputs, targets = batch(32)
+    order = en.minibatches([generator(i) for i in range(2)], 32, 9, 8)
+    runs = {}
+    for marks in ((), (2, 3, 9), range(1, 10), (100,)):
+        reports = list(en.train(en.stack(networks(2)), inputs, targets, order, en.constant(0.1, 9), milestones=marks))
+        assert [step for step, _, _ in reports] == sorted({m for m in marks if m <= 9} | {9})
+        runs[str(marks)] = torch.cat([seen for _, _, seen in reports], dim=1)
+    first, *others = runs.values()
+    assert first.shape == (2, 9)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_schedules_are_their_formulas():
+    steps = np.arange(8)
+    assert en.constant(0.3, 8).numpy() == pytest.approx(np.full(8, 0.3))
+    assert en.cosine(0.3, 8).numpy() == pytest.approx(0.15 * (1 + np.cos(np.pi * steps / 8)), abs=1e-6)
+    assert en.cosine(0.3, 8)[0] == pytest.approx(0.3)
+
+
+def test_other_losses_go_in():
+    inputs, _ = batch(20)
+    targets = torch.randn(20, 4, generator=generator("targets"))
+    nets, loss_fn = networks(3), nn.functional.mse_loss
+    stacked = en.stack(nets)
+    each = [loss_fn(net(inputs), targets) for net in nets]
+    expected = torch.stack(each).detach()
+    torch.testing.assert_close(en.losses(stacked, inputs, targets, loss_fn), expected.double(), **CLOSE)
+    slope = torch.cat([g.flatten() for g in torch.autograd.grad(each[1], list(nets[1].parameters()))])
+    torch.testing.assert_close(en.gradients(stacked, inputs, targets, loss_fn)[1], slope, **CLOSE)
+
+
+def test_evaluation_does_not_depend_on_its_chunks_and_agrees_with_scikit_learn(monkeypatch):
+    inputs, targets = batch(101)
+    nets = networks(3)
+    stacked = en.stack(nets)
+    whole = en.evaluate(stacked, inputs, targets)
+    monkeypatch.setattr(en, "ROWS", 50)
+    chunked = en.evaluate(stacked, inputs, targets)
+    for name, values in whole.items():
+        torch.testing.assert_close(values, chunked[name], rtol=1e-6, atol=1e-9)
+    for k, net in enumerate(nets):
+        p = net(inputs).detach().double().softmax(-1).numpy()
+        assert whole["accuracy"][k] == pytest.approx(metrics.accuracy_score(targets, p.argmax(1)))
+        assert whole["nll"][k] == pytest.approx(metrics.log_loss(targets, p, labels=range(4)), rel=1e-5)
+
+
+def test_evaluation_of_the_sure_the_unsure_and_the_broken():
+    class Fixed(nn.Module):
+        def __init__(self, logits):
+            super().__init__()
+            self.logits = nn.Parameter(torch.tensor(logits))
+
+        def forward(self, x):
+            return self.logits.expand(len(x), -1)
+
+    sure, unsure, broken = [200.0, 0, 0, 0], [0.0, 0, 0, 0], [torch.nan, 0, 0, 0]
+    scores = en.evaluate(
+        en.stack([Fixed(logits) for logits in (sure, unsure, broken)]), torch.zeros(4, 1), torch.tensor([0, 0, 0, 1])
+    )
+    assert scores["accuracy"][:2].tolist() == pytest.approx([0.75, 0.75])
+    assert scores["nll"][:2].tolist() == pytest.approx([200 / 4, np.log(4)])
+    assert scores["ece"][:2].tolist() == pytest.approx([0.25, 0.5])  # |0.75 − 1| and |0.75 − 0.25|
+    assert all(values[2].isnan() for values in scores.values())
+
+
+def test_joined_ensembles_keep_their_order():
+    nets = networks(5)
+    joined = en.concatenate([en.stack(nets[:2]), en.stack(nets[2:])])
+    assert torch.equal(en.vectors(joined), en.vectors(en.stack(nets)))
+
+
+def test_a_stack_is_a_copy():
+    net = mlp()
+    stacked = en.stack([net])
+    stacked.parameters["head.bias"].zero_()
+    assert net.head.bias.abs().min() > 0

@@ -1,3 +1,4 @@
+import json
 from itertools import combinations
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mmstudy import evaluation
+from mmstudy.predictors import DIRECTION
 
 OPERATORS = ["net2net"] * 4 + ["random"] * 4 + ["deeper_identity"] * 2 + ["deeper_random"] * 2
 
@@ -141,3 +143,195 @@ def test_bootstrap_of_a_constant_and_of_a_paired_difference():
     assert float(paired["low"]) == pytest.approx(0.1) == float(paired["high"])
     spread = evaluation.bootstrap(xr.DataArray(noise, dims="task"))
     assert float(spread["low"]) < noise.mean() < float(spread["high"])
+
+
+STEPS, EXAMPLES = 1000, 128
+
+
+@pytest.fixture
+def measured():
+    """What a sweep of two tasks, five candidates, two step sizes and two lengths of the probe could have returned."""
+    rng = np.random.default_rng(3)
+    shape = {"task": 2, "candidate": 5, "rate": 2, "early": 20, "probe": 2}
+
+    def draw(*dims):
+        return dims, rng.normal(size=[shape[d] for d in dims])
+
+    data = {name: draw("task", "candidate") for name in ("flops", "loss", "gradient_norm")}
+    data["parameters"] = ("task", "candidate"), np.array([[10, 20, 20, 40, 80]] * 2)
+    data["early_loss"] = draw("task", "candidate", "rate", "early")
+    for name in ("reach", "extent_children", "extent_random", "disagreement", "centre_loss", "explorer_loss"):
+        data[name] = draw("candidate", "probe", "task", "rate")
+    costs = {"children": 1.0, "rays": 1.5, "random": 1.2, "predictions": 1.1, "centre": 1.05}
+    for name, factor in costs.items():
+        data[f"{name}_cost"] = ("task", "probe"), np.array([[30_000.0 * factor, 60_000 * factor]] * 2)
+    coords = {
+        "task": ["one", "two"], "candidate": list("abcde"), "rate": [1.0, 2.0], "early": range(10, 201, 10),
+        "probe": [20, 40], "operator": ("candidate", ["net2net", "net2net", "random", "random", "deeper_random"]),
+        "label_noise": ("task", [0.0, 0.2]), "dataset": ("task", ["digits", "digits"]),
+    }  # fmt: skip
+    budget = {"steps": STEPS, "early_bin": 10, "probe_examples": EXAMPLES}
+    attrs = {"full_cost": 3 * STEPS * EXAMPLES, "parameters": json.dumps({"budget": budget})}
+    return xr.Dataset(data, coords, attrs)
+
+
+def column(predicted: xr.Dataset, name: str) -> np.ndarray:
+    return predicted["value"].sel(predictor=name).values
+
+
+def test_predictions_are_what_was_measured_turned_upwards(measured):
+    predicted = evaluation.predictions(measured)
+    assert predicted["value"].dims == ("task", "candidate", "predictor")
+    assert (column(predicted, "parameters") == measured["parameters"]).all()
+    assert (column(predicted, "loss") == -measured["loss"]).all()
+    for name in ("reach", "extent_random", "centre_loss"):
+        for r, rate in enumerate((1, 2)):
+            for p, probe in enumerate((20, 40)):
+                each = measured[name].isel(rate=r, probe=p).transpose("task", "candidate").values
+                assert (column(predicted, f"{name} ×{rate} @{probe}") == DIRECTION[name] * each).all()
+    labels = predicted["predictor"].values.tolist()
+    assert len(set(labels)) == len(labels) == 2 * (4 + 2 * 5 + 6 * 2 * 2) - 2  # sizes alone are not combined
+
+
+def test_the_early_loss_is_the_mean_over_the_last_fifth_of_its_run(measured):
+    predicted = evaluation.predictions(measured)
+    for length in (10, 20, 50, 100, 200):  # 1, 2, 5, 10 and 20 percent of the steps
+        last = [i for i in range(20) if 0.8 * length < 10 * (i + 1) <= length]
+        assert last
+        for r in range(2):
+            mean = np.mean([measured["early_loss"].values[:, :, r, i] for i in last], axis=0)
+            assert column(predicted, f"early_loss ×{r + 1} @{length}") == pytest.approx(-mean)
+
+
+def test_costs_are_shares_of_a_full_training(measured):
+    predicted, full = evaluation.predictions(measured), 3 * STEPS * EXAMPLES
+    cost = dict(zip(predicted["predictor"].values.tolist(), predicted["cost"].values.tolist(), strict=True))
+    assert cost["parameters"] == cost["flops"] == 0
+    assert cost["loss"] == pytest.approx(EXAMPLES / full)
+    assert cost["gradient_norm"] == pytest.approx(3 * EXAMPLES / full)
+    assert cost["early_loss ×2 @50"] == pytest.approx(50 / STEPS)
+    for name, factor in (("reach", 1), ("explorer_loss", 1), ("extent_children", 1.5), ("extent_random", 1.2),
+                         ("disagreement", 1.1), ("centre_loss", 1.05)):  # fmt: skip
+        for length in (20, 40):
+            assert cost[f"{name} ×1 @{length}"] == pytest.approx(30_000 * factor * length / 20 / full)
+            assert cost[f"{name} ×1 @{length} + parameters"] == cost[f"{name} ×1 @{length}"]
+
+
+def test_combined_is_the_mean_of_two_ranks_and_what_was_not_measured_ranks_last(measured):
+    measured["reach"].loc[{"candidate": "b", "task": "two", "probe": 40, "rate": 2}] = np.nan
+    predicted = evaluation.predictions(measured)
+    for t in range(2):
+        size = column(predicted, "parameters")[t]
+        reach = column(predicted, "reach ×2 @40")[t]
+        assert np.isnan(reach).sum() == t
+        known = np.where(np.isnan(reach), -1e9, reach)
+        for c in range(5):  # a rank: how many are below, and the middle place of those alike
+            ranks = [sum(row < row[c]) + (sum(row == row[c]) + 1) / 2 for row in (known, size)]
+            assert column(predicted, "reach ×2 @40 + parameters")[t, c] == pytest.approx(np.mean(ranks))
+    combined = predicted["predictor"].where(predicted["combined"], drop=True).values
+    assert all(name.endswith("+ parameters") for name in combined)
+    assert set(predicted["measure"].values[predicted["combined"].values]).isdisjoint({"parameters", "flops"})
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("early_loss", 1.0, 0.1), "early_loss ×1 @100"),
+        (("early_loss", 2.0, 0.06, True), "early_loss ×2 @50 + parameters"),
+        (("reach", 1.0, 0.9), "reach ×1 @40"),
+        (("reach", 1.0), "reach ×1 @20"),
+        (("loss",), "loss"),
+    ],
+)
+def test_a_predictor_is_found_by_what_it_is(measured, words, name):
+    assert evaluation.find(evaluation.predictions(measured), *words) == name
+
+
+def test_ties_share_their_ranks_and_a_constant_tells_nothing(example):
+    predicted, gained = example
+    predicted["value"].values[0, :, 1] = [1, 1, 2, 2, 3, 3, 1, 1, 2, 2, 3, 3]
+    predicted["value"].values[1, :, 1] = 7
+    gained["gain"].values[0, 0, 0] = np.round(gained["gain"].values[0, 0, 0])
+    scores = evaluation.scores(predicted, gained).sel(predictor="other")
+    x, y = predicted["value"].values[0, :, 1], gained["gain"].values[0, 0, 0]
+    assert len(set(y)) < 12
+    assert float(scores["spearman"].sel(task=0, group="all")) == pytest.approx(stats.spearmanr(x, y).statistic)
+    assert float(scores["kendall"].sel(task=0)) == pytest.approx(stats.kendalltau(x, y, variant="b").statistic)
+    size = predicted["value"].values[0, :, 0]
+    pairs = [(i, j) for i, j in combinations(range(12), 2) if size[i] == size[j] and y[i] != y[j]]
+    right = [0.5 if x[i] == x[j] else float((x[i] > x[j]) == (y[i] > y[j])) for i, j in pairs]
+    assert 0.5 in right
+    assert float(scores["same_size"].sel(task=0)) == pytest.approx(np.mean(right))
+    assert (scores["spearman"].sel(task=1) == 0).all()
+    assert scores["same_size"].sel(task=1) == 0.5
+
+
+def test_without_pairs_of_one_size_there_is_no_share_of_them(example):
+    predicted, gained = example
+    predicted["value"].values[..., 0] = np.arange(12)
+    assert evaluation.scores(predicted, gained)["same_size"].isnull().all()
+
+
+def test_a_turned_predictor_has_the_opposite_correlations(example):
+    predicted, gained = example
+    turned = predicted.copy(deep=True)
+    turned["value"].values[..., 1] *= -1
+    first, second = (evaluation.scores(p, gained).sel(predictor="other") for p in (predicted, turned))
+    for name in ("spearman", "kendall", "partial"):
+        assert second[name].values == pytest.approx(-first[name].values)
+    assert second["same_size"].values == pytest.approx(1 - first["same_size"].values)
+
+
+@given(st.lists(st.integers(-3, 3), min_size=4, max_size=9), st.lists(st.integers(-3, 3), min_size=9, max_size=9))
+def test_spearman_is_that_of_scipy_with_any_ties(values, gains):
+    y = np.array(gains[: len(values)], dtype=float)
+    (found,) = evaluation._spearman(np.array([values], dtype=float), y)
+    if len(set(values)) == 1 or len(set(y)) == 1:
+        assert found == 0
+    else:
+        assert found == pytest.approx(stats.spearmanr(values, y).statistic)
+
+
+def test_reliability_is_cronbachs_alpha():
+    """Held against the textbook: k/(k−1) (1 − Σ var(seed) / var(sum over seeds))."""
+    experiment = simulated(1.0, 1.0, np.random.default_rng(4), candidates=7, seeds=4, repetitions=3)
+    found = evaluation.gains(experiment)["reliability"].sel(score="accuracy").values.ravel()
+    for t in range(3):
+        each = experiment["accuracy"].values[t, :, :, 0]  # (candidate, seed)
+        alpha = 4 / 3 * (1 - each.var(0, ddof=1).sum() / each.sum(1).var(ddof=1))
+        assert found[t] == pytest.approx(alpha)
+
+
+def test_a_diverged_run_leaves_its_candidate_without_a_gain_and_the_others_with_theirs():
+    experiment = simulated(1.0, 1.0, np.random.default_rng(5), candidates=6, repetitions=2)
+    whole = evaluation.gains(experiment)["gain"]
+    experiment["accuracy"].values[0, 2, 1] = np.nan
+    holed = evaluation.gains(experiment)["gain"]
+    lost = holed.isnull() & whole.notnull()
+    assert int(lost.sum()) == 1
+    assert bool(lost.sel(score="accuracy").isel(task=0, candidate=2).squeeze())
+    xr.testing.assert_allclose(holed.where(~lost), whole.where(~lost))
+
+
+def test_bootstrap_is_that_of_a_plain_loop_and_repeats_itself():
+    values = np.random.default_rng(1).normal(size=(5, 2))
+    table = xr.DataArray(values, dims=("task", "predictor"))
+    found = evaluation.bootstrap(table, repetitions=300, seed=7)
+    rng = np.random.default_rng(7)
+    draws = rng.integers(5, size=(300, 5))
+    means = np.array([[np.mean([values[t, p] for t in row]) for p in range(2)] for row in draws])
+    assert found["mean"].values == pytest.approx(values.mean(0))
+    assert found["low"].values == pytest.approx(np.quantile(means, 0.025, axis=0))
+    assert found["high"].values == pytest.approx(np.quantile(means, 0.975, axis=0))
+    xr.testing.assert_identical(found, evaluation.bootstrap(table, repetitions=300, seed=7))
+    assert not found.equals(evaluation.bootstrap(table, repetitions=300, seed=8))
+
+
+def test_bootstrap_intervals_of_many_tasks_hold_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(2)
+    inside = []
+    for _ in range(300):
+        one = evaluation.bootstrap(xr.DataArray(rng.normal(0.4, 1, size=40), dims="task"), repetitions=300)
+        inside.append(float(one["low"]) <= 0.4 <= float(one["high"]))
+    share = np.mean(inside)
+    assert abs(share - 0.94) / (0.94 * 0.06 / 300) ** 0.5 < 4  # percentile intervals of 40 tasks are a little short

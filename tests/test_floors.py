@@ -1,6 +1,7 @@
 """Imports run downward only, and pictures are drawn on the top floor only."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -18,31 +19,57 @@ FLOOR = {module: floor for floor, modules in FLOORS.items() for module in module
 FILES = {path.stem: path for path in Path(mmstudy.__file__).parent.glob("*.py") if path.stem != "__init__"}
 
 
-def imported(path: Path) -> set[str]:
-    """Dotted names of what a file imports, `from a import b` as `a.b`."""
+def imported(source: str) -> set[str]:
+    """Dotted names of what a module of mmstudy imports anywhere in it, `from a import b` as `a.b`."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+            parts = ["mmstudy"] * bool(node.level) + [node.module] * bool(node.module)
+            names |= {".".join([*parts, alias.name]) for alias in node.names}
     return names
+
+
+def ours(source: str) -> set[str]:
+    """The modules of mmstudy that a module imports."""
+    return {name.split(".")[1] for name in imported(source) if name.startswith("mmstudy.")} & FLOOR.keys()
 
 
 def test_every_module_has_a_floor():
     assert FILES.keys() == FLOOR.keys()
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import mmstudy.study",
+        "import mmstudy.study as s",
+        "from mmstudy import seeds, study",
+        "from mmstudy.study import sweep",
+        "from . import study",
+        "from .study import sweep",
+        "def late():\n    from mmstudy.study import sweep",
+    ],
+)
+def test_every_way_to_import_is_seen(source):
+    assert "study" in ours(source)
+
+
 @pytest.mark.parametrize("module", sorted(FILES))
 def test_imports_do_not_go_up(module):
-    ours = {name.split(".")[1] for name in imported(FILES[module]) if name.startswith("mmstudy.")}
-    higher = {name for name in ours if name in FLOOR and FLOOR[name] > FLOOR[module]}
+    higher = {name for name in ours(FILES[module].read_text()) if FLOOR[name] > FLOOR[module]}
     assert not higher, f"{module} (floor {FLOOR[module]}) imports {higher}"
+
+
+def test_imports_do_not_go_round():
+    graph = {module: ours(path.read_text()) for module, path in FILES.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(FILES)  # a cycle raises
 
 
 @pytest.mark.parametrize("module", sorted(FILES))
 def test_only_the_top_floor_draws(module):
-    drawing = {name for name in imported(FILES[module]) if name.split(".")[0] in ("matplotlib", "seaborn")}
+    drawing = {name.split(".")[0] for name in imported(FILES[module].read_text())} & {"matplotlib", "seaborn"}
     assert not drawing or FLOOR[module] == 4
 
 

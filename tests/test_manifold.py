@@ -4,13 +4,14 @@ from itertools import combinations
 import pytest
 import torch
 from cases import batch, mlp
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
 from mmstudy import ensemble as en
 from mmstudy import landscapes, manifold
 from mmstudy.connectivity import point_loss
+from mmstudy.networks import initialize
 from mmstudy.seeds import generator
 
 FINE = tuple(0.05 * i for i in range(1, 61))
@@ -43,6 +44,8 @@ def test_flat_directions_are_unbounded_and_keep_the_grids_end():
 
 
 @given(angle=st.floats(0, 2 * math.pi), level=st.floats(0.005, 0.4), radius=st.floats(0.5, 2))
+@example(angle=math.pi, level=0.4, radius=0.5)  # the level set fills the hole
+@example(angle=math.pi, level=0.1, radius=1.0)
 def test_the_rings_radius_is_the_first_crossing(angle, level, radius):
     loss, start = landscapes.ring(radius, 2.0), torch.tensor([radius, 0.0], dtype=torch.float64)
     u = torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64)
@@ -223,3 +226,143 @@ def test_children_stay_in_a_bowl_and_scatter_over_its_flat_directions():
     assert lines["status"].values[0].tolist() == ["converged"] * 3 + ["unbounded"] * 3
     exact = (0.1 / (features[:, :3] ** 2).mean(0)).sqrt()  # L = mean (xᵢ δ)² along axis i from the minimum
     assert lines["radius"].values[0, :3] == pytest.approx(exact.numpy(), rel=0.01)
+
+
+@given(
+    axes=st.lists(st.floats(0.1, 10), min_size=2, max_size=6), level=st.floats(0.01, 5), seed=st.integers(0, 999),
+    scale=st.floats(0.01, 100),
+)  # fmt: skip
+def test_the_radius_is_that_of_any_ellipsoid_whatever_the_length_of_the_direction(axes, level, seed, scale):
+    curvatures = torch.tensor(axes, dtype=torch.float64) ** -2
+    u = directions(3, len(axes), seed)
+    exact = landscapes.ellipsoid_radius(curvatures, u, level)[0].numpy()
+    grid = tuple(float(exact.max()) / scale * i / 8 for i in range(1, 17))
+    start = torch.zeros(1, len(axes), dtype=torch.float64)
+    lines = manifold.rays(landscapes.ellipsoid(curvatures), start, u * scale, level, grid, refinements=12)
+    assert (lines["status"] == "converged").all()
+    assert lines["radius"].values[0] == pytest.approx(exact, rel=0.01)
+    assert lines["multiple"].values[0] * scale == pytest.approx(exact, rel=0.01)
+
+
+def test_only_the_first_crossing_counts():
+    """Along (−1, 0) the ring's set is left at R − (R − w), entered at R + (R − w), left for good at 2R + w."""
+    start, u = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([[[-1.0, 0.0]]], dtype=torch.float64)
+    w = (2 * 0.03) ** 0.5
+    assert landscapes.ring()(start + 2 * u[0]).item() < 0.03  # the other side of the ring belongs to the level set
+    lines = manifold.rays(landscapes.ring(), start, u, 0.03, FINE)
+    assert lines["radius"].item() == pytest.approx(w, rel=0.01)
+    skipping = manifold.rays(landscapes.ring(), start, u, 0.03, (2.0, 4.0))  # as documented: not seen between points
+    assert skipping["radius"].item() == pytest.approx(2 + w, rel=0.01)
+
+
+def test_the_ellipsoids_radius_solves_its_equation():
+    curvatures, u = torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64), 3 * directions(50, 3)
+    radius = landscapes.ellipsoid_radius(curvatures, u, 0.7)
+    there = radius.unsqueeze(-1) * u / u.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(landscapes.ellipsoid(curvatures)(there), torch.full_like(radius, 0.7))
+    flat = landscapes.ellipsoid_radius(torch.tensor([1.0, 0.0]), torch.tensor([[0.0, 1.0]]), 0.7)
+    assert flat.isinf().all()
+
+
+@pytest.mark.parametrize("options", [{}, {"refinements": 0}, {"grid": (1.0, 2.0), "refinements": 3}])
+def test_the_cost_of_rays_is_that_of_the_points_they_evaluate(options):
+    points = []
+
+    def counting(where):
+        points.append(where.shape[:-1].numel())
+        return landscapes.ring()(where)
+
+    lines = manifold.rays(counting, torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.randn(2, 5, 2), 0.03, **options)
+    assert sum(points) == 2 + 2 * 5 * lines.attrs["evaluations"]  # the parents themselves, then every ray
+
+
+def test_refinement_narrows_the_bracket_by_half_each_time():
+    """A step has no slope to interpolate: what is returned lies within the last bracket."""
+    cliff = lambda points: (points[..., 0] > 0.613).double()  # noqa: E731
+    start, u = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, 1, dtype=torch.float64)
+    for refinements in range(8):
+        lines = manifold.rays(cliff, start, u, 0.5, (1.0,), refinements)
+        width = 0.5**refinements
+        assert abs(lines["radius"].item() - 0.613) <= width
+        assert (lines["status"].item() == "converged") == (width <= 0.02 * math.ceil(0.613 / width) * width)
+
+
+@pytest.mark.parametrize("refinements", range(6))
+def test_on_a_straight_slope_the_radius_is_exact_however_wide_the_bracket(refinements):
+    start, u = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[[0.3, 0.4]]], dtype=torch.float64)
+    lines = manifold.rays(lambda points: points.sum(-1), start, u, 0.613, (0.5, 2.0, 7.0), refinements)
+    assert lines["multiple"].item() == pytest.approx(0.613 / 0.7, rel=1e-12)
+    assert lines["radius"].item() == pytest.approx(0.5 * 0.613 / 0.7, rel=1e-12)
+
+
+def test_lengths_scale_and_shifts_and_turns_leave_them():
+    parents = torch.randn(2, 6, generator=generator(5), dtype=torch.float64)
+    young = parents.unsqueeze(1) + torch.randn(2, 4, 6, generator=generator(6), dtype=torch.float64)
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=generator(7), dtype=torch.float64)).Q
+    plain = manifold.spread(parents, young)
+    moved = manifold.spread(3 * parents @ turn + 1, 3 * young @ turn + 1)
+    for name, factor in {"reach": 3, "gyration": 3, "diameter": 3, "effective_dimension": 1}.items():
+        assert moved[name].values == pytest.approx(factor * plain[name].values)
+        assert moved[f"{name}_se"].values == pytest.approx(factor * plain[f"{name}_se"].values)
+    assert moved["log_volume"].values == pytest.approx(plain["log_volume"].values + 4 * math.log(3))
+
+
+def test_sizes_of_a_known_triangle():
+    young = torch.tensor([[[3.0, 0.0], [0.0, 4.0]]])
+    sizes = manifold.spread(torch.zeros(1, 2), young)
+    assert sizes["reach"].item() == pytest.approx(3.5)
+    assert sizes["diameter"].item() == pytest.approx(5)
+    assert sizes["gyration"].item() == pytest.approx(2.5)
+    assert sizes["effective_dimension"].item() == pytest.approx(1)
+    assert sizes["log_volume"].item() == pytest.approx(math.log(6))
+    assert sizes["reach_se"].isnull().all()  # leaving one of two out leaves no spread
+
+
+def test_disagreement_does_not_see_a_rescaling_of_relus_and_lengths_do():
+    inputs, _ = batch(64)
+    nets = [mlp(seed=i) for i in range(3)]
+    scaled = [mlp(seed=i) for i in range(3)]
+    for net in scaled:
+        net.hidden[0].weight.data *= 8
+        net.hidden[0].bias.data *= 8
+        net.hidden[1].weight.data /= 8
+    both = [en.stack(group) for group in (nets, scaled)]
+    first, second = (manifold.disagreement(en.outputs(e, inputs)[None]) for e in both)
+    assert first.item() == pytest.approx(second.item())
+    assert 0 < first.item() < 1
+    reach = [manifold.spread(en.vectors(e)[:1], en.vectors(e)[None, 1:])["reach"].item() for e in both]
+    assert reach[1] > 2 * reach[0]
+
+
+def test_multiples_of_filter_normalized_directions_do_not_see_a_rescaling_of_relus():
+    inputs, targets = batch(64)
+    plain, scaled = mlp(), mlp()
+    for net in (plain, scaled):
+        for layer in net.hidden:
+            layer.bias.data.zero_()
+    scaled.hidden[0].weight.data *= 4
+    scaled.hidden[1].weight.data /= 4
+    multiples = []
+    for net in (plain, scaled):
+        stacked = en.stack([net])
+        u = manifold.filter_normalized(stacked, 6, generator("same"))
+        loss, start = point_loss(stacked, inputs, targets), en.vectors(stacked)
+        lines = manifold.rays(loss, start, u, float(loss(start)) + 0.3, (0.2, 0.5, 1.0, 2.0, 4.0))
+        assert (lines["status"] == "converged").any()
+        multiples.append(lines["multiple"].values)
+    assert multiples[0] == pytest.approx(multiples[1], rel=1e-3)
+
+
+def test_filters_of_a_convolution_are_its_output_channels():
+    nets = [nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(8, 2)) for _ in range(2)]
+    stacked = en.stack([initialize(net, generator("convolution", i)) for i, net in enumerate(nets)])
+    u = manifold.filter_normalized(stacked, 2, generator("filters"))
+    drawn = en.at(stacked, u).parameters
+    for name, parameter in stacked.parameters.items():
+        twice = parameter.repeat_interleave(2, dim=0)  # two directions for each parent
+        if parameter.ndim > 2:
+            torch.testing.assert_close(drawn[name].flatten(2).norm(dim=2), twice.flatten(2).norm(dim=2))
+            assert not torch.equal(drawn[name][0], drawn[name][1])
+        else:
+            assert (drawn[name] == 0).all()
+    assert torch.equal(u, manifold.filter_normalized(stacked, 2, generator("filters")))
