@@ -252,6 +252,7 @@ def test_ties_share_their_ranks_and_a_constant_tells_nothing(example):
     predicted["value"].values[0, :, 1] = [1, 1, 2, 2, 3, 3, 1, 1, 2, 2, 3, 3]
     predicted["value"].values[1, :, 1] = 7
     gained["gain"].values[0, 0, 0] = np.round(gained["gain"].values[0, 0, 0])
+    gained["gain"].values[0, 0, 0, :3] = [1, 1, 2]  # the first two have one size and one gain: no pair to order
     scores = evaluation.scores(predicted, gained).sel(predictor="other")
     x, y = predicted["value"].values[0, :, 1], gained["gain"].values[0, 0, 0]
     assert len(set(y)) < 12
