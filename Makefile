@@ -33,7 +33,8 @@ figures = $(foreach name,$(1),figures/$(name).svg figures/$(name).png)
 NOTEBOOKS := 1_expansion 2_manifold 3_experiment 4_figures
 
 drawing := figures evaluation predictors ensemble records
-running := study trials couplings expand networks seeds tasks connectivity ensemble manifold predictors records
+expanding := expand copies fresh growth deeper surgery couplings tracing layers views notes axes networks seeds
+running := study pools trials $(expanding) tasks connectivity ensemble manifold predictors records
 
 1_expansion.modules := $(running) $(drawing) illustrations
 1_expansion.makes := data/expansion.nc $(call figures,expansion expansion_weights)
@@ -66,7 +67,8 @@ lint: $(ENVIRONMENT) ## Check the code, that of the notebooks too
 	$(PYTHON) -m ruff check .
 
 # nbval takes a cell without a count for one that has not run: the counts, 1, 2, ... after a fresh run, stay.
-notebooks: $(ENVIRONMENT) ## Run the notebooks in place with their own parameters, to be committed
+notebooks: $(ENVIRONMENT) ## Run the notebooks in place, and the README's table of operators, to be committed
+	$(PYTHON) -m mmstudy.contracts README.md
 	$(PYTHON) -m nbconvert --to notebook --inplace --execute --ExecutePreprocessor.record_timing=False \
 		$(NOTEBOOKS:%=notebooks/%.ipynb)
 	$(PYTHON) -m nbstripout --keep-output --keep-count --extra-keys metadata.language_info \

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from mmstudy.predictors import DIRECTION
+from mmstudy.predictors import DIRECTION, SAME_SIZE
 
 # Chosen on the tasks of the profile `pilot`, before those of `small` were run; all else is exploratory.
 # `share` is the length of the probe (or of the early-loss run) as a share of the full training.
@@ -143,7 +143,8 @@ def scores(predicted: xr.Dataset, gained: xr.Dataset, score: str = "accuracy", c
     Over (task, predictor): `kendall` (τ-b), `partial` (Spearman given log parameter count), `regret` (gain lost by
     picking the favourite, in units of the gain), `precision` (share of the best three among the first three picked);
     over (group, task, predictor): `spearman` within all candidates and within each class of operators;
-    over (task, predictor): `same_size`, the share of pairs of one architecture that are ordered rightly (ties: half).
+    over (task, predictor): `same_size`, the share of pairs of one size (parameters within 2%) that are ordered rightly
+    (ties count half).
     Candidates whose gain is unknown (diverged) are left out and counted in `left_out`.
 
     Raises:
@@ -176,7 +177,7 @@ def _scores_of_task(x: xr.DataArray, y: np.ndarray) -> xr.Dataset:
     best = np.argsort(-values, axis=1, kind="stable")
     top = set(np.argsort(-y)[:3])
     i, j = np.triu_indices(len(y), 1)
-    pairs = (size[i] == size[j]) & (y[i] != y[j])
+    pairs = (np.abs(size[i] - size[j]) <= SAME_SIZE * np.maximum(size[i], size[j])) & (y[i] != y[j])
     agree = np.sign(_difference(values, i[pairs], j[pairs])) * np.sign(y[i] - y[j])[pairs]
     per = {
         "kendall": np.array([stats.kendalltau(v, y).statistic for v in values]),

@@ -1,195 +1,284 @@
-"""Expansion operators: a trained network in, a wider or deeper network out; the old one is not touched.
+"""Expansion: a trained network in, a wider or deeper network out; the old one is not touched.
 
-*Wider* operators are maps on a coupling (see `couplings`): they append rows to the tensors that produce a group of
-hidden units and columns to those that consume it. *Deeper* operators insert a layer after a location.
+A `Candidate` describes an expansion and carries it out. The ways to get wider are in `copies` and `fresh`, those to
+get deeper in `deeper`; what each promises stands in `WIDER` and `DEEPER`.
 """
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
 
-from mmstudy.couplings import Coupling, couplings
+from mmstudy import copies, deeper, fresh, surgery
+from mmstudy.couplings import of_trace
+from mmstudy.growth import Growth, LossFn
+from mmstudy.networks import evaluating
+from mmstudy.notes import Trace
 from mmstudy.seeds import generator as substream
+from mmstudy.tracing import trace
 
-# (produced, consumed, extra units, generator) → (produced, consumed); the units' axis comes first in every tensor
-WidenMap = Callable[[list[Tensor], list[Tensor], int, torch.Generator], tuple[list[Tensor], list[Tensor]]]
-
-NOISE = 1e-2  # symmetry-breaking noise of Net2Net, as a share of each tensor's standard deviation
-
-
-def _uniform(shape: tuple[int, ...], fan_in: int, like: Tensor, generator: torch.Generator) -> Tensor:
-    draw = torch.rand(shape, generator=generator, dtype=like.dtype).to(like.device)
-    return (2 * draw - 1) * fan_in**-0.5
+EXACTLY, UP_TO_NOISE, NOT = "exactly", "up to noise", "no"
+TOLERANCE = 1e-3  # relative change of outputs at which an exact operator is taken at its word; mistakes change more
 
 
-def _fresh_rows(produced: list[Tensor], extra: int, generator: torch.Generator) -> list[Tensor]:
-    fan_in = produced[0][0].numel()  # the weight comes first, its bias after it
-    return [_uniform((extra, *p.shape[1:]), fan_in, p, generator) for p in produced]
+@dataclass(frozen=True)
+class Operator:
+    """A way to expand, and what it promises.
 
-
-def net2net(produced, consumed, extra, generator, noise: float = NOISE):
-    """Copy units drawn at random and split their outgoing weights evenly among the copies; noise parts the copies.
-
-    Function-preserving up to the noise (exactly, with noise 0). Net2WiderNet: Chen, Goodfellow, Shlens 2016
-    (arXiv 1511.05641), equations 3 to 5.
+    `preserves` the function exactly, up to noise, or not; `parts`: by training, new units become different from each
+    other and from the old ones; `cost`: example-evaluations that it takes to learn from so many examples (a forward
+    pass is one per example, a training step three).
     """
-    size = len(produced[0])
-    source = torch.cat([torch.arange(size), torch.randint(size, (extra,), generator=generator)])
-    copies = torch.bincount(source)[source]
-    wider = [p[source.to(p.device)] for p in produced]
-    for p in wider:
-        spread = p[:size].std(correction=0)
-        p[size:] += noise * spread * torch.randn(p[size:].shape, generator=generator, dtype=p.dtype).to(p.device)
-    share = [copies.to(c).view(-1, *[1] * (c.ndim - 1)) for c in consumed]
-    return wider, [c[source.to(c.device)] / s for c, s in zip(consumed, share, strict=True)]
+
+    apply: Callable
+    preserves: str
+    parts: bool = True
+    cost: Callable[[int], int] = lambda examples: 0
+
+    @property
+    def learns(self) -> bool:
+        """Whether it learns from data, and needs targets."""
+        return self.cost(1) > 0
 
 
-def zero_outgoing(produced, consumed, extra, generator):
-    """New units with random incoming and zero outgoing weights: exactly function-preserving, and the units can learn.
+WIDER = {
+    "net2net": Operator(copies.net2net, UP_TO_NOISE),
+    "bert2bert": Operator(copies.bert2bert, EXACTLY, parts=False),
+    "bert2bert_advanced": Operator(copies.bert2bert_advanced, NOT),
+    "lemon": Operator(copies.lemon, EXACTLY),
+    "hypercloning": Operator(copies.hypercloning, EXACTLY),
+    "firefly": Operator(copies.firefly, UP_TO_NOISE, cost=copies.firefly_cost),
+    "zero_outgoing": Operator(fresh.zero_outgoing, EXACTLY),
+    "zero_incoming": Operator(fresh.zero_incoming, EXACTLY, parts=False),
+    "orthogonal": Operator(fresh.orthogonal, EXACTLY),
+    "gradmax": Operator(fresh.gradmax, EXACTLY, cost=fresh.gradmax_cost),
+    "random": Operator(fresh.random, NOT),
+    "ligo": Operator(fresh.ligo, NOT, cost=fresh.ligo_cost),
+}
+DEEPER = {
+    "deeper_identity": Operator(deeper.deeper_identity, EXACTLY),
+    "deeper_random": Operator(deeper.deeper_random, NOT),
+    "zero_residual": Operator(deeper.zero_residual, EXACTLY),
+    "identity_block": Operator(deeper.identity_block, EXACTLY),
+    "stack": Operator(deeper.stack, NOT),
+    "interleave": Operator(deeper.interleave, NOT),
+}
+OPERATORS = {**WIDER, **DEEPER}
+PRESERVING = {name: operator.preserves for name, operator in OPERATORS.items() if operator.preserves != NOT}
 
-    The simplest of the zero-initialized growths (compare Evci et al. 2022, GradMax, arXiv 2201.05125, which chooses
-    the incoming weights by the gradient instead).
-    """
-    rows = _fresh_rows(produced, extra, generator)
-    columns = [c.new_zeros(extra, *c.shape[1:]) for c in consumed]
-    return _append(produced, rows), _append(consumed, columns)
+Averages = Mapping[str, Tensor]  # an optimizer's running averages, by parameter
 
 
-def random(produced, consumed, extra, generator):
-    """New units with random incoming and outgoing weights at the default scale: the function changes."""
-    rows = _fresh_rows(produced, extra, generator)
-    fan_in = len(produced[0]) + extra
-    columns = [_uniform((extra, *c.shape[1:]), fan_in, c, generator) for c in consumed]
-    return _append(produced, rows), _append(consumed, columns)
+@dataclass(frozen=True)
+class Expansion:
+    """An expanded network, and how its parameters come from the old ones."""
 
-
-def _append(old: list[Tensor], new: list[Tensor]) -> list[Tensor]:
-    return [torch.cat(pair) for pair in zip(old, new, strict=True)]
-
-
-WIDER: dict[str, WidenMap] = {"net2net": net2net, "zero_outgoing": zero_outgoing, "random": random}
-DEEPER = ("deeper_identity", "deeper_random")
-OPERATORS = (*WIDER, *DEEPER)
-PRESERVING = {"net2net": "up to noise", "zero_outgoing": "exactly", "deeper_identity": "exactly"}
+    network: nn.Module
+    origin: dict[str, str]  # each parameter → the old one that it is, grew from, or is modelled on
+    inserted: frozenset[str]  # parameters of layers or blocks that were not there before
+    fresh: frozenset[str]  # those of them that are no copies, hence have no history
+    carry: Callable[[Averages, bool], dict[str, Tensor]]  # (averages, whether of squares) → those of the others
 
 
 @dataclass(frozen=True)
 class Candidate:
     """One way to expand: enough to build the same network again anywhere.
 
-    `operator` is one of `OPERATORS`; `locations` are paths of modules whose output units grow (wider) or after which
-    a layer is inserted (deeper); `amount` is the width factor (wider) or the number of new layers (deeper).
+    `operator` is one of `OPERATORS`. A wider one lets the couplings at `locations` (see `couplings`) grow to `sizes`
+    units; a deeper one inserts `sizes` layers or blocks behind the modules at `locations` (see `deeper`). `then` is
+    what is done afterwards to the result: a compound expansion is a chain.
     """
 
     operator: str
     locations: tuple[str, ...]
-    amount: float | int
+    sizes: tuple[int, ...]
     seed: int = 0
+    then: "Candidate | None" = None
 
     def __post_init__(self):
         if self.operator not in OPERATORS:
             raise ValueError(f"unknown operator {self.operator!r}; known: {', '.join(OPERATORS)}")
         if not self.locations:
             raise ValueError(f"{self.operator} needs at least one location, e.g. ('hidden.0',)")
+        if len(self.sizes) != len(self.locations) or not all(type(n) is int and n > 0 for n in self.sizes):
+            raise ValueError(f"{self.operator} needs a whole number > 0 for each of {self.locations}; got {self.sizes}")
+        if self.operator == "stack" and len(set(self.sizes)) > 1:
+            raise ValueError(f"stack repeats all its locations equally often; got {self.sizes}")
 
     def __str__(self) -> str:
-        sign = "×" if self.operator in WIDER else "+"
-        return f"{self.operator} {'&'.join(self.locations)} {sign}{self.amount:g}"
+        sign = "→" if self.operator in WIDER else "+"
+        where = "&".join(f"{location}{sign}{size}" for location, size in zip(self.locations, self.sizes, strict=True))
+        return f"{self.operator} {where}" + (f", {self.then}" if self.then else "")
 
-    def expand(self, network: nn.Module, inputs: Tensor) -> nn.Module:
-        """The expanded network; `inputs` is an example batch, used for its shape alone."""
-        generator = substream("expand", self.operator, *self.locations, f"{self.amount:g}", self.seed)
+    def cost(self, examples: int) -> int:
+        """Example-evaluations of the expansion itself, with so many examples to learn from."""
+        here = OPERATORS[self.operator].cost(examples) * len(self.locations)
+        return here + (self.then.cost(examples) if self.then else 0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The description as plain data, e.g. for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(description: Mapping[str, Any]) -> "Candidate":
+        """The candidate that `as_dict` describes.
+
+        Raises:
+            ValueError: a field is missing or unknown.
+        """
+        try:
+            plain = dict(description)
+            then = plain.pop("then", None)
+            plain |= {"locations": tuple(plain["locations"]), "sizes": tuple(plain["sizes"])}
+            return Candidate(**plain, then=Candidate.from_dict(then) if then else None)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no description of a candidate: {description!r}") from error
+
+    def expand(
+        self, network: nn.Module, inputs: Tensor, targets: Tensor | None = None, loss_fn: LossFn = cross_entropy
+    ) -> nn.Module:
+        """The expanded network; see `grow`."""
+        return self.grow(network, inputs, targets, loss_fn).network
+
+    def grow(
+        self,
+        network: nn.Module,
+        inputs: Tensor,
+        targets: Tensor | None = None,
+        loss_fn: LossFn = cross_entropy,
+        walked: Trace | None = None,
+    ) -> Expansion:
+        """Carry the expansion out.
+
+        Args:
+            inputs: a batch of examples (batch, ...), on the network's device. Operators that learn do so from them and
+                their `targets` by `loss_fn`; inserted normalizations are fitted to them; and the promise of those that
+                are exact is checked on them. The others use the shape alone.
+            walked: the trace of the network on such inputs, if there is one already.
+
+        Raises:
+            ValueError: a location is unknown, a size does not expand, the operator does not fit the location, or it
+                would break its promise there.
+            NotImplementedError: the network has an operation whose effect on units is not known.
+        """
+        device = next(network.parameters()).device
+        if inputs.device != device:
+            raise ValueError(f"the network is on {device} and its inputs on {inputs.device}; move one to the other")
+        stream = substream("expand", self.operator, *self.locations, *self.sizes, self.seed)
+        walked = walked or trace(network, inputs)
         if self.operator in WIDER:
-            for location in self.locations:
-                group = _coupling(network, location, inputs)
-                network = _grow(network, location, group, round(self.amount * group.size), self.operator, generator)
-            return network
-        for location in sorted(self.locations, key=_position, reverse=True):  # an insertion moves what lies behind it
-            for _ in range(round(self.amount)):
-                network = deepen(network, location, self.operator, generator, inputs)
-        return network
+            grown = _widen(self, network, walked, stream, inputs, targets, loss_fn)
+        else:
+            grown = _deepen(self, network, walked, stream, inputs)
+        if OPERATORS[self.operator].preserves == EXACTLY:
+            _check(self, network, grown.network, inputs)
+        return _chain(grown, self.then.grow(grown.network, inputs, targets, loss_fn)) if self.then else grown
 
 
 def widen(
-    network: nn.Module, location: str, size: int, operator: str, generator: torch.Generator, inputs: Tensor
+    network: nn.Module,
+    location: str,
+    size: int,
+    operator: str,
+    generator: torch.Generator,
+    inputs: Tensor,
+    targets: Tensor | None = None,
+    loss_fn: LossFn = cross_entropy,
 ) -> nn.Module:
-    """A copy of `network` in which the units that `location` produces number `size`.
+    """A copy of `network` in which the coupling at `location` has `size` units, by one of `WIDER`.
 
-    Raises:
-        ValueError: the operator or the location is unknown, or `size` does not exceed the present one.
+    The bare operator, without a check of its promise; for the arguments see `Candidate.grow`.
     """
     if operator not in WIDER:
         raise ValueError(f"unknown wider operator {operator!r}; known: {', '.join(WIDER)}")
-    return _grow(network, location, _coupling(network, location, inputs), size, operator, generator)
+    walked = trace(network, inputs)
+    growth = _growth(walked, network, location, size, generator, inputs, targets, loss_fn)
+    plan, touch = WIDER[operator].apply(growth)
+    return surgery.rebuilt(network, plan, inputs, touch)
 
 
-def _grow(
-    network: nn.Module, location: str, group: Coupling, size: int, operator: str, generator: torch.Generator
+def deepen(
+    network: nn.Module, location: str, number: int, operator: str, generator: torch.Generator, inputs: Tensor
 ) -> nn.Module:
-    if size <= group.size:
-        raise ValueError(f"{location} has {group.size} units; widening to {size} would not expand it")
-    wider = copy.deepcopy(network)
-    axes = [*group.produced, *group.consumed]
-    tensors = [wider.get_parameter(name).detach().movedim(axis, 0) for name, axis in axes]
-    split = len(group.produced)
-    produced, consumed = WIDER[operator](tensors[:split], tensors[split:], size - group.size, generator)
-    for (name, axis), tensor in zip(axes, [*produced, *consumed], strict=True):
-        _replace(wider, name, tensor.movedim(0, axis).contiguous())
-    return wider
-
-
-def deepen(network: nn.Module, location: str, operator: str, generator: torch.Generator, inputs: Tensor) -> nn.Module:
-    """A copy of `network` with one more linear layer, as wide as its input, right after `location`.
-
-    `deeper_identity` puts W = 1, b = 0 there: exact where the units are non-negative already, since relu(relu(x)) =
-    relu(x) (Net2DeeperNet: Chen, Goodfellow, Shlens 2016, section 2.3); `deeper_random` draws the layer at the
-    default scale.
-
-    Raises:
-        ValueError: the operator or location is unknown, the location is not in a `ModuleList` of linear layers, or
-            identity is asked where the units are not rectified.
-    """
+    """A copy of `network` with `number` more layers or blocks behind the module at `location`, by one of `DEEPER`."""
     if operator not in DEEPER:
         raise ValueError(f"unknown deeper operator {operator!r}; known: {', '.join(DEEPER)}")
-    group = _coupling(network, location, inputs)
-    deeper = copy.deepcopy(network)
-    parent, _, index = location.rpartition(".")
-    layers = deeper.get_submodule(parent)
-    if not isinstance(layers, nn.ModuleList) or not isinstance(deeper.get_submodule(location), nn.Linear):
-        raise ValueError(f"{location} is not a linear layer in a ModuleList, so no layer can be inserted after it")
-    if operator == "deeper_identity" and not group.rectified:
-        raise ValueError(f"an identity layer after {location} is not exact: its units are not rectified")
-    weight = deeper.get_submodule(location).weight.detach()
-    layer = nn.Linear(group.size, group.size, device=weight.device, dtype=weight.dtype)
-    with torch.no_grad():
-        if operator == "deeper_identity":
-            nn.init.eye_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        else:
-            for parameter in (layer.weight, layer.bias):
-                parameter.copy_(_uniform(parameter.shape, group.size, weight, generator))
-    layers.insert(int(index) + 1, layer)
-    return deeper
+    way, walked = DEEPER[operator].apply, trace(network, inputs)
+    return deeper.insert(network, walked, {location: number}, way, generator, inputs)[0]
 
 
-def _position(location: str) -> tuple[str, int]:
-    parent, _, index = location.rpartition(".")
-    return parent, int(index) if index.isdigit() else -1
-
-
-def _coupling(network: nn.Module, location: str, inputs: Tensor) -> Coupling:
-    groups = couplings(network, inputs)
+def _growth(walked: Trace, network: nn.Module, location: str, size: int, *rest) -> Growth:
+    groups = of_trace(walked)
     if location not in groups:
         raise ValueError(f"unknown location {location!r}; this network can grow at: {', '.join(groups)}")
-    return groups[location]
+    if size <= groups[location].size:
+        raise ValueError(f"{location} has {groups[location].size} units; widening to {size} would not expand it")
+    return Growth(network, groups[location], size, *rest)
 
 
-def _replace(network: nn.Module, name: str, tensor: Tensor) -> None:
-    path, _, leaf = name.rpartition(".")
-    module = network.get_submodule(path)
-    setattr(module, leaf, nn.Parameter(tensor))
-    if isinstance(module, nn.Linear):  # keeps what the module prints true
-        module.out_features, module.in_features = module.weight.shape
+def _widen(candidate, network, walked, stream, inputs, targets, loss_fn) -> Expansion:
+    operator, plans = OPERATORS[candidate.operator], []
+    for location, size in zip(candidate.locations, candidate.sizes, strict=True):
+        walked = trace(network, inputs) if plans else walked
+        growth = _growth(walked, network, location, size, stream, inputs, targets, loss_fn)
+        plan, touch = operator.apply(growth)
+        new = surgery.rebuilt(network, plan, inputs, touch)
+        if operator.preserves == UP_TO_NOISE:
+            own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+            _check(candidate, network, new, inputs, surgery.transform(own, plan))
+        network = new
+        plans.append(plan)
+
+    def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
+        for plan in plans:
+            averages = {**averages, **surgery.transported(averages, plan, squares)}
+        return dict(averages)
+
+    return Expansion(network, {name: name for name, _ in network.named_parameters()}, frozenset(), frozenset(), carry)
+
+
+def _deepen(candidate, network, walked, stream, inputs) -> Expansion:
+    numbers = dict(zip(candidate.locations, candidate.sizes, strict=True))
+    way = DEEPER[candidate.operator].apply
+    new, origin, inserted = deeper.insert(network, walked, numbers, way, stream, inputs)
+    fresh = frozenset() if way in (deeper.stack, deeper.interleave) else inserted
+
+    def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
+        return {name: averages[old].clone() for name, old in origin.items() if name not in fresh and old in averages}
+
+    return Expansion(new, origin, inserted, fresh, carry)
+
+
+def _chain(first: Expansion, second: Expansion) -> Expansion:
+    origin = {name: first.origin[between] for name, between in second.origin.items()}
+    inserted, fresh = (
+        here | {name for name, between in second.origin.items() if between in before}
+        for here, before in ((second.inserted, first.inserted), (second.fresh, first.fresh))
+    )
+
+    def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
+        return second.carry(first.carry(averages, squares), squares)
+
+    return Expansion(second.network, origin, inserted, fresh, carry)
+
+
+def _check(
+    candidate: Candidate,
+    old: nn.Module,
+    new: nn.Module,
+    inputs: Tensor,
+    without_noise: dict[str, Tensor] | None = None,  # what its tensors would be
+) -> None:
+    with evaluating(old), evaluating(new), torch.no_grad():
+        before, after = old(inputs), functional_call(new, without_noise or {}, (inputs,))
+    change = float((after - before).abs().max() / before.abs().max().clamp(min=torch.finfo(before.dtype).tiny))
+    if change > TOLERANCE:
+        raise ValueError(
+            f"{candidate} is not exact here{', even without noise' if without_noise else ''}: the outputs change by "
+            f"{change:.1e} of their size. Something between the new units and what reads them does not keep a copy a "
+            "copy, or a zero a zero"
+        )

@@ -14,12 +14,25 @@ from matplotlib.figure import Figure  # noqa: E402
 from mmstudy.evaluation import bootstrap, front  # noqa: E402
 
 COLORS = sns.color_palette("colorblind")
-OPERATOR_COLORS = {
+OPERATOR_COLORS = {  # related hues: copies blue, unread units green, drawn or learned brown, deeper red to purple
     "net2net": COLORS[0],
+    "bert2bert": COLORS[9],
+    "bert2bert_advanced": "#0b2f6b",
+    "lemon": "#17a8b8",
+    "hypercloning": "#7b6fe0",
+    "firefly": "#708090",
     "zero_outgoing": COLORS[2],
+    "zero_incoming": "#8fcb7c",
+    "orthogonal": "#0f5a3c",
+    "gradmax": "#8a9a00",
     "random": COLORS[1],
+    "ligo": "#7a5230",
     "deeper_identity": COLORS[4],
     "deeper_random": COLORS[3],
+    "zero_residual": "#7b2a83",
+    "identity_block": "#e6459a",
+    "stack": "#8c1c1c",
+    "interleave": "#f2837a",
 }
 FAMILY_COLORS = {"static": "0.55", "early loss": COLORS[1], "size": COLORS[0]}
 FAMILY_MARKERS = {"static": "s", "early loss": "^", "size": "o"}
@@ -47,11 +60,11 @@ def gain_against_size(dataset: xr.Dataset) -> Figure:
     figure, axes = plt.subplots(rows, columns, figsize=(2.6 * columns, 2.4 * rows + 0.5), squeeze=False)
     for axis, task in zip(axes.flat, tasks, strict=False):
         one = dataset.sel(task=task)
-        for operator, color in OPERATOR_COLORS.items():
+        for operator in sorted(set(one["operator"].values), key=list(OPERATOR_COLORS).index):
             mine = one.isel(candidate=(one["operator"] == operator).values)
             axis.errorbar(
                 mine["size"], mine["gain"], mine["gain_se"],
-                fmt="o", ms=3.5, lw=0.7, color=color, alpha=0.85, label=operator.replace("_", " "),
+                fmt="o", ms=3.5, lw=0.7, color=OPERATOR_COLORS[operator], alpha=0.85, label=operator.replace("_", " "),
             )  # fmt: skip
         axis.axhline(0, color="0.7", lw=0.7, zorder=0)
         data, widths, seed = str(task).rsplit(", ", 2)

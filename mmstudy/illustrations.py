@@ -1,14 +1,14 @@
-"""The pictures of the operators and of the manifold, for the first two notebooks: a Dataset in, a Figure out."""
+"""The pictures of the manifold, for the second notebook: a Dataset in, a Figure out."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from mmstudy.figures import COLORS, OPERATOR_COLORS
 
-# --- what the operators do (notebook 1) -----------------------------------------------------------------------
+LANDSCAPE_COLORS = {"ring": COLORS[9], "ellipsoid": COLORS[5]}
 
 
 def _operators(dataset: xr.Dataset) -> list[str]:
@@ -16,123 +16,52 @@ def _operators(dataset: xr.Dataset) -> list[str]:
     return [name for name in OPERATOR_COLORS if name in present]
 
 
-def _operator_rows(axis, names: list[str]) -> None:
+def plain(name: object) -> str:
+    """An operator's name in words."""
+    return str(name).replace("_", " ")
+
+
+def operator_rows(axis, names: list[str]) -> None:
     """One row per operator, the first on top, its name in its colour."""
-    axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axis.set_yticks(range(len(names)), [plain(name) for name in names])
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.tick_params(axis="y", length=0)
     for tick, name in zip(axis.get_yticklabels(), names, strict=True):
         tick.set_color(OPERATOR_COLORS[name])
 
 
-def _strip(axis, values: np.ndarray, row: float, color, filled: bool = True) -> None:
+def _strip(axis, values: np.ndarray, row: float, color) -> None:
     """Dots on one row, spread a little in a fixed pattern so that equal values remain countable."""
     values = np.ravel(values)
     shift = 0.13 * np.sin(2.4 * np.arange(values.size))
-    axis.plot(values, row + shift, "o", ms=2.6, mec=color, mfc=color if filled else "none", mew=0.6, alpha=0.65)
+    axis.plot(values, row + shift, "o", ms=2.6, mec=color, mfc=color, mew=0.6, alpha=0.65)
 
 
-def _plain_log(axis) -> None:
-    """A logarithmic axis whose ticks read 0.1, 1, 10, whatever the range, without crowding."""
-    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+def with_zero(axis, linear: float, ticks: list[float]) -> None:
+    """An axis that is logarithmic but for the numbers around zero, and ends where its data do."""
+    low, high = axis.get_data_interval()
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("symlog", linthresh=linear)
+    axis.set_ticks(ticks, [_word(tick) for tick in ticks])
+    axis.set_minor_locator(NullLocator())
+    getattr(axis.axes, f"set_{axis.axis_name}lim")(min(2 * low, -linear / 2), 2 * high)
+
+
+def _word(tick: float) -> str:
+    """A number, or a power of ten where that is shorter."""
+    if not tick or 0.01 <= abs(tick) < 1000:
+        return f"{tick:g}".replace("-", "−")
+    exponent = f"{np.log10(abs(tick)):.0f}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{'−' if tick < 0 else ''}10{exponent}"
+
+
+def plain_log(axis) -> None:
+    """A logarithmic y-axis whose ticks read 0.1, 1, 10, whatever the range, without crowding."""
+    axis.axes.set_yscale("log")
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0,) if high > 50 * low else (1.0, 2.0, 5.0)))
+    wide, narrow = high > 50 * low, high < 5 * low
+    axis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")
-    axis.set_minor_formatter(NullFormatter())
-
-
-CEILING = 1.6  # of a training loss relative to the base's: what lies higher is named, not drawn
-
-
-def expansion(dataset: xr.Dataset) -> Figure:
-    """What each operator does to outputs, loss and gradient, and how the training goes on from there.
-
-    `dataset` has `output_change`, `loss`, `gradient_norm`, `gradient_norm_new` over (candidate, seed), `curve` and
-    `closest` over (candidate, seed, step), `base_loss`, `base_gradient_norm`, `base_curve` over step; coordinate
-    `operator` along candidate.
-    """
-    names = _operators(dataset)
-    relative = dataset["curve"] / dataset["base_curve"]
-    figure = plt.figure(figsize=(9, 5.8), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.1), hspace=0.05)
-    strips = top.subplots(1, 3, sharey=True)
-    curve, closest = bottom.subplots(1, 2)
-    for row, name in enumerate(names):
-        color = OPERATOR_COLORS[name]
-        mine = dataset.isel(candidate=(dataset["operator"] == name).values)
-        _strip(strips[0], mine["output_change"].values, row, color)
-        _strip(strips[1], mine["loss"].values, row, color)
-        _strip(strips[2], mine["gradient_norm"].values, row - 0.2, color)
-        _strip(strips[2], mine["gradient_norm_new"].values, row + 0.2, color, filled=False)
-        for axis, values in ((curve, relative), (closest, dataset["closest"])):
-            values = values.isel(candidate=(dataset["operator"] == name).values)
-            low, middle, high = values.quantile((0.1, 0.5, 0.9), ("candidate", "seed")).values
-            axis.plot(dataset["step"], middle, "-o", ms=2.5, lw=1.3, color=color)
-            axis.fill_between(dataset["step"], low, high, color=color, alpha=0.15, lw=0)
-            if axis is curve and middle.min() > CEILING:
-                note = f"{name.replace('_', ' ')}: from {middle[0]:.0f} to {middle[-1]:.0f}, above the frame"
-                axis.annotate(note, (0.02, 0.97), xycoords="axes fraction", va="top", color=color)
-    strips[0].set_xscale("symlog", linthresh=1e-7)
-    strips[0].set_xticks([0, 1e-6, 1e-4, 1e-2, 1], ["0", "10⁻⁶", "10⁻⁴", "10⁻²", "1"])
-    strips[0].minorticks_off()
-    strips[0].set_xlabel("largest change of an output\n(share of the largest output)")
-    strips[1].axvline(float(dataset["base_loss"]), color="k", lw=0.8, ls="--")
-    _plain_log(strips[1].xaxis)
-    strips[1].set_xlabel("loss right after (nats)\ndashed: base")
-    strips[2].axvline(float(dataset["base_gradient_norm"]), color="k", lw=0.8, ls="--")
-    _plain_log(strips[2].xaxis)
-    strips[2].set_xlabel("gradient norm right after (nats)\ndashed: base; ● all, ○ new parameters")
-    _operator_rows(strips[0], names)
-    for axis in strips[1:]:
-        axis.tick_params(axis="y", length=0, labelleft=False)
-    for axis in (curve, closest):
-        axis.set_xscale("symlog", linthresh=1)
-        axis.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
-        axis.set_xlim(0, float(dataset["step"].max()) * 1.15)
-        axis.set_xlabel("steps after the expansion (line: median, band: 80%)")
-    curve.axhline(1, color="k", lw=0.8, ls="--")
-    curve.set_ylim(0.9 * float(relative.quantile(0.01)), CEILING)
-    curve.set_ylabel("training loss\n(share of the base's, trained on)")
-    closest.set_yscale("log")
-    closest.set_ylabel("distance of the closest two units\n(share of their mean length)")
-    return figure
-
-
-def expansion_weights(dataset: xr.Dataset) -> Figure:
-    """The two weight matrices that share a group of units, in the base and after each operator.
-
-    `dataset` has `incoming` over (network, unit, input) and `outgoing` over (network, output, unit), NaN where a
-    network has no such unit, and `old`, the number of the base's units.
-    """
-    count, old = dataset.sizes["network"], int(dataset["old"])
-    figure, axes = plt.subplots(
-        2, count, figsize=(2.1 * count, 4.4), sharex="row", sharey="row", layout="constrained",
-        height_ratios=(dataset.sizes["unit"], dataset.sizes["output"]),
-    )  # fmt: skip
-    limit = float(max(np.abs(dataset["incoming"]).max(), np.abs(dataset["outgoing"]).max()))
-    look = {"cmap": "vlag", "vmin": -limit, "vmax": limit, "interpolation": "nearest", "aspect": "auto"}
-    for i, name in enumerate(dataset["network"].values):
-        one = dataset.sel(network=name)
-        image = axes[0, i].imshow(one["incoming"], **look)
-        axes[1, i].imshow(one["outgoing"], **look)
-        if i:
-            axes[0, i].axhline(old - 0.5, color="k", lw=0.8)
-            axes[1, i].axvline(old - 0.5, color="k", lw=0.8)
-        axes[0, i].set_title(str(name).replace("_", " "), color=OPERATOR_COLORS.get(str(name), "k"))
-        axes[0, i].set_xlabel("input")
-        axes[1, i].set_xlabel("unit")
-    axes[0, 0].set_ylabel("unit")
-    axes[1, 0].set_ylabel("output")
-    for axis in axes.flat:
-        axis.tick_params(length=2)
-        axis.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axes, shrink=0.7, label="weight (new units beyond the line)")
-    return figure
-
-
-# --- the manifold seen (notebook 2) ---------------------------------------------------------------------------
-
-LANDSCAPE_COLORS = {"ring": COLORS[9], "ellipsoid": COLORS[5]}
 
 
 def manifold_landscapes(dataset: xr.Dataset) -> Figure:
@@ -185,7 +114,7 @@ def manifold_plane(dataset: xr.Dataset) -> Figure:
         (x0, y0), *young = one["corner"].values
         axis.plot(*np.transpose(young), "^", ms=6, mfc=color, mec="w", mew=0.8, zorder=4)
         axis.plot(x0, y0, "o", ms=6, mfc=color, mec="w", mew=0.8, zorder=4)
-        axis.set_title(name.replace("_", " "), color=color)
+        axis.set_title(plain(name), color=color)
         axis.set_aspect("equal")
     figure.supxlabel("distance from the parent (●) towards the first child (▲)", fontsize="medium")
     axes[0, 0].set_ylabel("distance across, towards the second")
@@ -226,7 +155,7 @@ def manifold_rays(dataset: xr.Dataset) -> Figure:
                         fontsize="medium")  # fmt: skip
         below.set_xlim(left=0)
     axes[0, 0].set_ylabel("loss (nats), dashed: level")
-    _operator_rows(axes[1, 0], names)
+    operator_rows(axes[1, 0], names)
     figure.supxlabel(
         "distance from the parent (parameter space); black: mean ± standard error over seeds", fontsize="medium"
     )

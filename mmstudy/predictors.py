@@ -8,6 +8,8 @@ from torch import Tensor
 
 from mmstudy.ensemble import Ensemble, gradients
 
+SAME_SIZE = 0.02  # networks whose parameter counts differ by less are of one size
+
 # +1: a larger value is expected to go with a larger gain; −1: a smaller one
 DIRECTION = {
     "parameters": 1,

@@ -1,11 +1,12 @@
 """Results as labelled data that explain themselves: units, names, provenance; files written whole or not at all."""
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -61,20 +62,30 @@ def check(dataset: xr.Dataset, requires: Iterable[str] = ()) -> None:
         raise ValueError("not a result of this study: " + "; ".join(wrong))
 
 
-def write(dataset: xr.Dataset, path: str | Path) -> Path:
-    """Write netCDF atomically: a reader sees the old file or the new one, never a half.
+@contextlib.contextmanager
+def atomically(path: str | Path) -> Iterator[Path]:
+    """A path beside `path` to write to: the file moves into place when the block has ended well, and is gone if not.
 
-    How a dataset was stored before (its encoding: string lengths, for one) has no say in how it is stored now.
+    A reader sees the old file or the new one, never a half.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        dataset.drop_encoding().to_netcdf(beside, engine="h5netcdf")
+        yield beside
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-    return path
+
+
+def write(dataset: xr.Dataset, path: str | Path) -> Path:
+    """Write netCDF atomically.
+
+    How a dataset was stored before (its encoding: string lengths, for one) has no say in how it is stored now.
+    """
+    with atomically(path) as beside:
+        dataset.drop_encoding().to_netcdf(beside, engine="h5netcdf")
+    return Path(path)
 
 
 def save(dataset: xr.Dataset, path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""The experiment: candidate pools and the sweep over them, in pieces that are finished once, spread over processes."""
+"""The experiment: the sweep over candidate pools, in pieces that are finished once, spread over processes."""
 
 import contextlib
 import hashlib
@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -18,88 +18,88 @@ import xarray as xr
 from tqdm import tqdm
 
 from mmstudy import records
-from mmstudy.expand import DEEPER, WIDER, Candidate
+from mmstudy.expand import WIDER, Candidate
 from mmstudy.tasks import Data, Task, load
 from mmstudy.trials import CHECKPOINTS, Budget, measure, train_base
 
 ALIGNED = {"data_vars": "minimal", "coords": "minimal", "compat": "equals", "join": "exact"}
 
 
-def candidate_pool(
-    depth: int, factors: Sequence[float | int] = (1.5, 2, 4, 8), extra_layers: Sequence[int] = (1, 2)
-) -> list[Candidate]:
-    """Operators × locations × amounts for a network with `depth` hidden layers.
-
-    Locations are every hidden layer and, for wider operators, all of them together. Different operators at one
-    location and amount have exactly the same architecture, hence the same number of parameters.
-    """
-    each = [(f"hidden.{i}",) for i in range(depth)]
-    together = [tuple(f"hidden.{i}" for i in range(depth))] if depth > 1 else []
-    wider = [Candidate(o, where, f) for f in factors for where in each + together for o in WIDER]
-    deeper = [Candidate(o, where, n) for n in extra_layers for where in each for o in DEEPER]
-    if not wider + deeper:
-        raise ValueError(f"an empty pool: depth={depth}, factors={factors}, extra_layers={extra_layers}")
-    return wider + deeper
-
-
 def sweep(
-    tasks: Sequence[Task],
-    pool: Sequence[Candidate],
+    pools: Mapping[Task, Mapping[str, Candidate]],
     budget: Budget,
     cache: str | Path,
     workers: int = 0,
     device: str = "cpu",
     executor: Executor | None = None,
 ) -> xr.Dataset:
-    """Measure every candidate of the pool on every task; the result does not depend on the number of workers.
+    """Measure every candidate of every task's pool; the result does not depend on the number of workers.
 
     Every finished piece (a task's base; the candidates of one architecture) is kept under `cache`, named by a hash
     of all that it depends on, so that a sweep that was killed goes on where it stopped.
 
     Args:
+        pools: for each task its candidates by label; all tasks have the same labels, operator by operator.
         workers: processes of one thread each; 0 means one per core.
         executor: anything with the interface of `concurrent.futures`, such as Dask's `Client.get_executor()`;
             by default a pool of `workers` processes.
+
+    Raises:
+        ValueError: there is nothing to measure, or the pools differ in their labels or operators.
     """
-    if not tasks or not pool:
-        raise ValueError(f"nothing to measure: {len(tasks)} tasks, {len(pool)} candidates")
+    operators = _operators(pools)
     started = time.perf_counter()
     own = executor is None
     executor = executor or _processes(workers)
     try:
-        data = {task: load(task, device) for task in tasks}
-        base_jobs = {task: ("base", task, (), budget) for task in tasks}
+        data = {task: load(task, device) for task in pools}
+        base_jobs = {task: ("base", task, (), budget) for task in pools}
         bases = _finish(executor, base_jobs, cache, lambda task: (data[task], None), "bases")
-        jobs = {(task, group): ("measure", task, group, budget) for task in tasks for group in _architectures(pool)}
+        groups = {task: _architectures(pool) for task, pool in pools.items()}
+        jobs = {(task, group): ("measure", task, group, budget) for task in pools for group in groups[task]}
         pieces = _finish(executor, jobs, cache, lambda key: (data[key[0]], bases[key[0]]), "candidates")
     finally:
         if own:
             executor.shutdown(wait=False, cancel_futures=True)
     whole = []
-    for task in tasks:
-        measured = xr.concat([pieces[task, group] for group in _architectures(pool)], "candidate", **ALIGNED)
-        measured = measured.sel(candidate=[str(c) for c in pool])
+    for task in pools:
+        measured = xr.concat([pieces[task, group] for group in groups[task]], "candidate", **ALIGNED)
+        measured = measured.sel(candidate=list(operators))
         whole.append(xr.merge([measured, bases[task].drop_vars("base")]).expand_dims(task=[str(task)]))
     dataset = xr.concat(whole, "task", **ALIGNED)
-    dataset = dataset.assign_coords(
-        operator=("candidate", [c.operator for c in pool]),
+    descriptions = [[json.dumps(pool[label].as_dict()) for label in operators] for pool in pools.values()]
+    dataset = dataset.assign(description=(("task", "candidate"), descriptions)).assign_coords(
+        operator=("candidate", list(operators.values())),
         checkpoint=list(CHECKPOINTS),
         seed=range(budget.seeds),
-        label_noise=("task", [t.label_noise for t in tasks]),
-        dataset=("task", [t.dataset for t in tasks]),
+        label_noise=("task", [t.label_noise for t in pools]),
+        dataset=("task", [t.dataset for t in pools]),
     )
     dataset = records.describe(dataset, WORDS)
-    dataset.attrs = records.provenance({"tasks": [asdict(t) for t in tasks], "budget": asdict(budget)}, device)
+    dataset.attrs = records.provenance({"tasks": [asdict(t) for t in pools], "budget": asdict(budget)}, device)
     dataset.attrs |= {"full_cost": budget.full_cost, "wall_time_s": round(time.perf_counter() - started, 1)}
     return dataset
 
 
-def _architectures(pool: Sequence[Candidate]) -> list[tuple[Candidate, ...]]:
-    """The pool in groups of one architecture: same location and amount, all wider or all deeper."""
-    groups: dict[tuple, list[Candidate]] = {}
-    for candidate in pool:
+def _operators(pools: Mapping[Task, Mapping[str, Candidate]]) -> dict[str, str]:
+    """The label of every candidate → its operator, the same for all tasks."""
+    by_task = {task: {label: c.operator for label, c in pool.items()} for task, pool in pools.items()}
+    if not any(by_task.values()):
+        raise ValueError(f"nothing to measure: {len(pools)} tasks, no candidates")
+    first = next(iter(by_task.values()))
+    for task, operators in by_task.items():
+        if different := operators.items() ^ first.items():
+            labels = ", ".join(sorted({label for label, _ in different}))
+            raise ValueError(f"the pool of {task} differs from that of {next(iter(by_task))}: {labels}")
+    return first
+
+
+def _architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candidate], ...]]:
+    """The pool in groups of one architecture: same locations and sizes, all wider or all deeper."""
+    groups: dict[tuple, list[tuple[str, Candidate]]] = {}
+    for label, candidate in pool.items():
         kind = candidate.operator in WIDER
-        groups.setdefault((kind, candidate.locations, candidate.amount), []).append(candidate)
+        groups.setdefault((kind, candidate.locations, candidate.sizes), []).append((label, candidate))
     return [tuple(group) for group in groups.values()]
 
 
@@ -139,7 +139,7 @@ def _terminal() -> contextlib.AbstractContextManager:
 def _work(job: tuple) -> float | int:
     """A rough order of cost, so that the longest job does not come last."""
     _, task, candidates, _ = job
-    return sum(c.amount * len(c.locations) for c in candidates) * sum(task.widths)
+    return sum(sum(c.sizes) if c.operator in WIDER else sum(task.widths) for _, c in candidates)
 
 
 def _fingerprint(job: tuple) -> str:
@@ -151,16 +151,26 @@ def _fingerprint(job: tuple) -> str:
 
 
 MODULES = (
+    "axes",
     "connectivity",
+    "copies",
     "couplings",
+    "deeper",
     "ensemble",
     "expand",
+    "fresh",
+    "growth",
+    "layers",
     "manifold",
     "networks",
+    "notes",
     "predictors",
     "seeds",
+    "surgery",
     "tasks",
+    "tracing",
     "trials",
+    "views",
 )
 
 
@@ -193,8 +203,10 @@ WORDS = {
     "base_ece": ("1", "expected calibration error of the base network"),
     "base_loss": ("nat", "loss of the base network on the probe examples"),
     "level": ("nat", "loss up to which rays go, shared by all candidates of a task"),
+    "description": ("1", "the candidate in this task, as JSON"),
     "parameters": ("1", "parameters of the candidate"),
     "flops": ("flop", "floating-point operations of one forward pass on one example"),
+    "expansion_cost": ("example-evaluations", "cost of the expansion itself, where it learns from data"),
     "loss": ("nat", "loss right after expansion"),
     "gradient_norm": ("nat", "norm of the loss gradient right after expansion"),
     "early_loss": ("nat", "mean minibatch loss over the last steps of a constant-step run"),

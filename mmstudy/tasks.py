@@ -92,6 +92,16 @@ def _digits() -> tuple[Tensor, Tensor, int, int]:
     return torch.tensor(scans.data), torch.tensor(scans.target), DIGITS_TEST, DIGITS_VALIDATION
 
 
+def pixel_tokens(count: int, seed: int = 0) -> Split:
+    """Digits as sentences for a language model: 63 pixels (0 to 16), row by row, and for each the one that follows.
+
+    Inputs and targets are (count, 63) int64.
+    """
+    scans = _digits()[0].long()
+    some = scans[torch.randperm(len(scans), generator=generator("sentences", seed))[:count]]
+    return Split(some[:, :-1], some[:, 1:])
+
+
 @cache
 def _mnist1d() -> tuple[Tensor, Tensor, int, int]:
     """MNIST-1D by its authors' generator (Greydanus & Kobak 2020, arXiv 2011.14439), 40 numbers an example."""

@@ -14,6 +14,7 @@ from mmstudy.connectivity import point_loss
 from mmstudy.expand import Candidate
 from mmstudy.seeds import generator
 from mmstudy.tasks import Data, Task
+from mmstudy.tracing import trace
 
 CHECKPOINTS = ("last", "best validation")
 SCORES = ("accuracy", "nll", "ece")
@@ -137,16 +138,18 @@ def train_in_full(task: Task, data: Data, start: en.Ensemble, budget: Budget) ->
     }
 
 
-def measure(task: Task, data: Data, base: xr.Dataset, candidates: Sequence[Candidate], budget: Budget) -> xr.Dataset:
-    """Probe and train candidates that share one architecture, all of them as one batch.
+def measure(
+    task: Task, data: Data, base: xr.Dataset, candidates: Sequence[tuple[str, Candidate]], budget: Budget
+) -> xr.Dataset:
+    """Probe and train (labelled) candidates that share one architecture, all of them as one batch.
 
     Returns a Dataset over (candidate, seed, checkpoint, rate, early, probe); see `WORDS` for the variables.
     """
     network = new_base(task, data)
     parameters = torch.as_tensor(base["base"].values, device=data.training.inputs.device)
     nn.utils.vector_to_parameters(parameters, network.parameters())
-    example = data.training.inputs[:1]
-    expanded = en.stack([c.expand(network, example) for c in candidates])
+    example, walked = data.training.inputs[:1], trace(network, data.training.inputs)
+    expanded = en.stack([c.grow(network, *data.training, walked=walked).network for _, c in candidates])
     split = _probe_split(task, data, budget)
     seeds = torch.arange(len(candidates)).repeat_interleave(budget.seeds)
     scores = train_in_full(task, data, expanded[seeds], budget)
@@ -156,6 +159,7 @@ def measure(task: Task, data: Data, base: xr.Dataset, candidates: Sequence[Candi
         "flops": torch.full((len(candidates),), networks.count_flops(expanded.network, example)),
         "loss": en.losses(expanded, *split),
         "gradient_norm": predictors.gradient_norm(expanded, *split),
+        "expansion_cost": torch.tensor([c.cost(len(data.training.inputs)) for _, c in candidates]),
     }
     return xr.merge(
         [
@@ -163,7 +167,7 @@ def measure(task: Task, data: Data, base: xr.Dataset, candidates: Sequence[Candi
             xr.Dataset({name: ("candidate", value.cpu()) for name, value in static.items()}),
             probe(task, data, expanded, float(base["base_loss"]) + budget.margin, budget),
         ]
-    ).assign_coords(candidate=[str(c) for c in candidates])
+    ).assign_coords(candidate=[label for label, _ in candidates])
 
 
 def probe(task: Task, data: Data, expanded: en.Ensemble, level: float, budget: Budget) -> xr.Dataset:

@@ -1,199 +1,217 @@
 import copy
+import json
 import pickle
-from itertools import pairwise
+import subprocess
+import sys
 
 import pytest
 import torch
-from cases import CANDIDATES, CLASSES, INPUTS, WIDTHS, batch, mlp
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from cases import batch, change, mlp, of_family
 from torch import nn
 
 from mmstudy import expand
-from mmstudy.expand import DEEPER, PRESERVING, WIDER, Candidate
-from mmstudy.networks import MLP, count_flops, count_parameters
+from mmstudy.couplings import couplings
+from mmstudy.expand import OPERATORS, WIDER, Candidate
+from mmstudy.networks import evaluating
 from mmstudy.seeds import generator
+from mmstudy.surgery import units_first
 
-EXACT = [name for name, how in PRESERVING.items() if how == "exactly"]
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
-
-
-def change(new: nn.Module, old: nn.Module, inputs: torch.Tensor) -> float:
-    with torch.no_grad():
-        before, after = old(inputs), new(inputs)
-    return float((after - before).abs().max() / before.abs().max())
+CHAIN = Candidate(
+    "lemon", ("embedding", "blocks.0.up"), (18, 60), 4,
+    then=Candidate("interleave", ("blocks.0", "blocks.1"), (1, 2), then=Candidate("net2net", ("blocks.2.up",), (50,))),
+)  # fmt: skip
+CANDIDATES = [
+    Candidate("net2net", ("hidden.0",), (9,), seed=3), Candidate("random", ("hidden.0", "hidden.1"), (12, 5)),
+    Candidate("deeper_identity", ("hidden.1",), (2,)), CHAIN,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("candidate", CANDIDATES, ids=str)
-def test_parameters_number_as_predicted_and_the_old_network_is_untouched(candidate):
-    old = mlp()
-    before = copy.deepcopy(old.state_dict())
-    new = candidate.expand(old, batch()[0])
-    widths = [6, 4]
-    for location in sorted(candidate.locations, reverse=True):
-        index = int(location[-1])
-        if candidate.operator in WIDER:
-            widths[index] = round(widths[index] * candidate.amount)
-        else:
-            widths[index:index] = [widths[index]] * round(candidate.amount)
-    sizes = [INPUTS, *widths, CLASSES]
-    assert count_parameters(new) == sum(a * b + b for a, b in pairwise(sizes))
-    assert count_flops(new, batch(1)[0]) == sum(2 * a * b for a, b in pairwise(sizes))
-    assert all(torch.equal(before[name], tensor) for name, tensor in old.state_dict().items())
-    assert new(batch()[0]).shape == (32, CLASSES)
-
-
-@settings(max_examples=40)  # each is traced anew
-@given(
-    operator=st.sampled_from(EXACT), widths=st.sampled_from(list(WIDTHS.values())),
-    layers=st.sets(st.integers(0, 2), min_size=1), amount=st.integers(2, 5), seed=st.integers(0, 99),
-    dtype=st.sampled_from(list(TOLERANCE)), training=st.booleans(),
-)  # fmt: skip
-def test_preserving_operators_preserve_the_function(operator, widths, layers, amount, seed, dtype, training):
-    old = mlp(widths, seed, dtype).train(training)
-    inputs, _ = batch(dtype=dtype)
-    locations = tuple(f"hidden.{i}" for i in {layer % len(widths) for layer in layers})
-    new = Candidate(operator, locations, amount, seed).expand(old, inputs)
-    assert count_parameters(new) > count_parameters(old)
-    assert {p.dtype for p in new.parameters()} == {dtype}
-    assert new.training is training
-    assert change(new, old, inputs) <= TOLERANCE[dtype]
-
-
-@given(seed=st.integers(0, 99), extra=st.integers(1, 9), dtype=st.sampled_from(list(TOLERANCE)))
-def test_net2net_is_exact_without_noise_and_near_with_it(seed, extra, dtype):
-    old = mlp(seed=seed, dtype=dtype)
-    tensors = [old.hidden[0].weight.detach(), old.hidden[0].bias.detach()], [old.hidden[1].weight.detach().T]
-    for noise, tolerance in ((0.0, TOLERANCE[dtype]), (expand.NOISE, 0.2)):
-        (weight, bias), (following,) = expand.net2net(*tensors, extra, generator(seed), noise)
-        new = copy.deepcopy(old)
-        new.hidden[0].weight, new.hidden[0].bias = nn.Parameter(weight), nn.Parameter(bias)
-        new.hidden[1].weight = nn.Parameter(following.T.contiguous())
-        assert change(new, old, batch(dtype=dtype)[0]) <= tolerance
-
-
-@pytest.mark.parametrize("operator", ["random", "deeper_random"])
-def test_random_operators_change_the_function(operator):
-    old = mlp()
-    assert change(Candidate(operator, ("hidden.0",), 2).expand(old, batch()[0]), old, batch()[0]) > 0.01
-
-
-@pytest.mark.parametrize("operator", list(WIDER))
-def test_new_units_part_after_a_step_of_gradient_descent(operator):
-    inputs, targets = batch()
-    new = Candidate(operator, ("hidden.0",), 3).expand(mlp(), inputs)
-    for _ in range(2):  # zero outgoing weights learn first, then the units behind them
-        loss = nn.functional.cross_entropy(new(inputs), targets)
-        for parameter, slope in zip(new.parameters(), torch.autograd.grad(loss, list(new.parameters())), strict=True):
-            parameter.data -= 0.1 * slope
-    rows = new.hidden[0].weight.detach()
-    apart = torch.cdist(rows, rows) + torch.eye(len(rows))
-    assert apart.min() > 1e-4
-
-
-def test_a_candidate_names_its_network():
-    first, again = (CANDIDATES[0].expand(mlp(), batch()[0]) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-    other = Candidate("net2net", ("hidden.0",), 1.5, seed=4).expand(mlp(), batch()[0])
-    assert not torch.equal(first.hidden[0].weight, other.hidden[0].weight)
-    assert str(CANDIDATES[0]) == "net2net hidden.0 ×1.5"
-    assert len(set(map(str, CANDIDATES))) == len(CANDIDATES) == len(set(CANDIDATES))
-
-
-def test_bad_input_is_refused_by_value():
-    inputs = batch()[0]
-    with pytest.raises(ValueError, match=r"'shrink'.*net2net"):
-        Candidate("shrink", ("hidden.0",), 2)
-    with pytest.raises(ValueError, match="at least one location"):
-        Candidate("net2net", (), 2)
-    with pytest.raises(ValueError, match=r"hidden\.7.*can grow at: hidden\.0, hidden\.1"):
-        Candidate("random", ("hidden.7",), 2).expand(mlp(), inputs)
-    with pytest.raises(ValueError, match="6 units; widening to 3"):
-        Candidate("random", ("hidden.0",), 0.5).expand(mlp(), inputs)
-    with pytest.raises(ValueError, match="head"):
-        expand.widen(mlp(), "head", 9, "random", generator(0), inputs)
-    with pytest.raises(ValueError, match=r"'net2net'.*deeper_identity"):
-        expand.deepen(mlp(), "hidden.0", "net2net", generator(0), inputs)
-    with pytest.raises(ValueError, match="deeper_random"):
-        expand.widen(mlp(), "hidden.0", 9, "deeper_random", generator(0), inputs)
-    with pytest.raises(ValueError, match=r"widths=\(3, 0\)"):
-        MLP(2, (3, 0), 2)
-    assert set(DEEPER) & set(WIDER) == set()
-
-
-@given(seed=st.integers(0, 99), extra=st.integers(1, 20))
-def test_net2net_splits_outgoing_weights_evenly_among_the_copies(seed, extra):
-    """Held against the definition, unit by unit."""
-    weight, bias = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
-    following = torch.randn(5, 2, dtype=torch.float64)
-    (wider, biases), (outgoing,) = expand.net2net([weight, bias], [following], extra, generator(seed), noise=0.0)
-    source = [next(u for u in range(5) if torch.equal(row, weight[u])) for row in wider]
-    assert source[:5] == list(range(5))
-    for unit, of in enumerate(source):
-        assert biases[unit] == bias[of]
-        torch.testing.assert_close(outgoing[unit], following[of] / source.count(of), rtol=1e-15, atol=0)
-
-
-def test_the_noise_of_net2net_parts_the_copies_alone_and_has_its_size():
-    weight, following = 7 * torch.randn(50, 40, generator=generator("w")), torch.randn(50, 3, generator=generator("f"))
-    (plain,), _ = expand.net2net([weight], [following], 400, generator("same"), noise=0.0)
-    (noisy,), _ = expand.net2net([weight], [following], 400, generator("same"), noise=0.1)
-    assert torch.equal(noisy[:50], weight)
-    added = noisy[50:] - plain[50:]
-    assert float(added.std() / weight.std()) == pytest.approx(0.1, rel=0.03)  # 16,000 draws: standard error 0.6%
-    assert abs(float(added.mean() / added.std())) * added.numel() ** 0.5 < 4
-
-
-@pytest.mark.parametrize("operator", ["random", "zero_outgoing", "deeper_random"])
-def test_what_is_drawn_has_the_default_scale_of_its_layer(operator):
-    first, second, *_ = Candidate(operator, ("hidden.0",), 2).expand(mlp((60, 50)), batch()[0]).hidden
-    drawn = {
-        "random": [(first.weight[60:], INPUTS), (first.bias[60:], INPUTS), (second.weight[:, 60:], 120)],
-        "zero_outgoing": [(first.weight[60:], INPUTS), (first.bias[60:], INPUTS)],
-        "deeper_random": [(second.weight, 60), (second.bias, 60)],
-    }[operator]
-    for values, fan_in in drawn:
-        assert 0.9 < values.abs().max() * fan_in**0.5 <= 1 + 1e-6
-    if operator == "zero_outgoing":
-        assert (second.weight[:, 60:] == 0).all()
-
-
-@pytest.mark.parametrize("candidate", CANDIDATES[:5], ids=str)
-def test_a_candidate_survives_a_journey_to_another_process(candidate):
-    again = pickle.loads(pickle.dumps(candidate))
-    assert again == candidate
-    assert hash(again) == hash(candidate)
+def test_a_candidate_survives_every_journey(candidate):
+    assert Candidate.from_dict(json.loads(json.dumps(candidate.as_dict()))) == candidate
+    assert pickle.loads(pickle.dumps(candidate)) == candidate
     assert eval(repr(candidate)) == candidate  # the text that names its piece in the cache says it all
-    for a, b in zip(*(c.expand(mlp(), batch()[0]).parameters() for c in (candidate, again)), strict=True):
-        assert torch.equal(a, b)
+    assert len({candidate, eval(repr(candidate))}) == 1
 
 
-def test_expansion_does_not_depend_on_the_global_stream():
-    old, inputs = mlp(), batch()[0]
-    for candidate in CANDIDATES[:8]:
-        torch.manual_seed(1)
-        first = candidate.expand(old, inputs)
-        torch.manual_seed(2)
-        second = candidate.expand(old, inputs)
-        assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+def test_a_candidate_prints_what_it_does():
+    assert str(CANDIDATES[1]) == "random hidden.0→12&hidden.1→5"
+    assert str(CHAIN) == (
+        "lemon embedding→18&blocks.0.up→60, interleave blocks.0+1&blocks.1+2, net2net blocks.2.up→50"
+    )  # fmt: skip
 
 
-def test_an_expanded_network_can_be_expanded_again():
-    inputs = batch(dtype=torch.float64)[0]
-    old = mlp(dtype=torch.float64)
-    new = old
-    for candidate in (
-        Candidate("zero_outgoing", ("hidden.1",), 2),
-        Candidate("deeper_identity", ("hidden.0", "hidden.1"), 1),
-        Candidate("zero_outgoing", ("hidden.3",), 1.5),
-    ):
-        new = candidate.expand(new, inputs)
-    assert [layer.out_features for layer in new.hidden] == [6, 6, 8, 12]
-    assert change(new, old, inputs) <= 1e-12
+def test_a_candidate_builds_the_same_network_in_another_process():
+    code = """
+import torch
+from mmstudy.expand import Candidate
+from mmstudy.networks import MLP, initialize
+from mmstudy.seeds import generator
+torch.manual_seed(5)
+network = initialize(MLP(7, (6, 4), 4), generator("case", 0))
+for operator in ("net2net", "lemon", "random", "orthogonal"):
+    new = Candidate(operator, ("hidden.0",), (9,), seed=3).expand(network, torch.zeros(2, 7))
+    print(sum(p.double().abs().sum().item() for p in new.parameters()))
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    for operator, text in zip(("net2net", "lemon", "random", "orthogonal"), told, strict=True):
+        new = Candidate(operator, ("hidden.0",), (9,), seed=3).expand(mlp(), torch.zeros(2, 7))
+        assert float(text) == sum(p.double().abs().sum().item() for p in new.parameters())
 
 
-def test_a_module_list_that_is_no_list_of_layers_cannot_get_deeper():
-    network = nn.Sequential(nn.Linear(INPUTS, 3), nn.ReLU(), nn.Linear(3, 2))
-    with pytest.raises(ValueError, match=r"^0 is not a linear layer in a ModuleList"):
-        expand.deepen(network, "0", "deeper_identity", generator(0), batch()[0])
-    assert Candidate("zero_outgoing", ("0",), 2).expand(network, batch()[0])[0].out_features == 6  # but wider
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_another_seed_is_another_network_where_something_is_drawn(operator):
+    family, network, inputs, targets = of_family("MLP" if operator == "deeper_identity" else "ViT")
+    wide = ("blocks.0.up",), (96 if operator == "hypercloning" else 60,)
+    place = wide if operator in WIDER else (("hidden.0",) if operator == "deeper_identity" else ("blocks.0",), (1,))
+    tensors = []
+    for seed, noise in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(noise)  # the global stream plays no part
+        new = Candidate(operator, *place, seed=seed).expand(network, inputs, targets, family.loss_fn)
+        tensors.append(torch.cat([p.detach().flatten() for p in new.parameters()]))
+    first, again, other = tensors
+    assert torch.equal(first, again)
+    same = "deeper_identity", "identity_block", "stack", "interleave", "gradmax", "bert2bert_advanced"
+    assert torch.equal(first, other) == (operator in same)
+
+
+def test_a_chain_is_its_steps_one_after_the_other():
+    _, network, inputs, _ = of_family("ViT")
+    whole, step = CHAIN.expand(network, inputs), CHAIN
+    while step:
+        network = Candidate(step.operator, step.locations, step.sizes, step.seed).expand(network, inputs)
+        step = step.then
+    assert len(whole.blocks) == 5
+    assert whole.state_dict().keys() == network.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("name", ["ResNet, batch norm", "decoder"])
+def test_the_old_network_is_untouched(name, operator):
+    family, network, inputs, targets = of_family(name)
+    network.train()
+    next(network.children()).eval()
+    before, text = copy.deepcopy(network.state_dict()), repr(network)
+    modes = [module.training for module in network.modules()]
+    wide = {"ResNet, batch norm": ("stages.0.0.conv1", 8), "decoder": ("blocks.0.up", 128)}
+    deep = {"ResNet, batch norm": ("stages.0.0", 1), "decoder": ("blocks.0", 1)}
+    place, size = (wide if operator in WIDER else deep)[name]
+    candidate = Candidate(operator, (place,), (size,))
+    if operator == "deeper_identity":
+        with pytest.raises(ValueError, match="residual"):
+            candidate.expand(network, inputs, targets, family.loss_fn)
+    else:
+        new = candidate.expand(network, inputs, targets, family.loss_fn)
+        assert not {p.data_ptr() for p in new.parameters()} & {p.data_ptr() for p in network.parameters()}
+    assert repr(network) == text
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("operator", WIDER)
+@pytest.mark.parametrize("name", ["MLP", "ViT"])
+def test_new_units_part_or_do_not_as_promised(name, operator):
+    """A few steps of gradient descent with weight decay; distances between all units, incoming weights and outgoing."""
+    family, network, inputs, targets = of_family(name, 64)
+    place, size = {"MLP": ("hidden.0", 24), "ViT": ("blocks.0.up", 96)}[name]
+    if operator == "bert2bert_advanced" and name == "MLP":
+        place = "hidden.1"  # the next layer has the same shape
+    new = Candidate(operator, (place,), (size,)).expand(network, inputs, targets, family.loss_fn)
+    old_size = couplings(network, inputs)[place].size
+    optimizer = torch.optim.SGD(new.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
+    for _ in range(5):
+        with evaluating(new):
+            optimizer.zero_grad()
+            family.loss_fn(new(inputs), targets).backward()
+            optimizer.step()
+    tensors = dict(new.named_parameters())
+    group = couplings(new, inputs)[place]
+    incoming = [units_first(tensors[u.tensor].detach(), u, size)[0].flatten(1) for u in group.makers()]
+    apart = torch.cdist(torch.cat(incoming, 1), torch.cat(incoming, 1), compute_mode="donot_use_mm_for_euclid_dist")
+    apart.fill_diagonal_(torch.inf)
+    nearest = float(apart[old_size:].min())
+    if operator == "bert2bert":
+        assert nearest < 1e-12
+    elif operator == "zero_incoming" and name == "MLP":  # behind a ReLU
+        assert nearest == 0
+    else:
+        assert nearest > 1e-6
+        assert OPERATORS[operator].parts or operator == "zero_incoming"
+
+
+def test_units_of_nothing_are_dead_behind_a_relu_and_alive_behind_a_gelu():
+    for name, place, alive in (("MLP", "hidden.1", False), ("ViT", "blocks.0.up", True)):
+        family, network, inputs, targets = of_family(name)
+        size = 2 * couplings(network, inputs)[place].size
+        new = Candidate("zero_incoming", (place,), (size,)).expand(network, inputs)
+        weight = new.get_submodule(place).weight
+        (slope,) = torch.autograd.grad(family.loss_fn(new.eval()(inputs), targets), weight)
+        assert bool((slope[size // 2 :] != 0).any()) is alive
+
+
+def test_costs_are_those_of_what_learns():
+    for operator in OPERATORS:
+        cost = Candidate(operator, ("a", "b"), (2, 2), then=Candidate("ligo", ("c",), (2,))).cost(100)
+        expected = {"firefly": 2 * 3 * 4 * 100, "gradmax": 2 * 2 * 3 * 100, "ligo": 2 * 3 * 50 * 100}
+        assert cost == expected.get(operator, 0) + 3 * 50 * 100
+        assert OPERATORS[operator].learns == (operator in expected)
+    assert Candidate("ligo", ("c",), (2,)).cost(10**6) == 3 * 50 * 128
+
+
+def test_bare_operators_take_a_generator():
+    inputs, network = batch()[0], mlp()
+    wide, again = (expand.widen(network, "hidden.0", 9, "lemon", generator(1), inputs) for _ in range(2))
+    assert wide.hidden[0].out_features == 9
+    assert torch.equal(wide.hidden[0].weight, again.hidden[0].weight)
+    assert change(network, wide, inputs) < 1e-5
+    deep = expand.deepen(network, "hidden.1", 2, "deeper_identity", generator(1), inputs)
+    assert [layer.in_features for layer in deep.hidden] == [7, 6, 4, 4]
+    with pytest.raises(ValueError, match="unknown wider operator 'stack'; known: net2net"):
+        expand.widen(network, "hidden.0", 9, "stack", generator(1), inputs)
+    with pytest.raises(ValueError, match="unknown deeper operator 'lemon'; known: deeper_identity"):
+        expand.deepen(network, "hidden.0", 9, "lemon", generator(1), inputs)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Candidate("shrink", ("hidden.0",), (9,)), "unknown operator 'shrink'; known: net2net, "),
+        (lambda: Candidate("net2net", (), ()), "at least one location"),
+        (lambda: Candidate("net2net", ("hidden.0",), ()), r"a whole number > 0 for each of \('hidden.0',\); got \(\)"),
+        (lambda: Candidate("net2net", ("hidden.0",), (0,)), r"got \(0,\)"),
+        (lambda: Candidate("net2net", ("hidden.0",), (True,)), r"got \(True,\)"),
+        (lambda: Candidate("stack", ("hidden.0", "hidden.1"), (1, 2)), r"equally often; got \(1, 2\)"),
+        (lambda: Candidate.from_dict({"operator": "net2net"}), "no description of a candidate: .*net2net"),
+        (lambda: Candidate.from_dict(CANDIDATES[0].as_dict() | {"amount": 2}), "no description of a candidate"),
+        (lambda: Candidate("random", ("hidden.7",), (9,)).expand(mlp(), batch()[0]),
+         r"unknown location 'hidden\.7'; this network can grow at: hidden\.0, hidden\.1"),
+        (lambda: Candidate("random", ("hidden.0",), (3,)).expand(mlp(), batch()[0]), "6 units; widening to 3"),
+        (lambda: Candidate("random", ("hidden.0",), (6,)).expand(mlp(), batch()[0]), "6 units; widening to 6"),
+        (lambda: Candidate("random", ("head",), (9,)).expand(mlp(), batch()[0]), "unknown location 'head'"),
+        (lambda: Candidate("random", ("hidden.0",), (9,)).expand(mlp(), batch()[0].to("meta")),
+         "network is on cpu and its inputs on meta"),
+        (lambda: Candidate("hypercloning", ("hidden.0",), (9,)).expand(mlp(), batch()[0]), "9 is no multiple of 6"),
+        *((lambda o=o: Candidate(o, ("hidden.0",), (9,)).expand(mlp(), batch()[0]), "give it inputs and targets")
+          for o in OPERATORS if OPERATORS[o].learns),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_by_value(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_an_operator_that_would_break_its_promise_is_refused():
+    class Shifted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(7, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.down(self.up(x).sigmoid())
+
+    network, inputs = Shifted().double(), batch(dtype=torch.float64)[0]
+    with pytest.raises(ValueError, match=r"zero_incoming up→9 is not exact here: the outputs change by"):
+        Candidate("zero_incoming", ("up",), (9,)).expand(network, inputs)
+    assert change(network, Candidate("lemon", ("up",), (9,)).expand(network, inputs), inputs) < 1e-12

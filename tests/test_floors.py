@@ -9,11 +9,12 @@ import pytest
 import mmstudy
 
 FLOORS = {
-    0: {"couplings", "landscapes", "networks", "records", "seeds", "tasks"},
-    1: {"ensemble", "expand"},
-    2: {"connectivity", "evaluation", "manifold", "predictors"},
+    0: {"axes", "couplings", "layers", "notes", "tracing", "views", "landscapes", "networks", "records", "seeds"}
+    | {"tasks"},
+    1: {"checkpoints", "copies", "deeper", "ensemble", "expand", "fresh", "growth", "optimizers", "surgery"},
+    2: {"connectivity", "contracts", "evaluation", "manifold", "pools", "predictors"},
     3: {"study", "trials"},
-    4: {"figures", "illustrations"},
+    4: {"figures", "illustrations", "tour"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
 FILES = {path.stem: path for path in Path(mmstudy.__file__).parent.glob("*.py") if path.stem != "__init__"}

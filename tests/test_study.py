@@ -1,4 +1,5 @@
 import ast
+import json
 import os
 import signal
 import subprocess
@@ -14,21 +15,31 @@ import pytest
 import torch
 import xarray as xr
 
-from mmstudy import evaluation, records, study, trials
+from mmstudy import evaluation, pools, records, study, trials
 from mmstudy.expand import Candidate
 from mmstudy.tasks import Task, load
 from mmstudy.trials import Budget
 
 TASKS = [Task("digits", (4, 4), 200), Task("digits", (5, 3), 200, 0.2)]
 BUDGET = Budget(steps=30, batch=32, seeds=2, validations=3, probes=(4, 8), early_steps=10, random_rays=2)
-POOL = study.candidate_pool(2, factors=(2,), extra_layers=(1,))
 
 
-def sweep(cache, tasks=TASKS, pool=POOL, budget=BUDGET, **options) -> xr.Dataset:
+def pool_of(task) -> dict[str, Candidate]:
+    data = load(task)
+    return pools.candidate_pool(trials.new_base(task, data), data.training.inputs, (2,), (1,), (4,))
+
+
+POOLS = {task: pool_of(task) for task in TASKS}
+LABELS = list(POOLS[TASKS[0]])
+POOL = list(POOLS[TASKS[0]].items())  # (label, candidate) of the first task
+
+
+def sweep(cache, tasks=TASKS, labels=LABELS, budget=BUDGET, **options) -> xr.Dataset:
+    some = {task: {label: POOLS[task][label] for label in labels} for task in tasks}
     if "workers" in options:
-        return study.sweep(tasks, pool, budget, cache, **options)
+        return study.sweep(some, budget, cache, **options)
     with ThreadPoolExecutor(1) as executor:
-        return study.sweep(tasks, pool, budget, cache, executor=executor)
+        return study.sweep(some, budget, cache, executor=executor)
 
 
 def timeless(experiment: xr.Dataset) -> xr.Dataset:
@@ -51,7 +62,7 @@ def experiment(cache):
 
 def test_the_experiment_is_a_result_of_the_study(experiment, tmp_path):
     assert dict(experiment.sizes) == {
-        "task": 2, "candidate": len(POOL), "seed": 2, "checkpoint": 2, "rate": 2, "probe": 2, "early": 2
+        "task": 2, "candidate": len(LABELS), "seed": 2, "checkpoint": 2, "rate": 2, "probe": 2, "early": 2
     }  # fmt: skip
     assert records.load(records.save(experiment, tmp_path / "e.nc")).equals(experiment)
     assert experiment["accuracy"].notnull().all()
@@ -65,14 +76,14 @@ def test_the_experiment_is_a_result_of_the_study(experiment, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_result_does_not_depend_on_the_workers(experiment, tmp_path, workers):
-    some = POOL[:3] + POOL[-2:]  # two architectures
-    found, expected = sweep(tmp_path, pool=some, workers=workers), experiment.sel(candidate=[str(c) for c in some])
+    some = LABELS[:3] + LABELS[-2:]  # two architectures
+    found, expected = sweep(tmp_path, labels=some, workers=workers), experiment.sel(candidate=some)
     xr.testing.assert_identical(timeless(found), timeless(expected))
 
 
 def test_what_is_finished_is_not_done_again_and_what_is_lost_comes_back_the_same(experiment, cache, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    assert len(before) == 2 * (1 + 5)  # a base and five architectures for each task
+    assert len(before) == 2 * (1 + 6)  # a base and six architectures for each task
     lost = sorted(before)[3]
     lost.unlink()
     resumed = sweep(cache)
@@ -91,9 +102,9 @@ def test_a_damaged_piece_is_named(experiment, cache, tmp_path):
 
 
 def test_candidates_measured_together_are_those_measured_alone(experiment, tmp_path):
-    some = [POOL[1]]
+    some = LABELS[1:2]
     alone = sweep(tmp_path, TASKS[:1], some)
-    together = experiment.sel(task=[str(TASKS[0])], candidate=[str(c) for c in some])
+    together = experiment.sel(task=[str(TASKS[0])], candidate=some)
     for name in ("accuracy", "nll", "early_loss", "extent_children", "reach", "loss"):
         np.testing.assert_allclose(alone[name], together[name], rtol=0.02, atol=1e-6)  # float32, 30 steps apart
 
@@ -124,7 +135,7 @@ def test_rays_along_the_children_hold_what_they_say():
     data = load(TASKS[0])
     base = trials.train_base(TASKS[0], data, BUDGET)
     level = float(base["base_loss"]) + 1.0
-    network = POOL[0].expand(trials.new_base(TASKS[0], data), data.training.inputs[:1])
+    network = POOL[0][1].expand(trials.new_base(TASKS[0], data), data.training.inputs[:1])
     expanded = trials.en.stack([network])
     probed = trials.probe(TASKS[0], data, expanded, level, BUDGET).isel(candidate=0, rate=0).sel(probe=8)
     order = trials._order(TASKS[0], data, BUDGET, [f"child {i}" for i in range(4)], 2)
@@ -161,24 +172,21 @@ def test_bad_budgets_and_empty_pools_are_refused_by_value():
     with pytest.raises(ValueError, match="early_steps = 7 is no multiple"):
         Budget(early_steps=7)
     with pytest.raises(ValueError, match="empty pool"):
-        study.candidate_pool(2, (), ())
-    with pytest.raises(ValueError, match="0 tasks, 1 candidates"):
-        study.sweep([], [Candidate("random", ("hidden.0",), 2)], BUDGET, "nowhere")
-
-
-def test_the_pool_of_the_design():
-    pool = study.candidate_pool(2)
-    assert len(pool) >= 40
-    assert len(set(map(str, pool))) == len(pool)
+        pools.candidate_pool(trials.new_base(TASKS[0], load(TASKS[0])), load(TASKS[0]).training.inputs, (), (), ())
+    with pytest.raises(ValueError, match="0 tasks, no candidates"):
+        study.sweep({}, BUDGET, "nowhere")
+    with pytest.raises(ValueError, match=r"20% flipped.* differs from that of .*: net2net hidden\.0 ×2"):
+        study.sweep({TASKS[0]: dict(POOL), TASKS[1]: dict(POOL[1:])}, BUDGET, "nowhere")
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     code = f"""
-from mmstudy import study
-from mmstudy.tasks import Task
+from mmstudy import pools, study, trials
+from mmstudy.tasks import Task, load
 if __name__ == "__main__":
     tasks = [Task("digits", (4, 4), 200, seed=seed) for seed in range(2)]
-    study.sweep(tasks, study.candidate_pool(2), study.Budget(steps=10**5), {str(tmp_path)!r}, 2)
+    pool = pools.candidate_pool(trials.new_base(tasks[0], load(tasks[0])), load(tasks[0]).training.inputs)
+    study.sweep(dict.fromkeys(tasks, pool), trials.Budget(steps=10**5), {str(tmp_path)!r}, 2)
 """
     script = tmp_path / "endless.py"
     script.write_text(code)
@@ -214,7 +222,8 @@ def test_costs_are_those_of_what_is_evaluated(monkeypatch):
     monkeypatch.setattr(trials, "point_loss", counting_loss)
     monkeypatch.setattr(trials.manifold, "children", counting_children)
     data, budget = load(TASKS[0]), replace(BUDGET, probes=(8,))
-    expanded = trials.en.stack([c.expand(trials.new_base(TASKS[0], data), data.training.inputs[:1]) for c in POOL[:3]])
+    network = trials.new_base(TASKS[0], data)
+    expanded = trials.en.stack([c.expand(network, data.training.inputs[:1]) for _, c in POOL[:3]])
     probed = trials.probe(TASKS[0], data, expanded, 2.0, budget).squeeze("probe")
     parents = 3 * len(budget.rates)
     training = int(probed["children_cost"])
@@ -224,12 +233,12 @@ def test_costs_are_those_of_what_is_evaluated(monkeypatch):
 
 
 def test_scores_and_early_losses_are_those_of_a_plain_loop(experiment):
-    task, candidate, seed = TASKS[0], POOL[4], 1
+    task, (label, candidate), seed = TASKS[0], POOL[4], 1
     data = load(task)
     base = trials.train_base(task, data, BUDGET)
     network = trials.new_base(task, data)
     torch.nn.utils.vector_to_parameters(torch.tensor(base["base"].values), network.parameters())
-    measured = experiment.sel(task=str(task), candidate=str(candidate))
+    measured = experiment.sel(task=str(task), candidate=label)
     split = trials._probe_split(task, data, BUDGET)
     loss = torch.nn.functional.cross_entropy(network(split[0]), split[1]).item()
     assert float(measured["base_loss"]) == pytest.approx(loss, rel=1e-5)
@@ -301,7 +310,7 @@ def test_a_piece_has_another_name_when_anything_it_depends_on_changes(tmp_path, 
         (job[0], replace(TASKS[0], seed=1), *job[2:]),
         (job[0], replace(TASKS[0], label_noise=0.1), *job[2:]),
         (*job[:2], tuple(POOL[:2]), BUDGET),
-        (*job[:2], (replace(POOL[0], seed=1), *POOL[1:3]), BUDGET),
+        (*job[:2], ((POOL[0][0], replace(POOL[0][1], seed=1)), *POOL[1:3]), BUDGET),
         (*job[:3], replace(BUDGET, margin=0.2)),
     ]
     names = [study._fingerprint(j) for j in (job, *others)]
@@ -318,32 +327,33 @@ def test_a_piece_has_another_name_when_anything_it_depends_on_changes(tmp_path, 
 
 
 def test_a_candidate_that_fails_is_told_and_what_was_finished_is_kept(tmp_path):
-    pool = [POOL[0], Candidate("random", ("hidden.9",), 2)]
-    with pytest.raises(ValueError, match=r"unknown location 'hidden\.9'"):
-        sweep(tmp_path, TASKS[:1], pool)
+    pool = dict(POOL[:1]) | {"astray": Candidate("random", ("hidden.9",), (2,))}
+    with pytest.raises(ValueError, match=r"unknown location 'hidden\.9'"), ThreadPoolExecutor(1) as executor:
+        study.sweep({TASKS[0]: pool}, BUDGET, tmp_path, executor=executor)
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert any(path.name.startswith("bases-") for path in finished)
-    sweep(tmp_path, TASKS[:1], pool[:1])
+    sweep(tmp_path, TASKS[:1], LABELS[:1])
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items())
 
 
 def test_the_pool_comes_in_the_order_given_and_in_groups_of_one_architecture():
     shuffled = [POOL[i] for i in (5, 0, 11, 3, 1, 12, 9)]
-    groups = study._architectures(shuffled)
-    assert sorted(map(str, shuffled)) == sorted(str(c) for group in groups for c in group)
+    groups = study._architectures(dict(shuffled))
+    assert sorted(label for label, _ in shuffled) == sorted(label for group in groups for label, _ in group)
     network, data = trials.new_base(TASKS[0], load(TASKS[0])), load(TASKS[0])
     for group in groups:
         shapes = {
-            tuple(p.shape for p in c.expand(network, data.training.inputs[:1]).parameters()) for c in group
+            tuple(p.shape for p in c.expand(network, data.training.inputs[:1]).parameters()) for _, c in group
         }  # fmt: skip
         assert len(shapes) == 1
 
 
 def test_the_candidates_stand_in_the_order_of_the_pool(experiment, tmp_path):
-    turned = [POOL[-1], POOL[1], POOL[0]]
-    names = [str(c) for c in turned]
-    found = sweep(tmp_path, TASKS[:1], turned)
+    names = [LABELS[-1], LABELS[1], LABELS[0]]
+    found = sweep(tmp_path, TASKS[:1], names)
     assert found["candidate"].values.tolist() == names
-    assert found["operator"].values.tolist() == [c.operator for c in turned]
+    assert found["operator"].values.tolist() == [dict(POOL)[name].operator for name in names]
+    for label, text in zip(names, found["description"].values[0], strict=True):
+        assert Candidate.from_dict(json.loads(text)) == dict(POOL)[label]
     expected = experiment["parameters"].isel(task=[0]).sel(candidate=names)
     assert (found["parameters"].values == expected.values).all()

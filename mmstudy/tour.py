@@ -1,0 +1,297 @@
+"""The tour of the operators, for the first notebook: what it measures, and its pictures: a Dataset in, a Figure out."""
+
+from collections.abc import Mapping
+from textwrap import fill
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor, nn
+
+from mmstudy import contracts
+from mmstudy.ensemble import Ensemble, constant, losses, train
+from mmstudy.expand import DEEPER, Expansion
+from mmstudy.figures import OPERATOR_COLORS
+from mmstudy.illustrations import operator_rows, plain, plain_log, with_zero
+from mmstudy.networks import MLP
+from mmstudy.tasks import Split
+
+IDEAS = {  # operator → (idea, source); the docstrings say more
+    "net2net": ("copies at random, parted by noise", "Chen et al. 2016, arXiv 1511.05641"),
+    "bert2bert": ("copies at random, left equal", "Chen et al. 2022, arXiv 2110.07143, FPI"),
+    "bert2bert_advanced": ("new units from the next layer", "Chen et al. 2022, arXiv 2110.07143, AKI"),
+    "lemon": ("copies in turn, read in uneven shares", "Wang et al. 2023, arXiv 2310.07999"),
+    "hypercloning": ("whole clones, read with noise that cancels", "Samragh et al. 2024, arXiv 2409.12903"),
+    "firefly": ("units split along a learned direction", "Wu et al. 2020, arXiv 2102.08574"),
+    "zero_outgoing": ("random units that nothing reads yet", "compare Evci et al. 2022, arXiv 2201.05125"),
+    "zero_incoming": ("zero units, read by random weights", "compare Evci et al. 2022, arXiv 2201.05125"),
+    "orthogonal": ("orthogonal to the old units, not read yet", "Maile et al. 2022, arXiv 2202.08539"),
+    "gradmax": ("largest gradient, not read yet", "Evci et al. 2022, arXiv 2201.05125"),
+    "random": ("random units, read by random weights", "the layers' default initialization"),
+    "ligo": ("both matrices learned", "Wang et al. 2023, arXiv 2303.00980"),
+    "deeper_identity": ("a layer that does nothing", "Chen et al. 2016, arXiv 1511.05641"),
+    "deeper_random": ("a layer or block drawn anew", "the layers' default initialization"),
+    "zero_residual": ("a new block that ends in zeros", "Goyal et al. 2017, arXiv 1706.02677"),
+    "identity_block": ("a copied block that ends in zeros", "Wu et al. 2024, arXiv 2401.02415"),
+    "stack": ("all blocks once more, behind the last", "Gong et al. 2019; Du et al. 2024, arXiv 2405.15319"),
+    "interleave": ("each block once more, behind itself", "Chang et al. 2018, arXiv 1710.10348"),
+}
+KINDS = {  # for panels and rows: ways that have an idea in common
+    "copies of old units": ("net2net", "bert2bert", "bert2bert_advanced", "lemon", "hypercloning", "firefly"),
+    "new units, or learned ones": ("zero_outgoing", "zero_incoming", "orthogonal", "gradmax", "random", "ligo"),
+    "new layers or blocks": tuple(DEEPER),
+}
+MARKERS = dict(zip(contracts.FAMILIES, "osD^vP", strict=True))  # family of networks → marker
+WORDS = {
+    **contracts.COLUMNS,
+    "rank_before": ("1", "effective rank of what the layer put out before the expansion"),
+    "incoming": ("1", "weights that make the units of the layer"),
+    "outgoing": ("1", "weights that read the units of the layer"),
+    "inserted_weight": ("1", "weights of the layer that was inserted behind it"),
+    "source": ("1", "which old block each block is or is modelled on"),
+    "state": ("1", "where each block comes from: old, copy or drawn"),
+    "added": ("1", "what each block adds to the stream, over the stream (norms, mean over examples)"),
+    "curve": ("nat", "training loss during the first steps of gradient descent"),
+    "base_curve": ("nat", "the same of the base, trained on"),
+    "closest": ("1", "distance of the closest two units, relative to their mean length"),
+    "adam": ("nat", "training loss during the first steps of Adam, its state carried along or fresh"),
+    "base_adam": ("nat", "the same of the base, with its own state"),
+    **dict.fromkeys(("step", "adam_step"), ("step", "training steps after the expansion")),
+    "seed": ("1", "seed of the expansion and of the minibatches"),
+}
+
+
+def measured(name: str, steps: int, examples: int, seed: int = 0) -> pd.DataFrame:
+    """`contracts.trained_survey` of a family, and beside each rank that of the layer expanded, in the trained base."""
+    rows = contracts.trained_survey(name, steps, examples, seed)
+    family = contracts.FAMILIES[name]
+    data = family.examples(examples, seed)
+    base = contracts.trained(family, family.network(seed), data, steps)  # the same network once more
+    layers = [place.partition("[")[0] for place in rows.place]
+    ranks = {layer: contracts.effective_rank(contracts.activations(base, layer, data.inputs)) for layer in set(layers)}
+    return rows.assign(rank_before=[ranks[layer] for layer in layers])
+
+
+def lineage(base: nn.Module, expansion: Expansion | None, inputs: Tensor) -> xr.Dataset:
+    """Of a transformer's blocks, expanded or not: which old one each is or is modelled on, its state, what it adds."""
+    rows: list[tuple[int, str, float]] = []
+
+    def note(block: nn.Module, before: tuple[Tensor], after: Tensor) -> None:
+        name = f"blocks.{len(rows)}.up.weight"
+        source = expansion.origin[name] if expansion else name
+        copied = torch.equal(block.up.weight, base.get_parameter(source))
+        state = "old" if not expansion or name not in expansion.inserted else "copy" if copied else "drawn"
+        added = (after - before[0]).norm(dim=-1) / before[0].norm(dim=-1)
+        rows.append((int(source.split(".")[1]), state, float(added.mean())))
+
+    network = expansion.network if expansion else base
+    hooks = [block.register_forward_hook(note) for block in network.blocks]
+    with torch.no_grad():
+        network(inputs)
+    for hook in hooks:
+        hook.remove()
+    return pd.DataFrame(rows, columns=["source", "state", "added"]).rename_axis("block").to_xarray()
+
+
+def around(base: MLP, wider: Mapping[str, MLP], layer: int) -> xr.Dataset:
+    """The weights that make and that read the units of a hidden layer, in the base and in wider networks, by name."""
+    parts = []
+    for network in (base, *wider.values()):
+        one, two = (network.hidden[i].weight.detach() for i in (layer, layer + 1))
+        part = xr.Dataset({"incoming": (("unit", "input"), one), "outgoing": (("output", "unit"), two)})
+        parts.append(part.assign_coords(unit=range(len(one))))
+    return xr.concat(parts, pd.Index(["base", *wider], name="network"), join="outer")
+
+
+def closest(networks: Ensemble, layer: str) -> Float[Tensor, " k"]:
+    """The distance of the closest two units of a layer, relative to their mean length, in each network."""
+    weight, bias = (networks.parameters[f"{layer}.{name}"] for name in ("weight", "bias"))
+    rows = torch.cat([weight, bias.unsqueeze(-1)], dim=-1)
+    gaps = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")  # the other way is not exact at zero
+    gaps.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    return gaps.amin((1, 2)) / rows.norm(dim=-1).mean(1)
+
+
+def course(networks: Ensemble, layer: str, data: Split, order: Int[Tensor, "k t b"], step_size: float) -> xr.Dataset:
+    """The training loss and the `closest` units of a layer at first and after some steps of gradient descent."""
+    steps = constant(step_size, order.shape[1])
+    marks = [mark for mark in (1, 2, 5, 10, 20, 50, 100, 200, 500) if mark < len(steps)]
+    states = {0: networks} | {t: now for t, now, _ in train(networks, *data, order, steps, milestones=marks)}
+    curve = torch.stack([losses(now, *data) for now in states.values()], dim=1)
+    gaps = torch.stack([closest(now, layer) for now in states.values()], dim=1)
+    return xr.Dataset({"curve": (("seed", "step"), curve), "closest": (("seed", "step"), gaps)}, {"step": [*states]})
+
+
+def expansion_weights(dataset: xr.Dataset) -> Figure:
+    """The weights around one hidden layer, in the base and after each wider operator: a row is a unit.
+
+    `dataset` has `incoming` over (network, unit, input) and `outgoing` over (network, output, unit), NaN where a
+    network has no such unit.
+    """
+    base, inputs, outputs = dataset.sel(network="base"), dataset.sizes["input"], dataset.sizes["output"]
+    old = int(base["incoming"].notnull().all("input").sum())
+    kinds = [names for names in KINDS.values() if set(names) <= set(dataset["network"].values)]
+    figure, axes = plt.subplots(len(kinds), 7, figsize=(10, 2.7 * len(kinds) + 0.6), layout="constrained")
+    limit = max(float(np.abs(base[name]).max()) for name in ("incoming", "outgoing"))
+    gap = np.full((dataset.sizes["unit"], 1), np.nan)
+    for names, row in zip(kinds, axes, strict=True):
+        for name, axis in zip(("base", *names), row, strict=True):
+            one = dataset.sel(network=name)
+            both = np.hstack([one["incoming"].values, gap, one["outgoing"].values.T])
+            image = axis.imshow(both, cmap="vlag", vmin=-limit, vmax=limit, interpolation="nearest", aspect="auto")
+            idea = fill(IDEAS[name][0], 24) if name in IDEAS else "the trained network"
+            axis.set_title(plain(name), color=OPERATOR_COLORS.get(name, "k"), fontsize=8.5, pad=24)
+            axis.annotate(idea, (0.5, 1.14), xycoords="axes fraction", ha="center", va="top", fontsize=6.5)
+            axis.set_xticks([inputs / 2 - 0.5, inputs + 0.5 + outputs / 2], ["incoming", "outgoing"])
+            axis.set_yticks([])
+            axis.tick_params(length=0, labelsize="small")
+            axis.spines[:].set_visible(False)
+            if name != "base":
+                axis.axhline(old - 0.5, color="k", lw=0.9)
+    label = "weight; a row is a unit, new units are below the line"
+    figure.colorbar(image, ax=axes, location="bottom", shrink=0.4, aspect=40, extend="both", label=label)
+    return figure
+
+
+def expansion_blocks(dataset: xr.Dataset) -> Figure:
+    """The blocks of a residual network after each deeper operator, from the first (below) to the last; layers beside.
+
+    `dataset` has `source`, `state` and `added` over (deepened, block), absent blocks with the state "", and
+    `inserted_weight` over (layer, row, column): the weights of the layer that each operator inserts into a perceptron.
+    """
+    ways, layers = dataset["deepened"].values, dataset["layer"].values
+    figure = plt.figure(figsize=(10, 4.4), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(4.2, 1), wspace=0.04)
+    left.suptitle("the blocks of a transformer", fontsize="medium")
+    right.suptitle("a layer inserted\ninto a perceptron", fontsize="medium")
+    axis = left.subplots()
+    shades = plt.get_cmap("Greys")(np.linspace(0.12, 0.5, int(dataset["source"].max()) + 1))
+    for column, way in enumerate(ways):
+        one = dataset.sel(deepened=way)
+        for row in np.flatnonzero(one["state"] != ""):
+            _tile(axis, column, row, one.isel(block=row), OPERATOR_COLORS.get(way, "k"), shades)
+    axis.set(xlim=(-0.5, len(ways) - 0.5), ylim=(-0.5, dataset.sizes["block"] - 0.5), yticks=[])
+    axis.xaxis.tick_top()
+    axis.set_xticks(range(len(ways)), [plain(way) for way in ways])
+    for tick, way in zip(axis.get_xticklabels(), ways, strict=True):
+        tick.set_color(OPERATOR_COLORS.get(way, "k"))
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set(ylabel="from input to output →", xlabel="+: what the block adds to the stream, relative to the stream")
+    panels = right.subplots(len(layers), 1)
+    limit = float(np.abs(dataset["inserted_weight"]).max())
+    for panel, layer in zip(panels, layers, strict=True):
+        weight = dataset["inserted_weight"].sel(layer=layer)
+        image = panel.imshow(weight, cmap="vlag", vmin=-limit, vmax=limit, interpolation="nearest")
+        panel.set_title(plain(layer), color=OPERATOR_COLORS[layer], fontsize="small", pad=3)
+        panel.set(xticks=[], yticks=[])
+        panel.spines[:].set_visible(False)
+    right.colorbar(image, ax=panels, shrink=0.8, aspect=30, label="weight")
+    return figure
+
+
+def _tile(axis, column: int, row: int, block: xr.Dataset, color, shades: np.ndarray) -> None:
+    state, source, added = str(block["state"].item()), int(block["source"]), float(block["added"])
+    old, drawn = state == "old", state == "drawn"
+    face = "w" if drawn else shades[source]
+    edge = {"ec": "0.4", "lw": 0.6} if old else {"ec": color, "lw": 1.8}
+    axis.add_patch(Rectangle((column - 0.42, row - 0.4), 0.84, 0.8, fc=face, hatch="////" if drawn else None, **edge))
+    word = str(source) if old else "drawn" if drawn else f"copy of {source}"
+    amount = f"{added:.2f}" if added else "0"
+    look = {"ha": "center", "va": "center", "fontsize": 7.5, "bbox": {"fc": face, "ec": "none", "pad": 1}}
+    axis.text(column, row, f"{word}\n+ {amount}", **look)
+
+
+def expansion_contracts(dataset: xr.Dataset) -> Figure:
+    """What every operator did to trained networks of every family, at every place: a row each, a marker per family.
+
+    `dataset` has `change`, `loss_change`, `gradient_new`, `gradient_old`, `rank` and `rank_before` over case, missing
+    where an operator does not apply; coordinates `operator` and `family` along case.
+    """
+    names = [name for kind in KINDS.values() for name in kind]
+    families = [name for name in MARKERS if name in dataset["family"].values]
+    panels = {
+        "largest change of an output\n(share of the largest output)": dataset["change"],
+        "change of the loss\n(nats)": dataset["loss_change"],
+        "gradient norm, new parameters\n(share of all others')": dataset["gradient_new"] / dataset["gradient_old"],
+        "effective rank of the layer\n(share of that before)": dataset["rank"] / dataset["rank_before"],
+    }
+    figure, axes = plt.subplots(1, 4, figsize=(10, 6.6), sharey=True, layout="constrained")
+    for axis, (label, values) in zip(axes, panels.items(), strict=True):
+        for row, name in enumerate(names):
+            for lane, family in enumerate(families):
+                mine = values[((dataset["operator"] == name) & (dataset["family"] == family)).values]
+                height = row + 0.76 * ((lane + 0.5) / len(families) - 0.5)
+                look = {"marker": MARKERS[family], "mec": OPERATOR_COLORS[name], "mfc": "none", "mew": 0.7, "ms": 3.2}
+                axis.plot(mine, np.full(mine.size, height), ls="", **look)
+        axis.set_xlabel(label)
+        for edge in np.cumsum([len(kind) for kind in KINDS.values()])[:-1] - 0.5:
+            axis.axhline(edge, color="0.8", lw=0.7)
+        axis.tick_params(axis="y", length=0)
+    with_zero(axes[0].xaxis, 1e-7, [0, 1e-6, 1e-4, 1e-2, 1])
+    with_zero(axes[1].xaxis, 1e-4, [-1e-1, 0, 1e-1, 10])
+    with_zero(axes[2].xaxis, 1e-2, [0, 1e-2, 1e-1, 1])
+    axes[1].axvline(0, color="0.8", lw=0.7, zorder=0)
+    axes[3].axvline(1, color="0.8", lw=0.7, zorder=0)
+    operator_rows(axes[0], names)
+    look = {"ls": "", "mec": "k", "mfc": "none", "mew": 0.7, "ms": 4}
+    marks = [plt.Line2D([], [], marker=MARKERS[family], label=family, **look) for family in families]
+    figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), frameon=False)
+    return figure
+
+
+def expansion(dataset: xr.Dataset) -> Figure:
+    """The first steps of training after each operator, and how far apart the closest two units are meanwhile.
+
+    `dataset` has `curve` and `closest` over (grown, seed, step), `base_curve` over (seed, step).
+    """
+    relative = dataset["curve"] / dataset["base_curve"]
+    figure, axes = plt.subplots(2, len(KINDS), figsize=(10, 5.6), sharex=True, layout="constrained")
+    for (above, below), (kind, names) in zip(axes.T, KINDS.items(), strict=True):
+        present = [name for name in names if name in dataset["grown"].values]
+        for name, width in zip(present, np.linspace(3.6, 1.2, len(present)), strict=True):  # equal lines stay visible
+            for axis, values in ((above, relative), (below, dataset["closest"])):
+                low, middle, high = values.sel(grown=name).quantile((0, 0.5, 1), "seed").values
+                axis.plot(dataset["step"], middle, lw=width, color=OPERATOR_COLORS[name], label=plain(name))
+                axis.fill_between(dataset["step"], low, high, color=OPERATOR_COLORS[name], alpha=0.12, lw=0)
+        above.axhline(1, color="k", lw=0.8, ls="--")
+        plain_log(above.yaxis)
+        above.set_title(kind, fontsize="medium")
+        below.sharey(axes[1, 0])
+        with_zero(below.xaxis, 1, [t for t in (0, 1, 10, 100, 1000) if t <= dataset["step"].max()])
+        below.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
+    with_zero(axes[1, 0].yaxis, 1e-6, [0, 1e-6, 1e-4, 1e-2, 1])
+    axes[1, 0].set_ylim(top=2 * float(dataset["closest"].max()))
+    axes[1, 1].tick_params(labelleft=False)
+    axes[1, 2].tick_params(labelleft=False)
+    axes[0, 0].set_ylabel("training loss\n(share of the base's, trained on)")
+    axes[1, 0].set_ylabel("distance of the closest two units\n(share of their mean length)")
+    figure.supxlabel("steps after the expansion (line: median over seeds, band: all of them)", fontsize="medium")
+    return figure
+
+
+def expansion_adam(dataset: xr.Dataset) -> Figure:
+    """The loss during the first steps of Adam after an expansion, its state carried along or forgotten.
+
+    `dataset` has `adam` over (continued, state, seed, adam_step) and `base_adam` over (seed, adam_step).
+    """
+    names = dataset["continued"].values
+    figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.8), sharey=True, layout="constrained")
+    steps = dataset["adam_step"]
+    for axis, name in zip(np.ravel(axes), names, strict=True):
+        color = OPERATOR_COLORS[name]
+        for values in dataset["base_adam"]:
+            axis.plot(steps, values, color="k", lw=0.8, ls="--")
+        for state, look in (("carried", {"lw": 1.4}), ("fresh", {"lw": 1.4, "ls": ":"})):
+            lines = axis.plot(steps, dataset["adam"].sel(continued=name, adam_state=state).T, color=color, **look)
+            lines[0].set_label(f"Adam's state {state}")
+        axis.set_title(plain(name), color=color)
+        axis.legend(frameon=False, fontsize="small", title="dashed: the base, trained on", title_fontsize="small")
+    axes[0].set_ylabel("training loss (nats)")
+    figure.supxlabel("steps after the expansion (a line is a seed)", fontsize="medium")
+    return figure
