@@ -34,15 +34,16 @@ NOTEBOOKS := 1_expansion 2_manifold 3_experiment 4_figures
 
 drawing := figures evaluation predictors ensemble records
 expanding := expand copies fresh growth deeper surgery couplings tracing layers views notes axes networks seeds
-running := study pools trials $(expanding) tasks connectivity ensemble manifold predictors records
+running := study trials $(expanding) tasks connectivity ensemble manifold predictors records
 
-1_expansion.modules := $(running) $(drawing) illustrations
-1_expansion.makes := data/expansion.nc $(call figures,expansion expansion_weights)
+1_expansion.modules := $(expanding) $(drawing) contracts checkpoints optimizers tasks illustrations tour
+1_expansion.makes := data/expansion.nc \
+	$(call figures,expansion expansion_weights expansion_blocks expansion_contracts expansion_adam)
 
 2_manifold.modules := $(running) $(drawing) illustrations landscapes
 2_manifold.makes := data/manifold.nc $(call figures,manifold_landscapes manifold_plane manifold_rays)
 
-3_experiment.modules := $(running)
+3_experiment.modules := $(running) pools
 3_experiment.makes := data/experiment.nc
 3_experiment.set := cache=$(OUT)/cache
 

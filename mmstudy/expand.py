@@ -22,7 +22,6 @@ from mmstudy.seeds import generator as substream
 from mmstudy.tracing import trace
 
 EXACTLY, UP_TO_NOISE, NOT = "exactly", "up to noise", "no"
-TOLERANCE = 1e-3  # relative change of outputs at which an exact operator is taken at its word; mistakes change more
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,8 @@ class Candidate:
             raise ValueError(f"unknown operator {self.operator!r}; known: {', '.join(OPERATORS)}")
         if not self.locations:
             raise ValueError(f"{self.operator} needs at least one location, e.g. ('hidden.0',)")
+        if len(set(self.locations)) < len(self.locations):
+            raise ValueError(f"{self.operator} names a location twice: {self.locations}")
         if len(self.sizes) != len(self.locations) or not all(type(n) is int and n > 0 for n in self.sizes):
             raise ValueError(f"{self.operator} needs a whole number > 0 for each of {self.locations}; got {self.sizes}")
         if self.operator == "stack" and len(set(self.sizes)) > 1:
@@ -276,7 +277,7 @@ def _check(
     with evaluating(old), evaluating(new), torch.no_grad():
         before, after = old(inputs), functional_call(new, without_noise or {}, (inputs,))
     change = float((after - before).abs().max() / before.abs().max().clamp(min=torch.finfo(before.dtype).tiny))
-    if change > TOLERANCE:
+    if change > torch.finfo(before.dtype).eps ** 0.5:  # more than rounding
         raise ValueError(
             f"{candidate} is not exact here{', even without noise' if without_noise else ''}: the outputs change by "
             f"{change:.1e} of their size. Something between the new units and what reads them does not keep a copy a "

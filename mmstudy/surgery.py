@@ -88,7 +88,7 @@ def matrix(plan: Plan, use: Use) -> Float[Tensor, "new old"]:
     result = plan.make if use.role in (WEIGHT, BIAS) else plan.shown
     if coupling.reads(use):  # queries, which read the keys
         scaled = all(pairing.scaled for pairing in coupling.pairings)
-        return plan.read * sqrt(plan.size / coupling.size) if scaled else plan.read
+        result = plan.read * sqrt(plan.size / coupling.size) if scaled else plan.read
     if use.role == SCALE and any(use.tensor == n.scale for n in coupling.normalizations):
         result = result * sqrt(plan.variance)
     if any(use.tensor in reader.reads for reader in _tied(coupling)):  # a tied reader cannot be split: its input is

@@ -65,6 +65,17 @@ def _class_token(net, x):
     return net.head(net.norm2(x).mean(1))
 
 
+def _post_norm(net, x):
+    x = net.norm1(net.embedding(x))
+    x = net.norm2(x + net.down(F.gelu(net.up(x))))
+    return net.head(x)
+
+
+def _normalized_queries(net, x):
+    y = F.scaled_dot_product_attention(net.norm_q(net.q(x)), net.norm_k(net.k(x)), net.v(x))
+    return net.out(y.mean(1))
+
+
 def _attended(net, q, k, v, **options):
     """The heads are known by their number, `net.heads`; what they put out is averaged over the tokens."""
     y = F.scaled_dot_product_attention(q, k, v, **options)
@@ -145,6 +156,18 @@ CASES = {
             _rms, embedding=nn.Linear(3, 8), norm1=nn.RMSNorm(8, 1e-3), up=nn.Linear(8, 5), down=nn.Linear(5, 8),
             norm2=nn.RMSNorm(8, 1e-2), head=nn.Linear(8, 2),
         ), (3,), {"embedding": 8, "up": 5},
+    ),
+    "post-norm": Case(
+        lambda: Wired(
+            _post_norm, embedding=nn.Linear(3, 8), norm1=nn.LayerNorm(8), up=nn.Linear(8, 5), down=nn.Linear(5, 8),
+            norm2=nn.LayerNorm(8), head=nn.Linear(8, 2),
+        ), (3,), {"embedding": 8, "up": 5},
+    ),
+    "normalized queries": Case(
+        lambda: Wired(
+            _normalized_queries, q=nn.Linear(5, 6), k=nn.Linear(5, 6), v=nn.Linear(5, 6), norm_q=nn.LayerNorm(6),
+            norm_k=nn.LayerNorm(6), out=nn.Linear(6, 2),
+        ), (4, 5), {"q": 6, "v": 6},
     ),
     "class token": Case(
         lambda: Wired(

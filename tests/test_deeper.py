@@ -242,3 +242,8 @@ def test_the_old_network_and_its_modes_are_left_alone():
     assert [m.training for m in network.modules()] == modes
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
     assert not {p.data_ptr() for p in network.parameters()} & {p.data_ptr() for p in new.parameters()}
+
+
+def test_a_place_is_named_once():
+    with pytest.raises(ValueError, match=r"interleave names a location twice: \('blocks\.0', 'blocks\.0'\)"):
+        Candidate("interleave", ("blocks.0", "blocks.0"), (1, 2))

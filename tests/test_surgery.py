@@ -1,4 +1,5 @@
 import copy
+from functools import cache
 from math import prod, sqrt
 
 import pytest
@@ -98,8 +99,8 @@ class Normalized(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["layer", "rms"])
-@pytest.mark.parametrize("size", [7, 9, 11, 12, 13, 17, 18])
-@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("size", [7, 9, 12, 13, 18])
+@pytest.mark.parametrize("scale", [1e-4, 1.0])
 def test_lemon_is_exact_at_any_width_even_where_eps_is_felt(kind, size, scale):
     """Wang et al. 2023, section 4.2: averages (or zeros) for the rest; scale and eps times the change of variance."""
     network = uneven(Normalized(kind, 1e-4)).double()
@@ -181,7 +182,7 @@ def head_of_keys(weight: torch.Tensor, heads: int, keys: int) -> list[tuple[torc
 
 @pytest.mark.parametrize("name", ["few keys", "few keys, repeated"])
 @pytest.mark.parametrize("place", ["q[0]", "q[1]"])
-@pytest.mark.parametrize("more", [1, 2, 3])
+@pytest.mark.parametrize("more", [1, 3])
 def test_each_query_keeps_its_own_key(name, place, more):
     case = CASES[name]
     network, inputs = case.network().double(), case.inputs(dtype=DOUBLE)
@@ -222,11 +223,16 @@ KEPT = [  # (family, place, size, module, attribute, what it becomes)
 ]
 
 
-@pytest.mark.parametrize(("family", "place", "size", "module", "attribute", "expected"), KEPT)
-def test_sizes_that_modules_keep_follow_and_others_stay(family, place, size, module, attribute, expected):
+@cache
+def wide(family: str, place: str, size: int) -> nn.Module:
     _, network, inputs, _ = of_family(family, 3)
     group = couplings(network, inputs)[place]
-    new = rebuilt(network, plan(group, torch.arange(size) % group.size, keep=False), inputs)
+    return rebuilt(network, plan(group, torch.arange(size) % group.size, keep=False), inputs)
+
+
+@pytest.mark.parametrize(("family", "place", "size", "module", "attribute", "expected"), KEPT)
+def test_sizes_that_modules_keep_follow_and_others_stay(family, place, size, module, attribute, expected):
+    new = wide(family, place, size)
     assert getattr(new.get_submodule(module), attribute) == expected
 
 
