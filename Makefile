@@ -61,7 +61,7 @@ targets = $(addprefix $(OUT)/,$($(1).makes) notebooks/$(1).ipynb)
 all: $(foreach notebook,$(NOTEBOOKS),$(call targets,$(notebook))) ## Run the notebooks into outputs/PROFILE (PROFILE=small)
 
 test: $(ENVIRONMENT) ## Test the package, and run the notebooks as they are committed
-	$(PYTHON) -m pytest tests notebooks --nbval-lax --nbval-current-env \
+	$(PYTHON) -m pytest tests notebooks --numprocesses=auto --dist=loadfile --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120
 
 lint: $(ENVIRONMENT) ## Check the code, that of the notebooks too

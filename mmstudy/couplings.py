@@ -46,6 +46,11 @@ class Coupling:
     def size(self) -> int:
         return self._axis.size
 
+    @property
+    def kept(self) -> dict[int, list[tuple[str, str, object]]]:
+        """Number of units → (module path, attribute, value) of what modules keep, once `surgery` has found out."""
+        return self._trace.kept.setdefault(self._axis, {})
+
     def parameters(self, size: int) -> int:
         """How many parameters the network would have with `size` units."""
         tensors = (self._trace.tensors[name] for name in self._trace.parameters)

@@ -277,7 +277,7 @@ def _check(
     with evaluating(old), evaluating(new), torch.no_grad():
         before, after = old(inputs), functional_call(new, without_noise or {}, (inputs,))
     change = float((after - before).abs().max() / before.abs().max().clamp(min=torch.finfo(before.dtype).tiny))
-    if change > torch.finfo(before.dtype).eps ** 0.5:  # more than rounding
+    if not change <= torch.finfo(before.dtype).eps ** 0.5:  # more than rounding, or no number
         raise ValueError(
             f"{candidate} is not exact here{', even without noise' if without_noise else ''}: the outputs change by "
             f"{change:.1e} of their size. Something between the new units and what reads them does not keep a copy a "

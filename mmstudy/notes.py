@@ -73,6 +73,7 @@ class Trace:
     sums: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)  # (module path, writers of one summand)
     seen: dict[str, list[Axis]] = field(default_factory=dict)  # module path → axes of all that it touches
     shapes: list[tuple[str, list[Axis]]] = field(default_factory=list)  # (operation, axes of its result), in order
+    kept: dict[Axis, dict[int, list]] = field(default_factory=dict)  # see `couplings.Coupling.kept`
     module: str = ""  # path of the module whose operation is being followed
 
     def structure(

@@ -230,32 +230,49 @@ def _rescale_eps(network: nn.Module, plan: Plan) -> None:
 
 
 def _resize(network: nn.Module, plan: Plan, inputs: Tensor) -> None:
-    """Set the sizes that modules keep for themselves: those that have the value of a length that has changed."""
+    """Set the sizes that modules keep for themselves; tracing says which, once for every size of a coupling."""
     relabel(network)  # so that labels are no guesses to try
-    places: dict[tuple, list[nn.Module]] = {}  # (class, attribute, value now, value then) → modules
+    known = plan.coupling.kept
+    if plan.size not in known:
+        known[plan.size] = _kept(network, plan, inputs)
+    for path, key, size in known[plan.size]:
+        setattr(network.get_submodule(path), key, size)
+    relabel(network)
+
+
+def _kept(network: nn.Module, plan: Plan, inputs: Tensor) -> list[tuple[str, str, object]]:
+    """(module path, attribute, its new value): of those that have the value of a length that has changed, which must.
+
+    Modules of a class change alike. The attributes are tried out on the network itself.
+    """
+    places: dict[tuple, list[str]] = {}  # (class, attribute, value now, value then) → module paths
     for path, module in network.named_modules():
         lengths = {now: then for now, then in plan.coupling.lengths(path, plan.size).items() if now > 1}
         for key, now in vars(module).items():
             then = _replaced(now, lengths)
             if not key.startswith("_") and then != now:
-                places.setdefault((type(module), key, now, then), []).append(module)
+                places.setdefault((type(module), key, now, then), []).append(path)
     expected = plan.coupling.structure(plan.size)
     problem: Exception | None = None
     for choice in sorted(product((True, False), repeat=len(places)), key=lambda choice: -sum(choice)):
-        for ((_, key, now, then), modules), changed in zip(places.items(), choice, strict=True):
-            for module in modules:
-                setattr(module, key, then if changed else now)
+        sizes = [
+            (path, key, then if changed else now)
+            for ((_, key, now, then), paths), changed in zip(places.items(), choice, strict=True)
+            for path in paths
+        ]
+        for path, key, size in sizes:
+            setattr(network.get_submodule(path), key, size)
         try:
             with evaluating(network), torch.no_grad():
                 network(inputs)  # says no sooner than a trace does, and more quietly
             if trace(network, inputs).structure() == expected:
-                return relabel(network)
+                return sizes
         except Exception as error:  # whatever a network does when its sizes do not fit
             problem = error
-    sizes = ", ".join(f"{kind.__name__}.{key} = {now}" for kind, key, now, _ in places) or "none"
+    tried = ", ".join(f"{kind.__name__}.{key} = {now}" for kind, key, now, _ in places) or "none"
     raise ValueError(
         f"{plan.coupling.name} cannot grow from {plan.coupling.size} to {plan.size}: the network does not run with the "
-        f"predicted shapes, whichever sizes kept by its modules ({sizes}) change"
+        f"predicted shapes, whichever sizes kept by its modules ({tried}) change"
     ) from problem
 
 
