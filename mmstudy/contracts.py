@@ -107,6 +107,7 @@ def survey(
     walked = trace(network, examples.inputs)
     groups = of_trace(walked)
     before = _state(family, network, examples)
+    ranks = {place: _rank(network, place.partition("[")[0], examples) for place in (*family.wider, *family.deeper)}
     rows = []
     for operator in operators:
         for place in family.wider if operator in WIDER else family.deeper:
@@ -120,7 +121,8 @@ def survey(
                 continue
             after = _state(family, expansion.network, examples)
             grown = groups[place] if operator in WIDER else None
-            rows.append(row | _compare(candidate, before, after, expansion, grown, examples))
+            measured = _compare(candidate, before, after, expansion, grown, examples)
+            rows.append(row | measured | {"rank_before": ranks[place]})
     return pd.DataFrame(rows)
 
 
@@ -157,13 +159,17 @@ def _compare(candidate, before, after, expansion: Expansion, grown: Coupling | N
         "loss_change": after["loss"] - before["loss"],
         "gradient_new": float(torch.cat([a.flatten() for a, _ in share.values()]).norm()),
         "gradient_old": float(torch.cat([b.flatten() for _, b in share.values()]).norm()),
-        "rank": effective_rank(activations(network, layer, examples.inputs)),
+        "rank": _rank(network, layer, examples),
         "parameters": networks.count_parameters(network),
     }
 
 
 def _change(before: Tensor, after: Tensor) -> float:
     return float((after - before).abs().max() / before.abs().max())
+
+
+def _rank(network: nn.Module, path: str, examples: tasks.Split) -> float:
+    return effective_rank(activations(network, path, examples.inputs))
 
 
 def activations(network: nn.Module, path: str, inputs: Tensor) -> Tensor:
@@ -247,6 +253,7 @@ COLUMNS = {
     "gradient_new": ("nat", "norm of the loss gradient over the new units' parameters"),
     "gradient_old": ("nat", "norm of the loss gradient over all other parameters"),
     "rank": ("1", "effective rank of what the expanded (or inserted) layer puts out"),
+    "rank_before": ("1", "the same of the layer that is expanded (or followed), before"),
     "parameters": ("1", "parameters after the expansion"),
 }
 EXACT, NEAR = 1e-12, 0.2  # relative changes of outputs: of float64 that is exact, and of what is exact up to noise

@@ -49,7 +49,6 @@ KINDS = {  # for panels and rows: ways that have an idea in common
 MARKERS = dict(zip(contracts.FAMILIES, "osD^vP", strict=True))  # family of networks → marker
 WORDS = {
     **contracts.COLUMNS,
-    "rank_before": ("1", "effective rank of what the layer put out before the expansion"),
     "incoming": ("1", "weights that make the units of the layer"),
     "outgoing": ("1", "weights that read the units of the layer"),
     "inserted_weight": ("1", "weights of the layer that was inserted behind it"),
@@ -64,17 +63,6 @@ WORDS = {
     **dict.fromkeys(("step", "adam_step"), ("step", "training steps after the expansion")),
     "seed": ("1", "seed of the expansion and of the minibatches"),
 }
-
-
-def measured(name: str, steps: int, examples: int, seed: int = 0) -> pd.DataFrame:
-    """`contracts.trained_survey` of a family, and beside each rank that of the layer expanded, in the trained base."""
-    rows = contracts.trained_survey(name, steps, examples, seed)
-    family = contracts.FAMILIES[name]
-    data = family.examples(examples, seed)
-    base = contracts.trained(family, family.network(seed), data, steps)  # the same network once more
-    layers = [place.partition("[")[0] for place in rows.place]
-    ranks = {layer: contracts.effective_rank(contracts.activations(base, layer, data.inputs)) for layer in set(layers)}
-    return rows.assign(rank_before=[ranks[layer] for layer in layers])
 
 
 def lineage(base: nn.Module, expansion: Expansion | None, inputs: Tensor) -> xr.Dataset:
