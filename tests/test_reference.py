@@ -52,6 +52,7 @@ def test_what_the_readme_says_holds(experiment, scores):
 
     for static in ("gradient_norm", "loss"):
         assert lead(static)["low"] > 0, "size beats the gradient norm and the loss right after expansion"
+    assert lead("parameters")["low"] < 0 < lead("parameters")["high"], "against the parameter count it is undecided"
     assert lead(rival)["mean"] < 0, "a well-run early loss orders better than size"
     assert regret.sel(predictor=headline) < regret.sel(predictor="parameters") / 2, "size picks better than counting"
     assert predicted["cost"].sel(predictor=headline) < 0.06, "a twentieth of the price of a full training"
