@@ -40,7 +40,7 @@ running := study trials $(expanding) tasks connectivity ensemble manifold predic
 1_expansion.makes := data/expansion.nc \
 	$(call figures,expansion expansion_weights expansion_blocks expansion_contracts expansion_adam)
 
-2_manifold.modules := $(running) $(drawing) illustrations landscapes
+2_manifold.modules := $(running) $(drawing) illustrations landscapes volume
 2_manifold.makes := data/manifold.nc $(call figures,manifold_landscapes manifold_plane manifold_rays)
 
 3_experiment.modules := $(running) pools

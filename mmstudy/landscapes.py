@@ -1,9 +1,10 @@
 """Analytic loss landscapes of known size: the truth that the estimators are tested on.
 
 A landscape is a function from points (..., dim) to losses (...); next to each stands the exact radius of its
-sub-level set along a direction.
+sub-level set along a direction, and its volume.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -26,6 +27,16 @@ def ellipsoid_radius(
     return (2 * level / (curvatures * unit**2).sum(-1)).sqrt()
 
 
+def log_ball(dimension: int) -> float:
+    """ln V_D, the unit ball's volume: D/2 · ln π − ln Γ(D/2 + 1)."""
+    return dimension / 2 * math.log(math.pi) - math.lgamma(dimension / 2 + 1)
+
+
+def ellipsoid_log_volume(curvatures: Float[Tensor, " dim"], level: float) -> float:
+    """ln of the volume of {L ≤ level}: ln V_D + ½ Σ ln(2ℓ/hᵢ), infinite with a flat direction."""
+    return log_ball(len(curvatures)) + 0.5 * float((2 * level / curvatures.double()).log().sum())
+
+
 def ring(radius: float = 1.0, stiffness: float = 1.0) -> Landscape:
     """L(θ) = ½ k (‖θ‖ − R)²: a circle of minima in 2-D, a spherical shell in more dimensions."""
     return lambda points: 0.5 * stiffness * (points.norm(dim=-1) - radius) ** 2
@@ -44,6 +55,19 @@ def ring_radius(angle: Tensor, radius: float, stiffness: float, level: float) ->
     inner = -radius * cosine - discriminant.clamp(min=0).sqrt()
     hits_the_hole = (discriminant >= 0) & (cosine < 0) & (w < radius)
     return torch.where(hits_the_hole, inner, outer)
+
+
+def shell_log_volume(dim: int, radius: float, stiffness: float, level: float, points: int = 100_001) -> float:
+    """ln of the volume that is seen from a minimum of the ring or, in more dimensions, the shell, by quadrature.
+
+    vol = A_{D−2}/D ∫₀^π r(φ)^D sin(φ)^{D−2} dφ, φ the angle to the outward normal and A_{D−2} = 2π^{(D−1)/2}/Γ((D−1)/2)
+    the surface of the unit sphere in D − 1 dimensions; r from `ring_radius`. The midpoint rule, as r jumps where the
+    ray first meets the hole.
+    """
+    angle = (torch.arange(points, dtype=torch.float64) + 0.5) * math.pi / points
+    surface = math.log(2) + (dim - 1) / 2 * math.log(math.pi) - math.lgamma((dim - 1) / 2)
+    exponent = dim * ring_radius(angle, radius, stiffness, level).log() + (dim - 2) * angle.sin().log()
+    return surface - math.log(dim) + float(exponent.logsumexp(0)) + math.log(math.pi / points)
 
 
 def barrier(height: float = 1.0) -> Landscape:

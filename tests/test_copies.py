@@ -254,7 +254,7 @@ def test_firefly_finds_the_lowest_curvature_of_a_split(steps_of_training):
     for unit in range(5):
         matrix = bent(network, 3, unit, inputs, targets)
         values = torch.linalg.eigvalsh(matrix)
-        d = new[unit] - network[3].weight[unit].detach()
+        d = (new[unit] - network[3].weight[unit]).detach()
         d = d / d.norm()
         assert float(d @ matrix @ d) <= values[0] + 0.02 * (values[-1] - values[0])
         largest_wins += int(values[-1] > -values[0])

@@ -12,7 +12,7 @@ FLOORS = {
     0: {"axes", "couplings", "layers", "notes", "tracing", "views", "landscapes", "networks", "records", "seeds"}
     | {"tasks"},
     1: {"checkpoints", "copies", "deeper", "ensemble", "expand", "fresh", "growth", "optimizers", "surgery"},
-    2: {"connectivity", "contracts", "evaluation", "manifold", "pools", "predictors"},
+    2: {"connectivity", "contracts", "evaluation", "manifold", "pools", "predictors", "volume"},
     3: {"study", "trials"},
     4: {"figures", "illustrations", "tour"},
 }
