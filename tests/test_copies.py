@@ -252,7 +252,7 @@ def test_firefly_finds_the_lowest_curvature_of_a_split(steps_of_training):
     new = carried_out(network, plan, touch)["3.weight"]
     largest_wins = 0
     for unit in range(5):
-        matrix = bent(network, 3, unit, inputs, targets)
+        matrix = bent(network, 3, unit, inputs, targets).detach()
         values = torch.linalg.eigvalsh(matrix)
         d = (new[unit] - network[3].weight[unit]).detach()
         d = d / d.norm()
