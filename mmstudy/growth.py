@@ -86,6 +86,7 @@ def draw(growth: Growth, grown: Plan, *roles: str) -> Touch:
 
 
 def normal(like: Tensor, growth: Growth) -> Tensor:
+    """Standard normal draws of the growth's generator, of the shape, type and device of `like`."""
     return torch.randn(like.shape, generator=growth.generator, dtype=like.dtype).to(like.device)
 
 

@@ -178,15 +178,12 @@ def rays(
     share = ((level - f_low) / (f_high - f_low)).nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
     crossing = low + share * (high - low)
     multiple = torch.where(outside, 0.0, torch.where(bounded, crossing, multiples[-1]))
-    status = np.full(tuple(length.shape), "converged", dtype="<U9")
-    for name, where in (
-        ("at_limit", (high - low) > tolerance * high),
-        ("nan", f_high.isnan()),
-        ("unbounded", ~bounded),
-        ("outside", outside),
-        ("nan", origin.isnan()),
-    ):
-        status[where.cpu().numpy()] = name
+    wide = (high - low) > tolerance * high
+    status = np.select(  # the first that holds
+        [where.cpu().numpy() for where in (origin.isnan(), outside, ~bounded, f_high.isnan(), wide)],
+        ["nan", "outside", "unbounded", "nan", "at_limit"],
+        "converged",
+    )
     return xr.Dataset(
         {
             "multiple": (("parent", "ray"), multiple.cpu().numpy()),

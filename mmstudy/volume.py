@@ -15,7 +15,6 @@ from torch import Tensor
 
 from mmstudy.landscapes import log_ball
 
-STATUSES = ("ok", "few_rays", "at_limit", "unbounded", "outside", "nan")
 FEW = 10  # an effective sample below this says nothing about its own error
 
 
@@ -75,17 +74,10 @@ def log_volume(lines: xr.Dataset, log_weight: Float[Tensor, "m rays"], dimension
     count, log_sum = x.shape[1], x.logsumexp(1)
     share = (x - log_sum.unsqueeze(1)).exp()  # of the sum: Σ share = 1
     mean = log_sum - math.log(count)
-    how = lines["status"].values
     effective = 1 / (share**2).sum(1)
-    status = np.full(len(radius), "ok", dtype="<U9")
-    for name, where in (
-        ("few_rays", effective.numpy() < FEW),
-        ("at_limit", (how == "at_limit").any(1)),
-        ("unbounded", (how == "unbounded").any(1)),
-        ("outside", (how == "outside").any(1)),
-        ("nan", (how == "nan").any(1)),
-    ):
-        status[where] = name
+    worst = ["nan", "outside", "unbounded", "at_limit"]
+    met = [(lines["status"].values == name).any(1) for name in worst]
+    status = np.select([*met, effective.numpy() < FEW], [*worst, "few_rays"], "ok")  # the first that holds
     variables = {
         "log_volume": log_ball(dimension) + mean,
         "log_volume_se": share.std(1) * count**0.5,  # std(x) / (mean(x) √n), in shares of the sum

@@ -17,10 +17,10 @@ from mmstudy.seeds import generator
 FINE = tuple(0.05 * i for i in range(1, 61))
 
 
-def measured(loss, start, scale, count, level, seed=0, grid=FINE) -> xr.Dataset:
+def measured(loss, start, scale, count, level) -> xr.Dataset:
     """The log-volume about one start from so many rays, drawn with this scale."""
-    u, log_weight = volume.directions(scale.unsqueeze(0), count, generator("volume", seed))
-    lines = manifold.rays(loss, start.unsqueeze(0), u, level, grid, refinements=14)
+    u, log_weight = volume.directions(scale.unsqueeze(0), count, generator("volume"))
+    lines = manifold.rays(loss, start.unsqueeze(0), u, level, FINE, refinements=14)
     return volume.log_volume(lines, log_weight, len(start))
 
 
