@@ -25,32 +25,43 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
+# Memory that was freed stays with the process (glibc): without this, large batches wait for fresh pages at every step.
+export MALLOC_MMAP_THRESHOLD_ := 4294967296
+export MALLOC_TRIM_THRESHOLD_ := 4294967296
+
 # ---- What each notebook uses (the modules that it imports, and theirs) and what it makes -----------------------
 
 OUT := outputs/$(PROFILE)
 figures = $(foreach name,$(1),figures/$(name).svg figures/$(name).png)
 
-NOTEBOOKS := 1_expansion 2_manifold 3_experiment 4_figures
+NOTEBOOKS := 1_expansion 2_estimators 3_manifold 4_experiment 5_figures
 
-drawing := figures evaluation predictors ensemble records
-expanding := expand copies fresh growth deeper surgery couplings tracing layers views notes axes networks seeds
-running := study trials $(expanding) tasks connectivity ensemble manifold predictors records
+ensembles := ensemble engine training networks objective
+drawing := figures evaluation predictors records $(ensembles)
+expanding := expand copies fresh growth deeper surgery couplings tracing layers views notes axes seeds
+measuring := manifold children rays directions connectivity
+estimating := estimators truths volume simplex dimension curvature llc singular symmetries
+running := study trials $(expanding) $(ensembles) $(measuring) tasks predictors records
 
 1_expansion.modules := $(expanding) $(drawing) contracts checkpoints optimizers tasks illustrations tour
 1_expansion.makes := data/expansion.nc \
 	$(call figures,expansion expansion_weights expansion_blocks expansion_contracts expansion_adam)
 
-2_manifold.modules := $(running) $(drawing) illustrations landscapes volume
-2_manifold.makes := data/manifold.nc $(call figures,manifold_landscapes manifold_plane manifold_rays)
+2_estimators.modules := $(expanding) $(ensembles) $(measuring) $(drawing) $(estimating) landscapes tasks portraits
+2_estimators.makes := data/estimators.nc $(call figures,estimators_gallery estimators_rays estimators_truth \
+	estimators_symmetries estimators_normalization)
 
-3_experiment.modules := $(running) pools
-3_experiment.makes := data/experiment.nc
-3_experiment.set := cache=$(OUT)/cache
+3_manifold.modules := $(running) $(drawing) illustrations
+3_manifold.makes := data/manifold.nc $(call figures,manifold_plane manifold_rays)
 
-4_figures.modules := $(drawing)
-4_figures.reads := $(OUT)/data/experiment.nc
-4_figures.makes := data/scores.nc $(call figures,gain_vs_size pareto classes tasks)
-4_figures.set := experiment=$(OUT)/data/experiment.nc
+4_experiment.modules := $(running) pools
+4_experiment.makes := data/experiment.nc
+4_experiment.set := cache=$(OUT)/cache
+
+5_figures.modules := $(drawing)
+5_figures.reads := $(OUT)/data/experiment.nc
+5_figures.makes := data/scores.nc $(call figures,gain_vs_size pareto classes tasks)
+5_figures.set := experiment=$(OUT)/data/experiment.nc
 
 # ---- Commands --------------------------------------------------------------------------------------------------
 

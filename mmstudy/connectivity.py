@@ -4,19 +4,33 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmstudy.ensemble import Ensemble, LossFn, at, losses
+from mmstudy.ensemble import Ensemble
 
-# points (..., dim) → losses (...): a landscape, or networks of one shape on fixed examples
-PointLoss = Callable[[Tensor], Tensor]
+PointLoss = Callable[[Tensor], Tensor]  # points (..., dim) → losses (...): a landscape, or an Objective
 
 
-def point_loss(
-    ensemble: Ensemble, inputs: Tensor, targets: Tensor, loss_fn: LossFn = nn.functional.cross_entropy
-) -> PointLoss:
-    """The loss as a function of points in the parameter space of these networks: (..., dim) → (...) float64."""
-    return lambda points: losses(at(ensemble, points), inputs, targets, loss_fn).view(points.shape[:-1])
+def interpolated(start: Ensemble, end: Ensemble, alphas: Float[Tensor, " points"]) -> Ensemble:
+    """The networks (1−α) start + α end, every pair's in a row: K networks and K others make K · points.
+
+    Running statistics are interpolated as well, so that both ends are the networks themselves; what is an integer stays
+    the start's. Evaluate with `ensemble.losses`, under the normalization of your choice.
+
+    Raises:
+        ValueError: ensembles of different lengths.
+    """
+    if len(start) != len(end):
+        raise ValueError(f"needs as many starts as ends; got {len(start)} and {len(end)}")
+
+    def mixed(a: Tensor, b: Tensor) -> Tensor:
+        if not a.is_floating_point():
+            return a.repeat_interleave(len(alphas), dim=0)
+        share = alphas.to(a).view(-1, *[1] * (a.ndim - 1))
+        return torch.lerp(a.unsqueeze(1), b.unsqueeze(1), share).flatten(0, 1)
+
+    kinds = ((start.parameters, end.parameters), (start.buffers, end.buffers))
+    return Ensemble(start.network, *({name: mixed(a[name], b[name]) for name in a} for a, b in kinds))
 
 
 def segment(

@@ -1,19 +1,23 @@
-"""K networks of one shape as one batch (`torch.func`): losses, gradients, training, evaluation.
+"""K networks of one shape as one batch (`torch.func`): losses, outputs, gradients, scores.
 
-Any `nn.Module` goes in. Inputs and targets are either shared by all networks, (n, ...), or given to each, (K, n, ...).
+Any `nn.Module` goes in. Examples come as a batch: a tree of tensors that share their first axis, such as a
+`tasks.Split`. The loss is a function of (model, batch); `classification` is what is used where none is given.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
 
-LossFn = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) → scalar mean loss
+from mmstudy import engine
+from mmstudy.engine import Batch, LossFn, Model
+from mmstudy.networks import evaluating
+
 CALIBRATION_BINS = 15
-ROWS = 2**16  # examples × networks evaluated at once: bounds memory
+NORMALIZATION = ("frozen", "recomputed")
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,11 @@ class Ensemble:
 
 
 def stack(networks: Sequence[nn.Module]) -> Ensemble:
-    """The ensemble of the given networks, which must have one shape.
+    """The ensemble of the given networks, which must have one shape; tied tensors stay one.
 
     Raises:
-        ValueError: no network, or networks of different shapes.
+        ValueError: no network, or networks of different shapes, or parameters that are not all of one device and one
+            type, which must be float32 or float64.
     """
     if not networks:
         raise ValueError("an ensemble needs at least one network; got none")
@@ -48,8 +53,20 @@ def stack(networks: Sequence[nn.Module]) -> Ensemble:
     for i, shape in enumerate(shapes):
         if shape != shapes[0]:
             raise ValueError(f"network {i} has another shape than network 0: {shape} against {shapes[0]}")
-    parameters, buffers = stack_module_state(list(networks))
-    return Ensemble(networks[0], {name: p.detach().clone() for name, p in parameters.items()}, buffers)
+    own = [(dict(n.named_parameters()), dict(n.named_buffers())) for n in networks]
+    for i, network in enumerate(networks):  # the first one's forward pass is that of all
+        if str(network) != str(networks[0]) or list(own[i][0]) != list(own[0][0]):
+            raise ValueError(f"network {i} has other layers, or other tied tensors, than network 0: {network}")
+    kinds = {(p.device, p.dtype) for network in networks for p in network.parameters()}
+    if len(kinds) != 1:
+        raise ValueError(f"all parameters must be on one device and of one type; found {sorted(map(str, kinds))}")
+    if not {dtype for _, dtype in kinds} <= {torch.float32, torch.float64}:
+        raise ValueError(f"parameters must be float32 or float64, not {kinds.pop()[1]}: call network.float() first")
+    parameters, buffers = (
+        {name: torch.stack([tensors[name].detach() for tensors in kind]) for name in kind[0]}
+        for kind in zip(*own, strict=True)
+    )
+    return Ensemble(networks[0], parameters, buffers)
 
 
 def concatenate(ensembles: Sequence[Ensemble]) -> Ensemble:
@@ -66,8 +83,11 @@ def vectors(ensemble: Ensemble) -> Float[Tensor, "k dim"]:
     return torch.cat([p.flatten(1) for p in ensemble.parameters.values()], dim=1)
 
 
-def at(ensemble: Ensemble, points: Float[Tensor, "*many dim"]) -> Ensemble:
-    """The networks of this shape that lie at `points` of parameter space; buffers are those of the first network.
+def at(ensemble: Ensemble, points: Float[Tensor, "*many dim"], owner: Int[Tensor, " *many"] | None = None) -> Ensemble:
+    """The networks of this shape that lie at `points` of parameter space.
+
+    Args:
+        owner: which network's buffers (running statistics) a point has; the first one's where none is given.
 
     Raises:
         ValueError: the points have another dimension than the networks have parameters.
@@ -80,135 +100,78 @@ def at(ensemble: Ensemble, points: Float[Tensor, "*many dim"]) -> Ensemble:
         name: piece.reshape(-1, *p.shape[1:])
         for (name, p), piece in zip(ensemble.parameters.items(), pieces, strict=True)
     }
-    count = len(next(iter(parameters.values())))
-    return Ensemble(
-        ensemble.network,
-        parameters,
-        {n: b[:1].expand(count, *b.shape[1:]) for n, b in ensemble.buffers.items()},
-    )
+    many = len(pieces[0])
+    whose = torch.zeros(many, dtype=torch.long) if owner is None else owner.reshape(-1)
+    return Ensemble(ensemble.network, parameters, {n: b[whose.to(b.device)] for n, b in ensemble.buffers.items()})
+
+
+def classification(model: Model, batch: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
+    """Mean cross-entropy (nats) of a batch (inputs, targets); of sentences, over their tokens too.
+
+    `cross_entropy` in another order of operations: its softmax over a few classes is slow on a CPU.
+    """
+    inputs, targets = batch
+    logits = model(inputs)
+    picked = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return (logits.logsumexp(-1) - picked).mean()
+
+
+def regression(model: Model, batch: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
+    """Mean squared error of a batch (inputs, targets)."""
+    inputs, targets = batch
+    return (model(inputs) - targets).square().mean()
 
 
 def losses(
-    ensemble: Ensemble, inputs: Tensor, targets: Tensor, loss_fn: LossFn = nn.functional.cross_entropy
+    ensemble: Ensemble, batch: Batch, loss_fn: LossFn = classification, normalization: str = "frozen"
 ) -> Float[Tensor, " k"]:
-    """The mean loss of every network over the examples, (K,) float64, in evaluation mode, chunk by chunk."""
-    ensemble.network.eval()
-    total = torch.zeros(len(ensemble), dtype=torch.float64, device=inputs.device)
-    with torch.no_grad():
-        for some in torch.arange(len(inputs), device=inputs.device).split(max(1, ROWS // len(ensemble))):
-            total += _losses(ensemble, loss_fn, shared=True)(inputs[some], targets[some]).double() * len(some)
-    return total / len(inputs)
+    """The mean loss of every network over the examples, (K,) float64, in evaluation mode.
+
+    Args:
+        normalization: what batch normalization uses: its stored statistics ("frozen"), or those of all the examples,
+            which then go in at once ("recomputed").
+    """
+    with torch.no_grad(), measuring(ensemble.network, normalization):
+        parts = parts_of(batch, normalization)
+        total = sum(losses_of(ensemble, part, loss_fn).double() * engine.count(part) for part in parts)
+    return total / engine.count(batch)
+
+
+def parts_of(batch: Batch, normalization: str) -> list[Batch]:
+    """The batch in parts that are evaluated one after another; one part where its statistics are what normalizes."""
+    most = engine.count(batch) if normalization == "recomputed" else engine.EXAMPLES
+    return [engine.take(batch, part) for part in engine.pieces(engine.count(batch), most)]
+
+
+def losses_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, shared: bool = True) -> Float[Tensor, "k ..."]:
+    """What `loss_fn` says of every network, differentiable, in the mode in which the network is.
+
+    On one batch that all networks share, or with batches of their own, (K, n, ...); in one call as many as fit.
+    """
+    device = _same_device(ensemble, batch)
+    example = batch if shared else engine.take(batch, 0)
+    taken = engine.cost(ensemble.network, ensemble.parameters, ensemble.buffers, example, loss_fn)
+    rows = []
+    for some in engine.pieces(len(ensemble), engine.at_once(taken, device)):
+        tensors = [{n: t[some] for n, t in kind.items()} for kind in (ensemble.parameters, ensemble.buffers)]
+        own = batch if shared else engine.take(batch, some)
+        rows.append(engine.mapped(ensemble.network, loss_fn, *tensors, own, shared, engine.one_by_one(taken, device)))
+    return torch.cat(rows)
 
 
 def outputs(ensemble: Ensemble, inputs: Tensor) -> Tensor:
     """The outputs of every network on shared inputs, (K, n, ...), in evaluation mode."""
-    ensemble.network.eval()
-    with torch.no_grad():
-        chunks = inputs.split(max(1, ROWS // len(ensemble)))
-        return torch.cat([_forward(ensemble, shared=True)(chunk) for chunk in chunks], dim=1)
+    with torch.no_grad(), measuring(ensemble.network):
+        return torch.cat([losses_of(ensemble, some, _output) for some in inputs.split(engine.EXAMPLES)], dim=1)
 
 
-def gradients(
-    ensemble: Ensemble, inputs: Tensor, targets: Tensor, loss_fn: LossFn = nn.functional.cross_entropy
-) -> Float[Tensor, "k dim"]:
-    """The gradient of every network's mean loss over shared examples, laid out like `vectors`, evaluation mode."""
-    ensemble.network.eval()
-    leaves = {name: p.detach().requires_grad_() for name, p in ensemble.parameters.items()}
-    alive = Ensemble(ensemble.network, leaves, ensemble.buffers)
-    total = _losses(alive, loss_fn, shared=True)(inputs, targets).sum()  # the networks do not meet: one backward
-    return torch.cat([g.flatten(1) for g in torch.autograd.grad(total, list(leaves.values()))], dim=1)
-
-
-def minibatches(
-    generators: Sequence[torch.Generator], examples: int, steps: int, batch: int
-) -> Int[Tensor, "k steps batch"]:
-    """Minibatch orders, one for each generator: each epoch is a fresh permutation, its ragged end left out.
-
-    Raises:
-        ValueError: a batch larger than the number of examples.
-    """
-    if not 1 <= batch <= examples:
-        raise ValueError(f"a batch of {batch} does not fit into {examples} examples")
-    per_epoch = examples // batch
-    epochs = -(-steps // per_epoch)
-    orders = [
-        torch.cat([torch.randperm(examples, generator=g)[: per_epoch * batch] for _ in range(epochs)])
-        for g in generators
-    ]
-    return torch.stack(orders)[:, : steps * batch].view(len(generators), steps, batch)
-
-
-def constant(step_size: float, steps: int) -> Float[Tensor, " steps"]:
-    """A constant step size."""
-    return torch.full((steps,), step_size)
-
-
-def cosine(step_size: float, steps: int) -> Float[Tensor, " steps"]:
-    """A cosine from `step_size` to zero (Loshchilov & Hutter 2017, without restarts)."""
-    return step_size * (1 + torch.cos(torch.pi * torch.arange(steps) / steps)) / 2
-
-
-def train(
-    ensemble: Ensemble,
-    inputs: Tensor,
-    targets: Tensor,
-    order: Int[Tensor, "k steps batch"],
-    step_sizes: Float[Tensor, "steps *k"],
-    momentum: float = 0.9,
-    milestones: Iterable[int] = (),
-    loss_fn: LossFn = nn.functional.cross_entropy,
-) -> Iterator[tuple[int, Ensemble, Float[Tensor, "k since"]]]:
-    """Stochastic gradient descent with heavy-ball momentum on all networks at once; yields at milestones.
-
-    v ← μ v + ∇L, θ ← θ − η v, as `torch.optim.SGD`. One ordinary backward pass of the summed losses gives every
-    network its own gradient, as no network's loss depends on another's parameters.
-
-    Args:
-        ensemble: where to start; left as it is.
-        inputs, targets: the training examples, (n, ...) and (n, ...).
-        order: which examples each network sees at each step (from `minibatches`).
-        step_sizes: (steps,) or, one for each network, (steps, K).
-        milestones: steps after which to yield; the last step always does.
-
-    Yields:
-        (step, the networks after that many steps (a copy), minibatch losses (K, steps since the last milestone)).
-    """
-    ensemble.network.train()
-    parameters = {name: p.detach().clone().requires_grad_() for name, p in ensemble.parameters.items()}
-    buffers = {name: b.clone() for name, b in ensemble.buffers.items()}
-    current = Ensemble(ensemble.network, parameters, buffers)
-    loss_of, leaves = _losses(current, loss_fn, shared=False), list(parameters.values())
-    velocity = [torch.zeros_like(p) for p in leaves]
-    steps, seen = order.shape[1], []
-    sizes = step_sizes.tolist() if step_sizes.ndim == 1 else None
-    marks = {*milestones, steps}
-    for step in range(steps):
-        batch = order[:, step].to(inputs.device)
-        loss = loss_of(inputs[batch], targets[batch])
-        slopes = torch.autograd.grad(loss.sum(), leaves)
-        with torch.no_grad():
-            torch._foreach_mul_(velocity, momentum)
-            torch._foreach_add_(velocity, slopes)
-            if sizes:
-                torch._foreach_add_(leaves, velocity, alpha=-sizes[step])
-            else:
-                eta = step_sizes[step].to(inputs.device)
-                scaled = [v * eta.view(-1, *[1] * (v.ndim - 1)) for v in velocity]
-                torch._foreach_sub_(leaves, scaled)
-        seen.append(loss.detach())
-        if step + 1 in marks:
-            frozen = Ensemble(ensemble.network, {n: p.detach() for n, p in parameters.items()}, buffers)
-            yield step + 1, frozen[:], torch.stack(seen, dim=1)
-            seen = []
-            ensemble.network.train()  # whoever evaluated meanwhile has switched the mode
-
-
-def evaluate(ensemble: Ensemble, inputs: Tensor, targets: Tensor) -> dict[str, Float[Tensor, " k"]]:
+def evaluate(ensemble: Ensemble, batch: tuple[Tensor, Tensor]) -> dict[str, Float[Tensor, " k"]]:
     """Accuracy, negative log-likelihood (nats) and expected calibration error of every classifier, each (K,) float64.
 
     ECE: Σ_b (n_b / n) |accuracy_b − confidence_b| over 15 equal bins of the top probability (Guo et al. 2017,
     arXiv 1706.04599, equation 3). A network whose outputs are not numbers scores NaN.
     """
+    inputs, targets = batch
     logp = outputs(ensemble, inputs).double().log_softmax(-1)  # (K, n, classes)
     k, n, _ = logp.shape
     confidence, guess = logp.max(-1)
@@ -220,15 +183,38 @@ def evaluate(ensemble: Ensemble, inputs: Tensor, targets: Tensor) -> dict[str, F
     return {"accuracy": right.mean(1), "nll": -picked.mean(1), "ece": gap.abs().sum(1) / n}
 
 
-def _forward(ensemble: Ensemble, shared: bool) -> Callable[[Tensor], Tensor]:
-    def one(parameters, buffers, inputs):
-        return functional_call(ensemble.network, (parameters, buffers), (inputs,))
+@contextmanager
+def measuring(network: nn.Module, normalization: str = "frozen", training: bool = False) -> Iterator[None]:
+    """The network in evaluation mode for a while, TF32 off, batch normalization as said; then all as it was.
 
-    batched = vmap(one, in_dims=(0, 0, None if shared else 0), randomness="different")
-    return lambda inputs: batched(ensemble.parameters, ensemble.buffers, inputs)
+    With `training`, everything is in training mode, but running statistics don't follow.
+
+    Raises:
+        ValueError: an unknown normalization.
+    """
+    if normalization not in NORMALIZATION:
+        raise ValueError(f"unknown normalization {normalization!r}; known: {', '.join(NORMALIZATION)}")
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    tracked, shortcuts = [m.track_running_stats for m in norms], torch.backends.mha.get_fastpath_enabled()
+    with evaluating(network), engine.exact():
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)  # it has no derivative
+            network.train(training)
+            for module in norms if normalization == "recomputed" else ():
+                module.training, module.track_running_stats = True, False
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(shortcuts)
+            for module, track in zip(norms, tracked, strict=True):
+                module.track_running_stats = track
 
 
-def _losses(ensemble: Ensemble, loss_fn: LossFn, shared: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    forward = _forward(ensemble, shared)
-    per_network = vmap(loss_fn, in_dims=(0, None if shared else 0))
-    return lambda inputs, targets: per_network(forward(inputs), targets)
+def _output(model: Model, inputs: Tensor) -> Tensor:
+    return model(inputs)
+
+
+def _same_device(ensemble: Ensemble, batch: Batch) -> torch.device:
+    device = next(iter(ensemble.parameters.values())).device
+    if elsewhere := {str(leaf.device) for leaf in engine.tensors(batch)} - {str(device)}:
+        raise ValueError(f"the networks are on {device}, examples on {', '.join(elsewhere)}: move one of them")
+    return device

@@ -73,8 +73,8 @@ def predictions(experiment: xr.Dataset) -> xr.Dataset:
     """Every predictor's value for every candidate, turned so that more is expected to be better.
 
     Returns `value` over (task, candidate, predictor) and, along predictor, `cost` (share of a candidate's full
-    training), `family`, `measure`, `rate`, `length` (steps) and `combined` (whether it is rank-averaged with
-    the log parameter count).
+    training, the mean over candidates), `family`, `measure`, `rate`, `length` (steps) and `combined` (whether it is
+    rank-averaged with the log parameter count).
     """
     columns, about = [], []
 
@@ -102,7 +102,7 @@ def predictions(experiment: xr.Dataset) -> xr.Dataset:
         for length in experiment["probe"].values.tolist():
             at = experiment.sel(rate=rate, probe=length)
             for measure in sizes:
-                cost = float(at[COST_OF.get(measure, "children_cost")].isel(task=0))
+                cost = float(at[COST_OF.get(measure, "children_cost")].mean())
                 add(measure, at[measure], cost, rate, length)
     alone = np.stack(columns, axis=-1)  # (task, candidate, predictor)
     ranks = _ranks(alone)

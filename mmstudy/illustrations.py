@@ -1,4 +1,4 @@
-"""The pictures of the manifold, for the second notebook: a Dataset in, a Figure out."""
+"""The pictures of the manifold around networks, for the third notebook: a Dataset in, a Figure out."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -6,9 +6,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from mmstudy.figures import COLORS, OPERATOR_COLORS
-
-LANDSCAPE_COLORS = {"ring": COLORS[9], "ellipsoid": COLORS[5]}
+from mmstudy.figures import OPERATOR_COLORS
 
 
 def _operators(dataset: xr.Dataset) -> list[str]:
@@ -62,34 +60,6 @@ def plain_log(axis) -> None:
     axis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")
-
-
-def manifold_landscapes(dataset: xr.Dataset) -> Figure:
-    """Sets below a level in the plane, what of them a straight line from the parent reaches, and the rays' lengths.
-
-    `dataset` has `loss` over (landscape, row, column), `parent` over (landscape, axis), `radius` and `exact` over
-    (landscape, ray), and `level`; coordinates `angle` along ray, `row` and `column`.
-    """
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained", width_ratios=(1, 1, 1.25))
-    angle = dataset["angle"].values
-    for axis, name in zip(axes, dataset["landscape"].values, strict=False):
-        one, color = dataset.sel(landscape=name), LANDSCAPE_COLORS[str(name)]
-        below = [-1, float(dataset["level"])]
-        axis.contourf(one["column"], one["row"], one["loss"], below, colors=["0.85"])
-        x0, y0 = one["parent"].values
-        x, y = x0 + one["radius"] * np.cos(angle), y0 + one["radius"] * np.sin(angle)
-        axis.fill(x, y, color=color, alpha=0.5, lw=0)
-        some = slice(None, None, max(1, len(angle) // 36))
-        axis.plot([np.full_like(x[some], x0), x[some]], [np.full_like(y[some], y0), y[some]], color="k", lw=0.3)
-        axis.plot(x0, y0, "ko", ms=4)
-        axis.set(aspect="equal", xlabel="θ₁", ylabel="θ₂")
-        axis.set_title(f"{name}: grey below the level,\ncoloured: seen from the parent", fontsize="medium")
-        axes[2].plot(np.degrees(angle), one["exact"], color=color, lw=1.2)
-        axes[2].plot(np.degrees(angle[some]), one["radius"][some], "o", ms=3, color=color, label=str(name))
-    axes[2].set(xlabel="direction (degrees)", ylabel="distance to the level", xticks=range(0, 361, 90))
-    axes[2].set_title("lines: exact, dots: rays", fontsize="medium")
-    axes[2].legend(frameon=False)
-    return figure
 
 
 def manifold_plane(dataset: xr.Dataset) -> Figure:

@@ -6,7 +6,9 @@ Each declares beforehand which sign its relation to the gain is expected to have
 from jaxtyping import Float
 from torch import Tensor
 
-from mmstudy.ensemble import Ensemble, gradients
+from mmstudy.engine import Batch
+from mmstudy.ensemble import Ensemble, vectors
+from mmstudy.objective import of_networks
 
 SAME_SIZE = 0.02  # networks whose parameter counts differ by less are of one size
 
@@ -31,6 +33,7 @@ DIRECTION = {
 }
 
 
-def gradient_norm(ensemble: Ensemble, inputs: Tensor, targets: Tensor) -> Float[Tensor, " k"]:
+def gradient_norm(ensemble: Ensemble, batch: Batch) -> Float[Tensor, " k"]:
     """‖∇L‖₂ of every network over the examples."""
-    return gradients(ensemble, inputs, targets).norm(dim=1)
+    _, slopes = of_networks(ensemble, batch).gradient(vectors(ensemble))
+    return slopes.norm(dim=1)

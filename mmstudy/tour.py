@@ -14,12 +14,13 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from mmstudy import contracts
-from mmstudy.ensemble import Ensemble, constant, losses, train
+from mmstudy.ensemble import Ensemble, losses
 from mmstudy.expand import DEEPER, Expansion
 from mmstudy.figures import OPERATOR_COLORS
 from mmstudy.illustrations import operator_rows, plain, plain_log, with_zero
 from mmstudy.networks import MLP
 from mmstudy.tasks import Split
+from mmstudy.training import constant, train
 
 IDEAS = {  # operator → (idea, source); the docstrings say more
     "net2net": ("copies at random, parted by noise", "Chen et al. 2016, arXiv 1511.05641"),
@@ -109,8 +110,8 @@ def course(networks: Ensemble, layer: str, data: Split, order: Int[Tensor, "k t 
     """The training loss and the `closest` units of a layer at first and after some steps of gradient descent."""
     steps = constant(step_size, order.shape[1])
     marks = [mark for mark in (1, 2, 5, 10, 20, 50, 100, 200, 500) if mark < len(steps)]
-    states = {0: networks} | {t: now for t, now, _ in train(networks, *data, order, steps, milestones=marks)}
-    curve = torch.stack([losses(now, *data) for now in states.values()], dim=1)
+    states = {0: networks} | {t: now for t, now, _ in train(networks, data, order, steps, milestones=marks)}
+    curve = torch.stack([losses(now, data) for now in states.values()], dim=1)
     gaps = torch.stack([closest(now, layer) for now in states.values()], dim=1)
     return xr.Dataset({"curve": (("seed", "step"), curve), "closest": (("seed", "step"), gaps)}, {"step": [*states]})
 

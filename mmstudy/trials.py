@@ -8,12 +8,14 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from mmstudy import children, directions, networks, predictors, training
 from mmstudy import ensemble as en
-from mmstudy import manifold, networks, predictors
-from mmstudy.connectivity import point_loss
 from mmstudy.expand import Candidate
+from mmstudy.manifold import PASS, STEP
+from mmstudy.objective import Objective, of_networks
+from mmstudy.rays import crossings
 from mmstudy.seeds import generator
-from mmstudy.tasks import Data, Task
+from mmstudy.tasks import Data, Split, Task
 from mmstudy.tracing import trace
 
 CHECKPOINTS = ("last", "best validation")
@@ -22,7 +24,6 @@ SIZES = (
     *("reach", "gyration", "diameter", "effective_dimension", "log_volume", "disagreement"),
     *("extent_children", "extent_differences", "extent_random"),
 )
-PASS, STEP = 1, 3  # example-evaluations of a forward pass and of a training step, per example
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Budget:
 
     A probe of length b: `children` copies of the candidate train b / children steps each, at a constant step size;
     the rays start at the children's centre (their mean) and are measured on `probe_examples` training examples, up to
-    the base network's loss on them plus `margin`. `rates` multiply the training's step size for the probes.
+    the base network's loss on them plus `margin`; they go as far as `farthest` times a direction, those along random
+    filter-normalized directions as far as `random_farthest` times. `rates` multiply the training's step size in probes.
     """
 
     steps: int = 2500
@@ -48,9 +50,8 @@ class Budget:
     margin: float = 0.1
     probe_examples: int = 128
     random_rays: int = 4
-    grid: tuple[float, ...] = manifold.GRID
-    random_grid: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.8)
-    refinements: int = 4
+    farthest: float = 16.0
+    random_farthest: float = 0.8
 
     def __post_init__(self):
         if self.seeds < 2 or self.children < 3:
@@ -76,15 +77,15 @@ def train_base(task: Task, data: Data, budget: Budget) -> xr.Dataset:
     """
     stacked = en.stack([new_base(task, data)])
     order = _order(task, data, budget, ["base"], budget.steps)
-    ((_, base, _),) = en.train(stacked, *data.training, order, _schedule(budget), budget.momentum)
+    ((_, base, _),) = training.train(stacked, data.training, order, _schedule(budget), budget.momentum)
     if not en.vectors(base).isfinite().all():
         raise ValueError(f"the base network of {task} diverged: step_size={budget.step_size:g} is too large")
     control = train_in_full(task, data, base[torch.zeros(budget.seeds, dtype=torch.long)], budget)
     return xr.Dataset(
         {
             "base": ("dimension", en.vectors(base)[0].cpu().numpy()),
-            "base_loss": ((), en.losses(base, *_probe_split(task, data, budget)).item()),
-            **{f"base_{name}": ((), score.item()) for name, score in en.evaluate(base, *data.test).items()},
+            "base_loss": ((), en.losses(base, _probe_split(task, data, budget)).item()),
+            **{f"base_{name}": ((), score.item()) for name, score in en.evaluate(base, data.test).items()},
             **{f"control_{name}": (("seed", "checkpoint"), value) for name, value in control.items()},
         }
     )
@@ -98,19 +99,19 @@ def new_base(task: Task, data: Data) -> nn.Module:
 
 
 def _schedule(budget: Budget) -> Tensor:
-    return en.cosine(budget.step_size, budget.steps)
+    return training.cosine(budget.step_size, budget.steps)
 
 
 def _order(task: Task, data: Data, budget: Budget, names: Iterable[object], steps: int) -> Tensor:
     """Minibatch orders, one for each name; the same name gives every candidate of a task the same order."""
     generators = [generator("minibatches", task, name) for name in names]
-    return en.minibatches(generators, len(data.training.inputs), steps, budget.batch)
+    return training.minibatches(generators, len(data.training.inputs), steps, budget.batch)
 
 
-def _probe_split(task: Task, data: Data, budget: Budget) -> tuple[Tensor, Tensor]:
+def _probe_split(task: Task, data: Data, budget: Budget) -> Split:
     inputs, targets = data.training
     some = torch.randperm(len(inputs), generator=generator("probe examples", task))[: budget.probe_examples]
-    return inputs[some], targets[some]
+    return Split(inputs[some], targets[some])
 
 
 def train_in_full(task: Task, data: Data, start: en.Ensemble, budget: Budget) -> dict[str, Tensor]:
@@ -124,13 +125,13 @@ def train_in_full(task: Task, data: Data, start: en.Ensemble, budget: Budget) ->
     marks = [round(budget.steps * (i + 1) / budget.validations) for i in range(budget.validations)]
     best = torch.full((count,), -math.inf, dtype=torch.float64)
     points = en.vectors(start)
-    trained = en.train(start, *data.training, order, _schedule(budget), budget.momentum, marks)
+    trained = training.train(start, data.training, order, _schedule(budget), budget.momentum, marks)
     for _, now, _ in trained:
-        score = en.evaluate(now, *data.validation)["accuracy"].cpu()
+        score = en.evaluate(now, data.validation)["accuracy"].cpu()
         better = score > best
         best = torch.where(better, score, best)
         points = torch.where(better.to(points.device).unsqueeze(1), en.vectors(now), points)
-    both = [en.evaluate(network, *data.test) for network in (now, en.at(start, points))]
+    both = [en.evaluate(network, data.test) for network in (now, en.at(start, points))]
     broken = ~en.vectors(now).isfinite().all(1).cpu()
     return {
         name: torch.stack([scores[name].cpu() for scores in both], dim=1).masked_fill(broken.unsqueeze(1), math.nan)
@@ -157,8 +158,8 @@ def measure(
     static = {
         "parameters": torch.full((len(candidates),), networks.count_parameters(expanded.network)),
         "flops": torch.full((len(candidates),), networks.count_flops(expanded.network, example)),
-        "loss": en.losses(expanded, *split),
-        "gradient_norm": predictors.gradient_norm(expanded, *split),
+        "loss": en.losses(expanded, split),
+        "gradient_norm": predictors.gradient_norm(expanded, split),
         "expansion_cost": torch.tensor([c.cost(len(data.training.inputs)) for _, c in candidates]),
     }
     return xr.merge(
@@ -183,13 +184,17 @@ def probe(task: Task, data: Data, expanded: en.Ensemble, level: float, budget: B
     order = _order(task, data, budget, ["probe"], budget.early_steps).repeat(len(starts), 1, 1)
     bins = range(budget.early_bin, budget.early_steps + 1, budget.early_bin)
     schedule = step_sizes.to(device).expand(budget.early_steps, -1)
-    runs = en.train(starts, *data.training, order, schedule, budget.momentum, bins)
+    runs = training.train(starts, data.training, order, schedule, budget.momentum, bins)
     early = torch.stack([seen.mean(1).cpu() for _, _, seen in runs])
 
     lengths = [b // k for b in sorted(budget.probes)]
-    order = _order(task, data, budget, [f"child {i}" for i in range(k)], lengths[-1]).expand(len(starts), -1, -1, -1)
-    grown = manifold.children(starts, *data.training, order, step_sizes.to(device), budget.momentum, lengths)
-    sizes = [_sizes(task, data, starts, young, seen, step, level, budget) for step, young, seen in grown]
+    order = _order(task, data, budget, [f"child {i}" for i in range(k)], lengths[-1])
+    split = _probe_split(task, data, budget)
+    objective = of_networks(starts, split, training=data.training, minibatch=budget.batch)
+    grown = children.offspring(objective, en.vectors(starts), order, step_sizes, budget.momentum, lengths)
+    sizes = [
+        _sizes(task, split.inputs, objective, starts, young, seen, step, level, budget) for step, young, seen in grown
+    ]
 
     flat = xr.concat(sizes, "probe").assign_coords(probe=[k * length for length in lengths])
     flat = flat.assign_coords(early=list(bins)).assign(early_loss=(("early", "parent"), early))
@@ -198,27 +203,33 @@ def probe(task: Task, data: Data, expanded: en.Ensemble, level: float, budget: B
 
 
 def _sizes(
-    task: Task, data: Data, starts: en.Ensemble, young: Tensor, seen: Tensor, step: int, level: float, budget: Budget
+    task: Task,
+    inputs: Tensor,
+    objective: Objective,
+    starts: en.Ensemble,
+    young: Tensor,
+    seen: Tensor,
+    step: int,
+    level: float,
+    budget: Budget,
 ) -> xr.Dataset:
     """The sizes at one length of the probe, over (parent), and what each costs."""
     count, k, _ = young.shape
-    split = _probe_split(task, data, budget)
-    loss = point_loss(starts, *split)
     apart = (young - young.mean(1, keepdim=True)).norm(dim=-1)
     alive = (apart.isfinite() & (apart > 0)).all(1)  # a diverged candidate has no size
     start = en.vectors(starts)
     young = torch.where(alive.view(-1, 1, 1), young, start.unsqueeze(1))
     centre = young.mean(1)
-    away = young - centre.unsqueeze(1)
-    across = young - young.roll(-1, dims=1)
-    random = manifold.filter_normalized(en.at(starts, centre), budget.random_rays, generator("random rays", task))
-    directions = torch.where(alive.view(-1, 1, 1), torch.cat([away, -away, across], dim=1), 1.0)
-    lines = manifold.rays(loss, centre, directions, level, budget.grid, budget.refinements)
-    relative = manifold.rays(loss, centre, random, level, budget.random_grid, budget.refinements)
+    random = directions.filter_normalized(starts, centre, budget.random_rays, generator("random rays", task))
+    ways = torch.cat([directions.from_centre(young), directions.differences(young)], dim=1)
+    ways = torch.where(alive.view(-1, 1, 1), ways, 1.0)
+    lines = crossings(objective, centre, ways, level, most=budget.farthest)
+    relative = crossings(objective, centre, random, level, budget.random_farthest / 4, budget.random_farthest)
     along, between = lines["radius"][:, : 2 * k], lines["radius"][:, 2 * k :]
-    logits = en.outputs(en.at(starts, young), split[0]).unflatten(0, (count, k))
-    sizes = manifold.spread(start, young).assign(
-        disagreement=("parent", manifold.disagreement(logits).cpu()),
+    whose = torch.arange(count).unsqueeze(1).expand(count, k)
+    logits = en.outputs(en.at(starts, young, whose), inputs).unflatten(0, (count, k))
+    sizes = children.spread(start, young).assign(
+        disagreement=("parent", children.disagreement(logits).cpu()),
         extent_children=along.mean("ray"),
         extent_children_se=along.std("ray", ddof=1) / (2 * k) ** 0.5,
         extent_differences=between.mean("ray"),
@@ -226,16 +237,16 @@ def _sizes(
         connected=(lines["multiple"][:, :k] >= 1).mean("ray"),
         unbounded=(lines["status"] == "unbounded").mean("ray"),
         outside=(lines["status"] == "outside").all("ray"),
-        centre_loss=("parent", loss(centre).cpu()),
+        centre_loss=("parent", objective(centre).cpu()),
         explorer_loss=("parent", seen.mean((1, 2)).cpu()),
     )
     sizes = sizes.where(xr.DataArray(alive.cpu(), dims="parent"))
-    training = STEP * budget.batch * k * step
-    points = PASS * budget.probe_examples
+    trained = STEP * budget.batch * k * step
+    point = PASS * budget.probe_examples
     return sizes.assign(
-        children_cost=training,
-        predictions_cost=training + points * k,
-        centre_cost=training + points,
-        rays_cost=training + points * (1 + 3 * k * lines.attrs["evaluations"]),
-        random_cost=training + points * (1 + budget.random_rays * relative.attrs["evaluations"]),
+        children_cost=trained,
+        predictions_cost=trained + point * k,
+        centre_cost=trained + point,
+        rays_cost=trained + point * (1 + lines["evaluations"].sum("ray")),
+        random_cost=trained + point * (1 + relative["evaluations"].sum("ray")),
     )

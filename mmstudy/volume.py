@@ -13,9 +13,46 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
+from mmstudy import manifold
 from mmstudy.landscapes import log_ball
+from mmstudy.manifold import PASS, Budget
+from mmstudy.objective import Objective
+from mmstudy.rays import crossings
 
 FEW = 10  # an effective sample below this says nothing about its own error
+
+
+def volume(
+    objective: Objective,
+    parents: Float[Tensor, "m dim"],
+    level: float,
+    budget: Budget,
+    generator: torch.Generator,
+    scale: Float[Tensor, "m dim"] | None = None,
+    most: float = 1024.0,
+    tolerance: float = 1e-3,
+) -> xr.Dataset:
+    """The log-volume of the manifold, from `budget.samples` rays along weighted directions; see `log_volume`.
+
+    Args:
+        scale: of each coordinate, such as `directions.preconditioner` gives; uniform directions without it.
+        most, tolerance: as in `rays.crossings`. An error δr of the rays shows as D·δr/r.
+    """
+    scale = torch.ones_like(parents) if scale is None else scale
+    unit, log_weight = directions(scale, budget.samples, generator)
+    lines = crossings(objective, parents, unit, level, most=most, tolerance=tolerance)
+    found = log_volume(lines, log_weight, parents.shape[1])
+    start = manifold.starting(objective, parents, level)
+    radius = torch.as_tensor(lines["radius"].values)
+    more = {n: torch.as_tensor(found[n].values) for n in ("effective_radius", "effective_samples", "largest_weight")}
+    return manifold.report(
+        torch.as_tensor(found["log_volume"].values),
+        torch.as_tensor(found["log_volume_se"].values),
+        radius,
+        np.where(start == "ok", found["status"].values, start),
+        PASS * objective.examples * (1 + lines["evaluations"].sum("ray").values),
+        **more,
+    )
 
 
 def directions(
@@ -51,7 +88,7 @@ def log_volume(lines: xr.Dataset, log_weight: Float[Tensor, "m rays"], dimension
     of this volume, exp((ln V − ln V_D)/D), is a distance for every D. An error δr of the rays shows as D·δr/r.
 
     Args:
-        lines: what `manifold.rays` returned for the directions.
+        lines: what `rays.crossings` returned for the directions.
         log_weight: of each direction, from `directions`.
         dimension: D, of the parameter space.
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from cases import batch, mlp
+from cases import batch, convolutional, mlp
 from torch import nn
 
 from mmstudy import connectivity, landscapes
 from mmstudy import ensemble as en
-from mmstudy.connectivity import point_loss
+from mmstudy.objective import of_networks
 from mmstudy.seeds import generator
 
 
@@ -13,10 +13,9 @@ def test_segments_end_in_the_stored_losses():
     inputs, targets = batch(64)
     stacked = en.stack([mlp(seed=i) for i in range(2)])
     points = en.vectors(stacked)
-    along = connectivity.segment(
-        point_loss(stacked, inputs, targets), points[0], points[1], torch.tensor([0.0, 0.5, 1.0])
-    )
-    assert torch.equal(along[[0, 2]], en.losses(stacked, inputs, targets))
+    loss = of_networks(stacked, (inputs, targets))
+    along = connectivity.segment(loss, points[:1], points[1:], torch.tensor([0.0, 0.5, 1.0]))
+    assert torch.equal(along[0, [0, 2]], en.losses(stacked, (inputs, targets)))
 
 
 def test_the_known_barrier_has_its_height():
@@ -31,18 +30,18 @@ def test_the_known_barrier_has_its_height():
 def test_the_planes_corners_are_the_networks():
     inputs, targets = batch(64)
     stacked = en.stack([mlp(seed=i) for i in range(3)])
-    loss, points = point_loss(stacked, inputs, targets), en.vectors(stacked)
+    loss, points = of_networks(stacked, (inputs, targets)), en.vectors(stacked)
     _, corners = connectivity.plane(loss, points, torch.zeros(1), torch.zeros(1))
     for i in range(3):
         grid, _ = connectivity.plane(loss, points, corners[i, :1], corners[i, 1:])
-        assert grid.item() == pytest.approx(float(loss(points[i])), rel=1e-4)
+        assert grid.item() == pytest.approx(float(loss(points)[i]), rel=1e-4)
 
 
 def test_point_losses_are_those_of_networks_with_these_parameters():
     inputs, targets = batch(64)
     stacked = en.stack([mlp()])
     points = torch.randn(2, 3, en.vectors(stacked).shape[1], generator=generator("points"))
-    found = point_loss(stacked, inputs, targets)(points)
+    found = of_networks(stacked, (inputs, targets))(points)
     assert found.shape == (2, 3)
     assert found.dtype == torch.float64
     for i in range(2):
@@ -106,3 +105,23 @@ def test_the_plane_keeps_distances_and_has_rows_along_the_second_axis():
     for row, y in enumerate(second):
         for column, x in enumerate(first):
             torch.testing.assert_close(grid[row, column], (corners[0] + x * u + y * v).square().sum())
+
+
+@pytest.mark.parametrize("normalization", en.NORMALIZATION)
+def test_interpolated_networks_end_in_the_networks_themselves(normalization):
+    """Normalized networks whose running statistics differ, several pairs at once."""
+    inputs, targets = batch(64)
+    nets = [convolutional(seed) for seed in range(4)]
+    for i, net in enumerate(nets):
+        net(inputs * (i + 1))  # moves the running statistics
+    start, end = en.stack(nets[:2]), en.stack(nets[2:])
+    alphas = torch.tensor([0.0, 0.3, 1.0])
+    between = connectivity.interpolated(start, end, alphas)
+    found = en.losses(between, (inputs, targets), normalization=normalization).view(2, 3)
+    for ends, column in ((start, 0), (end, 2)):
+        torch.testing.assert_close(found[:, column], en.losses(ends, (inputs, targets), normalization=normalization))
+    mean = between.buffers["2.running_mean"].view(2, 3, -1)[:, 1]
+    torch.testing.assert_close(mean, 0.7 * start.buffers["2.running_mean"] + 0.3 * end.buffers["2.running_mean"])
+    assert (between.buffers["2.num_batches_tracked"] == 1).all()
+    with pytest.raises(ValueError, match="as many starts as ends; got 2 and 4"):
+        connectivity.interpolated(start, en.stack(nets), alphas)

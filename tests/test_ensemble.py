@@ -7,6 +7,7 @@ from cases import batch, convolutional, mlp
 from sklearn import metrics
 from torch import nn
 
+from mmstudy import engine, training
 from mmstudy import ensemble as en
 from mmstudy.seeds import generator, seed_of
 
@@ -21,20 +22,10 @@ def test_losses_and_outputs_are_those_of_the_single_networks(monkeypatch):
     inputs, targets = batch(101)
     nets = networks()
     stacked = en.stack(nets)
-    monkeypatch.setattr(en, "ROWS", 64)  # several ragged chunks
+    monkeypatch.setattr(engine, "EXAMPLES", 32)  # several ragged chunks
     each = torch.stack([nn.functional.cross_entropy(net(inputs), targets) for net in nets]).double()
-    torch.testing.assert_close(en.losses(stacked, inputs, targets), each.detach(), **CLOSE)
+    torch.testing.assert_close(en.losses(stacked, (inputs, targets)), each.detach(), **CLOSE)
     torch.testing.assert_close(en.outputs(stacked, inputs), torch.stack([n(inputs).detach() for n in nets]), **CLOSE)
-
-
-def test_gradients_are_those_of_autograd():
-    inputs, targets = batch()
-    nets = networks()
-    rows = []
-    for net in nets:
-        slopes = torch.autograd.grad(nn.functional.cross_entropy(net(inputs), targets), list(net.parameters()))
-        rows.append(torch.cat([slope.flatten() for slope in slopes]))
-    torch.testing.assert_close(en.gradients(en.stack(nets), inputs, targets), torch.stack(rows), **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -43,15 +34,16 @@ def test_gradients_are_those_of_autograd():
 def test_training_is_that_of_a_plain_loop(schedule):
     inputs, targets = batch(40)
     nets, steps = networks(3), 12
-    order = en.minibatches([generator("order", i) for i in range(3)], 40, steps, 8)
+    order = training.minibatches([generator("order", i) for i in range(3)], 40, steps, 8)
     sizes = {
-        "constant": en.constant(0.1, steps),
-        "cosine": en.cosine(0.1, steps),
+        "constant": training.constant(0.1, steps),
+        "cosine": training.cosine(0.1, steps),
         "one step size for each network": torch.tensor([0.05, 0.1, 0.2]).expand(steps, 3),
-        "one cosine for each network": torch.stack([en.cosine(s, steps) for s in (0.05, 0.1, 0.2)], dim=1),
+        "one cosine for each network": torch.stack([training.cosine(s, steps) for s in (0.05, 0.1, 0.2)], dim=1),
     }[schedule]
     trained = {
-        step: (now, seen) for step, now, seen in en.train(en.stack(nets), inputs, targets, order, sizes, 0.9, [5])
+        step: (now, seen)
+        for step, now, seen in training.train(en.stack(nets), (inputs, targets), order, sizes, 0.9, [5])
     }
     assert list(trained) == [5, steps]
     for k, net in enumerate(copy.deepcopy(nets)):
@@ -75,8 +67,8 @@ def test_training_leaves_its_start_as_it_was():
     inputs, targets = batch(16)
     start = en.stack(networks(2))
     before = en.vectors(start).clone()
-    order = en.minibatches([generator(0), generator(1)], 16, 3, 8)
-    ((_, after, _),) = en.train(start, inputs, targets, order, en.constant(0.1, 3))
+    order = training.minibatches([generator(0), generator(1)], 16, 3, 8)
+    ((_, after, _),) = training.train(start, (inputs, targets), order, training.constant(0.1, 3))
     assert torch.equal(en.vectors(start), before)
     assert not torch.equal(en.vectors(after), before)
 
@@ -85,8 +77,8 @@ def test_any_module_goes_in_with_its_buffers():
     inputs, targets = batch(64)
     nets = [convolutional(seed) for seed in range(3)]
     stacked = en.stack(nets)
-    order = en.minibatches([generator(i) for i in range(3)], 64, 60, 16)
-    ((_, trained, seen),) = en.train(stacked, inputs, targets, order, en.constant(0.1, 60))
+    order = training.minibatches([generator(i) for i in range(3)], 64, 60, 16)
+    ((_, trained, seen),) = training.train(stacked, (inputs, targets), order, training.constant(0.1, 60))
     assert seen[:, -10:].mean() < seen[:, :10].mean()
     assert (trained.buffers["2.num_batches_tracked"] == 60).all()
     assert (stacked.buffers["2.num_batches_tracked"] == 0).all()
@@ -114,14 +106,14 @@ def test_an_index_may_repeat_and_gives_a_copy():
 
 
 def test_an_epoch_is_a_permutation_and_the_same_seed_the_same_order():
-    order = en.minibatches([generator("a"), generator("b")], 20, 9, 6)  # 3 batches an epoch, 2 examples left out
+    order = training.minibatches([generator("a"), generator("b")], 20, 9, 6)  # 3 batches an epoch, 2 examples left out
     assert order.shape == (2, 9, 6)
     for epoch in order.view(2, 3, 18).unbind(1):
         assert all(len(set(row.tolist())) == 18 for row in epoch)
-    assert torch.equal(order[:1], en.minibatches([generator("a")], 20, 9, 6))
+    assert torch.equal(order[:1], training.minibatches([generator("a")], 20, 9, 6))
     assert not torch.equal(order[0], order[1])
     with pytest.raises(ValueError, match="batch of 21 does not fit into 20"):
-        en.minibatches([generator(0)], 20, 1, 21)
+        training.minibatches([generator(0)], 20, 1, 21)
 
 
 def test_seeds_are_stable_and_apart():
@@ -132,7 +124,7 @@ def test_seeds_are_stable_and_apart():
 def test_evaluation_against_the_obvious():
     inputs, targets = batch(200)
     nets = networks(4)
-    scores = en.evaluate(en.stack(nets), inputs, targets)
+    scores = en.evaluate(en.stack(nets), (inputs, targets))
     for k, net in enumerate(nets):
         p = net(inputs).detach().double().softmax(-1).numpy()
         guess, confidence = p.argmax(1), p.max(1)
@@ -162,8 +154,8 @@ def normalized(seed=0) -> nn.Module:
 def test_running_statistics_are_those_of_a_plain_loop():
     inputs, targets = batch(48)
     nets = [normalized(seed) for seed in range(3)]
-    order = en.minibatches([generator("order", i) for i in range(3)], 48, 7, 12)
-    ((_, trained, _),) = en.train(en.stack(nets), inputs, targets, order, en.constant(0.05, 7))
+    order = training.minibatches([generator("order", i) for i in range(3)], 48, 7, 12)
+    ((_, trained, _),) = training.train(en.stack(nets), (inputs, targets), order, training.constant(0.05, 7))
     for k, net in enumerate(copy.deepcopy(nets)):
         optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
         for some in order[k]:
@@ -182,25 +174,25 @@ def test_dropout_is_on_in_training_alone_and_each_network_has_its_own():
     same = en.stack([convolutional(0)] * 3)
     first, second = en.outputs(same, inputs), en.outputs(same, inputs)
     assert torch.equal(first, second)
-    order = en.minibatches([generator("same")] * 3, 16, 1, 16)[:1].expand(3, -1, -1)
+    order = training.minibatches([generator("same")] * 3, 16, 1, 16)[:1].expand(3, -1, -1)
     torch.manual_seed(0)
-    ((_, _, seen),) = en.train(same, inputs, targets, order, en.constant(0.1, 1))
+    ((_, _, seen),) = training.train(same, (inputs, targets), order, training.constant(0.1, 1))
     assert len(set(seen[:, 0].tolist())) == 3
 
 
 def test_what_the_caller_does_at_a_milestone_does_not_change_the_training():
     inputs, targets = batch(32)
-    order = en.minibatches([generator(i) for i in range(2)], 32, 6, 8)
+    order = training.minibatches([generator(i) for i in range(2)], 32, 6, 8)
 
     def last(at_milestone) -> torch.Tensor:
         start = en.stack([normalized(0), normalized(1)])
-        for step, now, _ in en.train(start, inputs, targets, order, en.constant(0.1, 6), 0.9, range(6)):
+        for step, now, _ in training.train(start, (inputs, targets), order, training.constant(0.1, 6), 0.9, range(6)):
             if step < 6:
                 at_milestone(now)
         return torch.cat([en.vectors(now), now.buffers["2.running_mean"]], dim=1)
 
     def spoil(now: en.Ensemble) -> None:
-        en.evaluate(now, inputs, targets)  # switches to evaluation mode
+        en.evaluate(now, (inputs, targets))  # switches to evaluation mode
         for tensor in (*now.parameters.values(), *now.buffers.values()):
             tensor.zero_()
 
@@ -209,10 +201,12 @@ def test_what_the_caller_does_at_a_milestone_does_not_change_the_training():
 
 def test_the_yielded_losses_leave_out_none_and_repeat_none():
     inputs, targets = batch(32)
-    order = en.minibatches([generator(i) for i in range(2)], 32, 9, 8)
+    order = training.minibatches([generator(i) for i in range(2)], 32, 9, 8)
     runs = {}
     for marks in ((), (2, 3, 9), range(1, 10), (100,)):
-        reports = list(en.train(en.stack(networks(2)), inputs, targets, order, en.constant(0.1, 9), milestones=marks))
+        reports = list(
+            training.train(en.stack(networks(2)), (inputs, targets), order, training.constant(0.1, 9), milestones=marks)
+        )
         assert [step for step, _, _ in reports] == sorted({m for m in marks if m <= 9} | {9})
         runs[str(marks)] = torch.cat([seen for _, _, seen in reports], dim=1)
     first, *others = runs.values()
@@ -222,30 +216,30 @@ def test_the_yielded_losses_leave_out_none_and_repeat_none():
 
 def test_schedules_are_their_formulas():
     steps = np.arange(8)
-    assert en.constant(0.3, 8).numpy() == pytest.approx(np.full(8, 0.3))
-    assert en.cosine(0.3, 8).numpy() == pytest.approx(0.15 * (1 + np.cos(np.pi * steps / 8)), abs=1e-6)
-    assert en.cosine(0.3, 8)[0] == pytest.approx(0.3)
+    assert training.constant(0.3, 8).numpy() == pytest.approx(np.full(8, 0.3))
+    assert training.cosine(0.3, 8).numpy() == pytest.approx(0.15 * (1 + np.cos(np.pi * steps / 8)), abs=1e-6)
+    assert training.cosine(0.3, 8)[0] == pytest.approx(0.3)
 
 
 def test_other_losses_go_in():
     inputs, _ = batch(20)
     targets = torch.randn(20, 4, generator=generator("targets"))
-    nets, loss_fn = networks(3), nn.functional.mse_loss
-    stacked = en.stack(nets)
-    each = [loss_fn(net(inputs), targets) for net in nets]
-    expected = torch.stack(each).detach()
-    torch.testing.assert_close(en.losses(stacked, inputs, targets, loss_fn), expected.double(), **CLOSE)
-    slope = torch.cat([g.flatten() for g in torch.autograd.grad(each[1], list(nets[1].parameters()))])
-    torch.testing.assert_close(en.gradients(stacked, inputs, targets, loss_fn)[1], slope, **CLOSE)
+    nets = networks(3)
+    each = torch.stack([nn.functional.mse_loss(net(inputs), targets) for net in nets]).detach().double()
+    torch.testing.assert_close(en.losses(en.stack(nets), (inputs, targets), en.regression), each, **CLOSE)
+    by_name = en.losses(
+        en.stack(nets), {"x": inputs, "y": targets}, lambda model, some: en.regression(model, (some["x"], some["y"]))
+    )
+    torch.testing.assert_close(by_name, each, **CLOSE)
 
 
 def test_evaluation_does_not_depend_on_its_chunks_and_agrees_with_scikit_learn(monkeypatch):
     inputs, targets = batch(101)
     nets = networks(3)
     stacked = en.stack(nets)
-    whole = en.evaluate(stacked, inputs, targets)
-    monkeypatch.setattr(en, "ROWS", 50)
-    chunked = en.evaluate(stacked, inputs, targets)
+    whole = en.evaluate(stacked, (inputs, targets))
+    monkeypatch.setattr(engine, "EXAMPLES", 17)
+    chunked = en.evaluate(stacked, (inputs, targets))
     for name, values in whole.items():
         torch.testing.assert_close(values, chunked[name], rtol=1e-6, atol=1e-9)
     for k, net in enumerate(nets):
@@ -264,9 +258,8 @@ def test_evaluation_of_the_sure_the_unsure_and_the_broken():
             return self.logits.expand(len(x), -1)
 
     sure, unsure, broken = [200.0, 0, 0, 0], [0.0, 0, 0, 0], [torch.nan, 0, 0, 0]
-    scores = en.evaluate(
-        en.stack([Fixed(logits) for logits in (sure, unsure, broken)]), torch.zeros(4, 1), torch.tensor([0, 0, 0, 1])
-    )
+    examples = torch.zeros(4, 1), torch.tensor([0, 0, 0, 1])
+    scores = en.evaluate(en.stack([Fixed(logits) for logits in (sure, unsure, broken)]), examples)
     assert scores["accuracy"][:2].tolist() == pytest.approx([0.75, 0.75])
     assert scores["nll"][:2].tolist() == pytest.approx([200 / 4, np.log(4)])
     assert scores["ece"][:2].tolist() == pytest.approx([0.25, 0.5])  # |0.75 − 1| and |0.75 − 0.25|

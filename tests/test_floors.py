@@ -10,11 +10,23 @@ import mmstudy
 
 FLOORS = {
     0: {"axes", "couplings", "layers", "notes", "tracing", "views", "landscapes", "networks", "records", "seeds"}
-    | {"tasks"},
-    1: {"checkpoints", "copies", "deeper", "ensemble", "expand", "fresh", "growth", "optimizers", "surgery"},
-    2: {"connectivity", "contracts", "evaluation", "manifold", "pools", "predictors", "volume"},
-    3: {"study", "trials"},
-    4: {"figures", "illustrations", "tour"},
+    | {"singular", "tasks"},
+    1: {"checkpoints", "checks", "copies", "deeper", "engine", "ensemble", "expand", "fresh", "growth", "objective"}
+    | {"optimizers", "surgery", "training"},
+    2: {
+        "children",
+        "connectivity",
+        "contracts",
+        "curvature",
+        "dimension",
+        "directions",
+        "evaluation",
+        "llc",
+        "manifold",
+    }
+    | {"pools", "predictors", "rays", "simplex", "symmetries", "volume"},
+    3: {"estimators", "study", "trials", "truths"},
+    4: {"figures", "illustrations", "portraits", "tour"},
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
 FILES = {path.stem: path for path in Path(mmstudy.__file__).parent.glob("*.py") if path.stem != "__init__"}

@@ -144,8 +144,8 @@ def test_second_make_does_nothing(project):
     assert time.monotonic() - start < 5
 
 
-FIGURES = {"1_expansion", "2_manifold", "4_figures"}
-EXPERIMENT = {"3_experiment", "4_figures"}
+FIGURES = {"1_expansion", "2_estimators", "3_manifold", "5_figures"}
+EXPERIMENT = {"4_experiment", "5_figures"}
 ALL = FIGURES | EXPERIMENT
 
 
@@ -153,13 +153,14 @@ ALL = FIGURES | EXPERIMENT
     ("file", "reruns"),
     [
         ("notebooks/1_expansion.ipynb", {"1_expansion"}),
-        ("notebooks/2_manifold.ipynb", {"2_manifold"}),
-        ("notebooks/3_experiment.ipynb", EXPERIMENT),
-        ("notebooks/4_figures.ipynb", {"4_figures"}),
+        ("notebooks/2_estimators.ipynb", {"2_estimators"}),
+        ("notebooks/3_manifold.ipynb", {"3_manifold"}),
+        ("notebooks/4_experiment.ipynb", EXPERIMENT),
+        ("notebooks/5_figures.ipynb", {"5_figures"}),
         ("notebooks/profiles/stub.yml", ALL),
         ("notebooks/run.py", ALL),
         ("mmstudy/figures.py", FIGURES),
-        ("outputs/stub/data/experiment.nc", {"4_figures"}),
+        ("outputs/stub/data/experiment.nc", {"5_figures"}),
         ("pyproject.toml", set()),
         ("constraints.txt", set()),
         ("Makefile", set()),
@@ -174,7 +175,7 @@ def test_touching_a_file_reruns_what_depends_on_it(project, file, reruns):
 def test_touching_a_module_reruns_its_users(project, module):
     users = {name for name, used in modules(ROOT).items() if f"mmstudy/{module}" in used}
     (project / "mmstudy" / module).touch()
-    assert acted_out(project, "all") == (users | EXPERIMENT if "3_experiment" in users else users)
+    assert acted_out(project, "all") == (users | EXPERIMENT if "4_experiment" in users else users)
 
 
 def test_another_profile_has_its_own_results(project):
@@ -187,7 +188,7 @@ def test_a_deleted_file_is_made_again_with_what_follows(project):
     assert make(project, "-q", "all").returncode == 1
     done = make(project, "all")
     assert done.returncode == 0
-    assert [word for word in done.stdout.split() if word in ALL] == ["3_experiment", "4_figures"]
+    assert [word for word in done.stdout.split() if word in ALL] == ["4_experiment", "5_figures"]
     assert (project / "outputs/stub/data/experiment.nc").exists()
     assert make(project, "-q", "all").returncode == 0
 

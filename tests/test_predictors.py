@@ -12,14 +12,16 @@ def test_gradient_norm_is_that_of_autograd():
     network = mlp()
     nn.functional.cross_entropy(network(inputs), targets).backward()
     norm = torch.cat([p.grad.flatten() for p in network.parameters()]).norm()
-    assert predictors.gradient_norm(en.stack([network]), inputs, targets).item() == pytest.approx(float(norm), rel=1e-5)
+    assert predictors.gradient_norm(en.stack([network]), (inputs, targets)).item() == pytest.approx(
+        float(norm), rel=1e-5
+    )
 
 
 def test_gradient_norms_of_many_networks_are_those_of_each():
     inputs, targets = batch()
     nets = [mlp(seed=i) for i in range(3)]
-    together = predictors.gradient_norm(en.stack(nets), inputs, targets)
-    each = torch.cat([predictors.gradient_norm(en.stack([net]), inputs, targets) for net in nets])
+    together = predictors.gradient_norm(en.stack(nets), (inputs, targets))
+    each = torch.cat([predictors.gradient_norm(en.stack([net]), (inputs, targets)) for net in nets])
     torch.testing.assert_close(together, each, rtol=1e-5, atol=0)
     assert len(set(together.tolist())) == 3
 
@@ -29,7 +31,7 @@ def test_the_gradient_vanishes_at_a_minimum_and_not_beside_it():
     network.head.weight.data.zero_()
     network.head.bias.data.copy_(torch.tensor([50.0, 0, 0, 0]))  # sure of class 0
     at_minimum, beside = (
-        predictors.gradient_norm(en.stack([network]), inputs, torch.tensor([label])).item() for label in (0, 1)
+        predictors.gradient_norm(en.stack([network]), (inputs, torch.tensor([label]))).item() for label in (0, 1)
     )
     assert at_minimum < 1e-6
     assert beside > 1

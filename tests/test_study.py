@@ -17,6 +17,7 @@ import xarray as xr
 
 from mmstudy import evaluation, pools, records, study, trials
 from mmstudy.expand import Candidate
+from mmstudy.objective import of_networks
 from mmstudy.tasks import Task, load
 from mmstudy.trials import Budget
 
@@ -112,10 +113,12 @@ def test_candidates_measured_together_are_those_measured_alone(experiment, tmp_p
 def test_costs_are_those_counted_by_hand(experiment):
     one = experiment.isel(task=0).sel(probe=8)
     training = 3 * 32 * 8  # three passes × batch × steps, all four children together
-    points = 6 + 4  # of the grid, and of the bisection
     assert int(one["children_cost"]) == training
-    assert int(one["rays_cost"]) == training + 128 * (1 + (4 + 4 + 4) * points)
-    assert int(one["random_cost"]) == training + 128 * (1 + 2 * (5 + 4))
+    for cost, rays in (("rays_cost", 4 + 4 + 4), ("random_cost", 2)):
+        evaluations = (one[cost] - training) / 128 - 1  # of all rays; their number is each ray's own affair
+        assert (evaluations == evaluations.round()).all()
+        assert (evaluations.where(one["outside"] == 0, rays) <= 12 * rays).all()
+        assert (evaluations.where(one["outside"] == 0, rays) >= rays).all()
     assert int(one["centre_cost"]) == training + 128
     assert int(one["predictions_cost"]) == training + 4 * 128
     assert experiment.attrs["full_cost"] == 3 * 32 * 30
@@ -139,13 +142,15 @@ def test_rays_along_the_children_hold_what_they_say():
     expanded = trials.en.stack([network])
     probed = trials.probe(TASKS[0], data, expanded, level, BUDGET).isel(candidate=0, rate=0).sel(probe=8)
     order = trials._order(TASKS[0], data, BUDGET, [f"child {i}" for i in range(4)], 2)
-    ((_, young, _),) = trials.manifold.children(expanded, *data.training, order[None], torch.tensor([0.05]))
+    split = trials._probe_split(TASKS[0], data, BUDGET)
+    loss = of_networks(expanded, split, training=data.training)
+    start = trials.en.vectors(expanded)
+    ((_, young, _),) = trials.children.offspring(loss, start, order, torch.tensor([0.05]))
     centre = young[0].mean(0)
-    loss = trials.point_loss(expanded, *trials._probe_split(TASKS[0], data, BUDGET))
     lengths = []
     for away in [*(young[0] - centre), *(centre - young[0])]:
         t = torch.linspace(0, 16, 3201).unsqueeze(1)
-        beyond = loss(centre + t * away) > level
+        beyond = loss((centre + t * away).unsqueeze(0))[0] > level
         first = int(beyond.int().argmax()) if beyond.any() else len(t) - 1
         lengths.append(float(t[first] * away.norm()))
     assert float(probed["extent_children"]) == pytest.approx(np.mean(lengths), rel=0.05)
@@ -209,27 +214,30 @@ if __name__ == "__main__":
 def test_costs_are_those_of_what_is_evaluated(monkeypatch):
     """Counted at the loss and at the trainer, against what the experiment says that it costs."""
     points, trained = [], []
-    loss_of, children = trials.point_loss, trials.manifold.children
 
-    def counting_loss(ensemble, inputs, targets):
-        loss = loss_of(ensemble, inputs, targets)
-        return lambda where: points.append(where.shape[:-1].numel() * len(inputs)) or loss(where)
+    def counting(*args, **kwargs):
+        made = of_networks(*args, **kwargs)
 
-    def counting_children(parents, inputs, targets, order, *rest):
-        trained.append(order.numel())
-        return children(parents, inputs, targets, order, *rest)
+        def term(where, owner):
+            points.append(len(where) * made.examples)
+            return made.terms[0](where, owner)
 
-    monkeypatch.setattr(trials, "point_loss", counting_loss)
-    monkeypatch.setattr(trials.manifold, "children", counting_children)
+        def noisy(where, owner, draw):
+            trained.append(draw.numel())
+            return made.noisy(where, owner, draw)
+
+        return replace(made, terms=(term,), noisy=noisy)
+
+    monkeypatch.setattr(trials, "of_networks", counting)
     data, budget = load(TASKS[0]), replace(BUDGET, probes=(8,))
     network = trials.new_base(TASKS[0], data)
     expanded = trials.en.stack([c.expand(network, data.training.inputs[:1]) for _, c in POOL[:3]])
     probed = trials.probe(TASKS[0], data, expanded, 2.0, budget).squeeze("probe")
-    parents = 3 * len(budget.rates)
     training = int(probed["children_cost"])
-    assert parents * training == 3 * sum(trained)
-    told = [int(probed[f"{name}_cost"]) - training for name in ("rays", "random", "centre")]
-    assert parents * sum(told) == sum(points)
+    assert 3 * len(budget.rates) * training == 3 * sum(trained)
+    told = sum(int((probed[f"{name}_cost"] - training).sum()) for name in ("rays", "random"))
+    told += 3 * len(budget.rates) * int(probed["centre_cost"] - training)
+    assert told == sum(points)
 
 
 def test_scores_and_early_losses_are_those_of_a_plain_loop(experiment):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,17 +11,19 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from mmstudy import ensemble as en
-from mmstudy import landscapes, manifold, volume
-from mmstudy.connectivity import point_loss
+from mmstudy import landscapes, volume
+from mmstudy.manifold import Budget
+from mmstudy.objective import of_landscape, of_networks
+from mmstudy.rays import crossings
 from mmstudy.seeds import generator
 
-FINE = tuple(0.05 * i for i in range(1, 61))
+FINE = {"first": 0.1, "tolerance": 1e-3, "evaluations": 32, "checks": 10}  # the shell's hole is often grazed
 
 
 def measured(loss, start, scale, count, level) -> xr.Dataset:
     """The log-volume about one start from so many rays, drawn with this scale."""
     u, log_weight = volume.directions(scale.unsqueeze(0), count, generator("volume"))
-    lines = manifold.rays(loss, start.unsqueeze(0), u, level, FINE, refinements=14)
+    lines = crossings(of_landscape(loss, len(start)), start.unsqueeze(0), u, level, **FINE)
     return volume.log_volume(lines, log_weight, len(start))
 
 
@@ -99,7 +102,7 @@ def test_known_volumes_within_five_percent_and_honest_errors(name):
     loss, start, scale, level, exact = LANDSCAPES[name]
     start, scale = torch.tensor(start, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64)
     u, log_weight = volume.directions(scale.unsqueeze(0), 200 * 1000, generator("coverage", name))
-    lines = manifold.rays(loss, start.unsqueeze(0), u, level, FINE, refinements=14)
+    lines = crossings(of_landscape(loss, len(start)), start.unsqueeze(0), u, level, **FINE)
     parts = xr.concat([lines.isel(ray=slice(i, None, 200)) for i in range(200)], "parent")
     found = volume.log_volume(parts, log_weight.view(1000, 200).T.contiguous(), len(start))
     z = (found["log_volume"] - exact) / found["log_volume_se"]
@@ -138,7 +141,7 @@ def test_every_volume_says_how_far_it_can_be_trusted():
     assert outside["status"].item() == "outside"
     assert outside["log_volume"].item() == -math.inf
     u, log_weight = volume.directions(ones[None], 100, generator("coarse"))
-    coarse = manifold.rays(ring, there[None], u, 0.03, FINE, refinements=0)
+    coarse = crossings(of_landscape(ring, 2), there[None], u, 0.03, evaluations=2, checks=1)
     assert volume.log_volume(coarse, log_weight, 2)["status"].item() == "at_limit"
 
 
@@ -152,18 +155,31 @@ def test_the_volume_around_a_network_is_that_of_each_parent_and_follows_a_change
     """Coordinates stretched by s: the volume by Πs, whichever directions are drawn."""
     inputs, targets = batch(64)
     stacked = en.stack([mlp((3,), seed=i) for i in range(2)])
-    loss, points = point_loss(stacked, inputs, targets), en.vectors(stacked)
+    loss, points = of_networks(stacked, (inputs, targets)), en.vectors(stacked)
     level, dim = float(loss(points).max()) + 0.3, points.shape[1]
     u, log_weight = volume.directions(torch.ones(2, dim), 400, generator("network"))
-    grid = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-    together = volume.log_volume(manifold.rays(loss, points, u, level, grid, 12), log_weight, dim)
+    fine = {"most": 64.0, "tolerance": 1e-4, "evaluations": 24}
+    together = volume.log_volume(crossings(loss, points, u, level, **fine), log_weight, dim)
     for i in range(2):
-        alone = manifold.rays(loss, points[i : i + 1], u[i : i + 1], level, grid, 12)
+        alone = crossings(loss, points[i : i + 1], u[i : i + 1], level, **fine)
         alone = volume.log_volume(alone, log_weight[i : i + 1], dim)
         assert together["log_volume"].values[i] == pytest.approx(alone["log_volume"].item(), abs=1e-2)
-    wide = lambda p: loss(p / 2)  # noqa: E731
-    twice = volume.log_volume(manifold.rays(wide, 2 * points, 2 * u, level, grid, 12), log_weight, dim)
+    (term,) = loss.terms
+    wide = replace(loss, terms=(lambda where, owner: term(where / 2, owner),))
+    twice = volume.log_volume(crossings(wide, 2 * points, 2 * u, level, **fine), log_weight, dim)
     assert twice["log_volume"].values == pytest.approx(together["log_volume"].values + dim * math.log(2), abs=1e-2)
+
+
+def test_the_estimator_is_that_of_its_rays_and_keeps_a_parents_status():
+    h = torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64)
+    objective = of_landscape(landscapes.ellipsoid(h), 3)
+    parents = torch.tensor([[0.0, 0.0, 0.0], [9.0, 0.0, 0.0], [math.nan, 0.0, 0.0]], dtype=torch.float64)
+    found = volume.volume(objective, parents, 0.5, Budget(50), generator("estimator"), scale=h.rsqrt().expand(3, -1))
+    assert found["status"].values.tolist() == ["ok", "outside", "nan"]
+    assert found["size"].values[0] == pytest.approx(landscapes.ellipsoid_log_volume(h, 0.5), abs=1e-6)
+    assert found["size"].isnull().values.tolist() == [False, True, True]
+    uniform = volume.volume(objective, parents[:1], 0.5, Budget(4000), generator("estimator"))
+    assert abs(uniform["size"].item() - landscapes.ellipsoid_log_volume(h, 0.5)) < 4 * uniform["size_se"].item()
 
 
 @pytest.mark.parametrize("bad", [[1.0, 0.0], [1.0, -1.0], [1.0, math.nan], [1.0, math.inf]])

@@ -1,0 +1,199 @@
+"""What batching gains on this machine: runs all benchmarks and writes them as data, a table and a figure.
+
+    python benchmarks/bench.py [--quick] [--out outputs/bench]
+
+A ratio is the time of the reference over that of the batch, medians of repetitions that took turns in one run; above 1
+the batch is faster. The batch runs both in one process and in one process per core: the ratio is that of the faster.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import xarray as xr
+from matplotlib.figure import Figure
+
+from mmstudy import records
+
+matplotlib.use("Agg")
+matplotlib.rcParams["svg.hashsalt"] = "mmstudy"
+import matplotlib.pyplot as plt  # noqa: E402
+import seaborn as sns  # noqa: E402
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+CORES = len(os.sched_getaffinity(0))
+WAYS = ["reference", "one process", "processes"]
+GOALS = {  # (what, network, how many) → the least ratio
+    ("training", "MLP 64", 8): 3.5,
+    ("training", "convolutional", 8): 1.8,
+    ("training", "ViT", 8): 1.3,
+    ("points", "MLP 16", 64): 8.0,
+    ("points", "MLP 64", 64): 4.0,
+}
+NEVER_SLOWER = 0.95  # whatever is trained or evaluated
+NOISY = 0.1  # scatter of a case's times, beyond which its ratio tells nothing
+BUSY = 0.5  # a load at which others' work shows: threads that wait for each other lose the most by it
+MEASURED = ("training", "points", "parameters", "directions", "examples")
+# glibc keeps what large batches free, instead of asking the system for fresh pages at every call: both ways gain.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # the benchmarks set their own
+
+WORDS = {
+    "seconds": ("s", "wall-clock time of one step of training all networks, or of evaluating all points once"),
+    "ratio": ("1", "time of the reference over that of the batch, in the faster of its two ways"),
+    "memory": ("MiB", "peak memory of the work, all its steps, beyond that of the process before"),
+    "noise": ("1", "half the interquartile range of the times over their median, the larger of both sides"),
+    "difference": ("1", "largest difference of the two results, over the largest entry"),
+    "parameters": ("1", "parameters of the network"),
+    "count": ("1", "networks trained, points evaluated, or probes"),
+    "examples": ("1", "examples of one evaluation, or of one step of training"),
+}
+
+
+def run(script: str, python: str | Path = sys.executable, *options: str) -> list[dict]:
+    """The cases that a benchmark prints, one a line."""
+    inherited = {name: value for name, value in os.environ.items() if name not in THREADS}
+    quiet = {"PYTHONWARNINGS": "ignore::UserWarning"}  # torch on operations that it cannot batch: the times tell
+    environment = inherited | MALLOC | quiet | {"PYTHONPATH": str(ROOT)}
+    command = [str(python), str(HERE / script), *options]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def peers(folder: Path) -> Path:
+    """The Python of the peers' environment, built where it is not there; what cannot be installed is left out."""
+    python, stamp = folder / "bin" / "python", folder / ".installed"
+    wanted = (HERE / "peers.txt").read_text()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return python
+    venv.create(folder, clear=True, with_pip=True)
+    (folder / ".gitignore").write_text("*\n")
+    pin = re.search(r"^torch==.*$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    (folder / "torch.txt").write_text(pin.group() + "\n")  # the study's own, and no other
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", folder / "torch.txt"]
+    pip += ["--prefer-binary", "--only-binary", "numpy,scipy,pandas,matplotlib,scikit-learn"]
+    for package in re.findall(r"^[\w-]+==.*$", wanted, re.MULTILINE):
+        print(f"peers: installing {package}", file=sys.stderr)
+        if subprocess.run([*pip, package], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+            print(f"peers: {package} skipped, pip cannot install it", file=sys.stderr)
+    stamp.write_text(wanted)
+    return python
+
+
+def gather(cases: list[dict]) -> xr.Dataset:
+    """All cases as one dataset over (case, way, repetition)."""
+    most = max(len(times) for case in cases for times in case["seconds"].values())
+    seconds, memory = np.full((len(cases), len(WAYS), most), np.nan), np.full((len(cases), len(WAYS)), np.nan)
+    for i, case in enumerate(cases):
+        for j, way in enumerate(WAYS):
+            times = case["seconds"].get(way, [])
+            seconds[i, j, : len(times)], memory[i, j] = times, case["memory"].get(way, np.nan)
+    names = ("what", "network", "reference", "parameters", "count", "examples")
+    dataset = xr.Dataset(
+        {"seconds": (("case", "way", "repetition"), seconds), "memory": (("case", "way"), memory)}, {"way": WAYS}
+    ).assign_coords({name: ("case", [case[name] for case in cases]) for name in names})
+    low, typical, high = (dataset["seconds"].quantile(q, "repetition", skipna=False) for q in (0.25, 0.5, 0.75))
+    best, noise = typical.sel(way=WAYS[1:]).idxmin("way"), (high - low) / 2 / typical
+    dataset["ratio"] = typical.sel(way="reference", drop=True) / typical.sel(way=best, drop=True)
+    dataset["noise"] = np.maximum(noise.sel(way="reference", drop=True), noise.sel(way=best, drop=True))
+    return dataset.assign(difference=("case", [case["difference"] for case in cases])).drop_vars("quantile")
+
+
+def goals(dataset: xr.Dataset) -> list[str]:
+    """Each goal with what was measured: ✓, ✗, or ? where the times scatter too much to tell."""
+    rows = dataset[["ratio", "noise"]].to_dataframe().reset_index()
+    rows = rows[rows["what"].isin(MEASURED)]
+    quiet, lines = rows["noise"] <= NOISY, []
+    for (what, network, count), least in GOALS.items():
+        case = rows.query("what == @what and network == @network and count == @count").iloc[0]
+        mark = "?" if case["noise"] > NOISY else "✓" if case["ratio"] >= least else "✗"
+        lines.append(f"{mark} {what}, {network}, {count}: {case['ratio']:.2f}× (≥ {least}×)")
+    slower = rows[quiet & (rows["ratio"] < NEVER_SLOWER)].sort_values("ratio")
+    mark = "✗" if len(slower) else "✓" if quiet.all() else "?"
+    those = "; ".join(f"{r.what}, {r.network}, {r.count}: {r.ratio:.2f}×" for r in slower.itertuples(name="Row"))
+    lines.append(f"{mark} never slower than the loop (≥ {NEVER_SLOWER}×), but for: {those or 'none'}")
+    return [*lines, f"{(~quiet).sum()} of {len(rows)} cases are noisy (marked ?), and count neither way"]
+
+
+def table(dataset: xr.Dataset) -> str:
+    """The results as Markdown."""
+    typical = (dataset["seconds"].median("repetition", skipna=False) * 1e3).values
+    lines = [
+        "| what | network | count | examples | reference | reference, ms | one process, ms | one per core, ms | ratio"
+        " | noise | memory, MiB: reference, batch |",
+        "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for i in range(dataset.sizes["case"]):
+        case = dataset.isel(case=i)
+        ratio = f"{case['ratio'].item():.2f}" + " ?" * (case["noise"].item() > NOISY)
+        memory = ", ".join(f"{float(case['memory'].sel(way=w)):.0f}" for w in WAYS[:2])
+        cells = [case[name].item() for name in ("what", "network", "count", "examples", "reference")]
+        cells += [*(f"{time:.3g}" for time in typical[i]), ratio, f"{case['noise'].item():.0%}", memory]
+        lines.append("| " + " | ".join(map(str, cells)).replace("nan, nan", "").replace("nan", "") + " |")
+    return "\n".join(lines)
+
+
+def draw(dataset: xr.Dataset) -> Figure:
+    """Ratios of training and of points, how the time scales, and the peers."""
+    frame = dataset[["ratio"]].where(dataset["noise"] <= NOISY).to_dataframe().reset_index()  # noisy ones left out
+    frame["ms"] = (dataset["seconds"].median("repetition", skipna=False).sel(way=WAYS[1:]).min("way") * 1e3).values
+    sns.set_theme(context="paper", style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
+    training = axes[0, 0]
+    sns.lineplot(frame[frame["what"] == "training"], x="count", y="ratio", hue="network", marker="o", ax=training)
+    training.set(xscale="log", xlabel="networks", ylabel="loop / batch", title="a step of training", ylim=0)
+    sns.barplot(frame[frame["what"] == "points"], x="ratio", y="network", color="C0", ax=axes[0, 1])
+    axes[0, 1].set(xlabel="loop / batch", ylabel="", title="the loss at 64 points")
+    others = frame[~frame["what"].isin(MEASURED)]
+    names = others["what"] + ", " + others["network"] + "\n" + others["reference"]
+    sns.barplot(x=others["ratio"], y=names, color="C1", ax=axes[0, 2])
+    axes[0, 2].set(xlabel="other / batch", ylabel="", title="beside other packages")
+    for axis in axes[0]:
+        (axis.axhline if axis is training else axis.axvline)(1, color="0.6", lw=0.8, zorder=0)
+    for axis, (what, along) in zip(axes[1], {"parameters": "parameters", "directions": "count",
+                                             "examples": "examples"}.items(), strict=True):  # fmt: skip
+        some = frame[frame["what"] == what]
+        axis.plot(some[along], some["ms"], "o-", label="batch")
+        axis.plot(some[along], some["ms"] * some["ratio"], "s--", color="0.5", label="loop")
+        axis.set(xlabel=what, ylabel="ms", title=f"time against {what}", xscale="log", yscale="log")
+    axes[1, 0].legend(frameon=False)
+    return figure
+
+
+def main() -> None:
+    """Run the benchmarks, write them, print the table and the goals."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few cases and repetitions, no other packages")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "bench", help="the folder of the results")
+    options = parser.parse_args()
+    load = os.getloadavg()[0]
+    if load > BUSY:
+        print(f"the machine is busy (load {load:.1f}): these ratios will not be those of a quiet one", file=sys.stderr)
+    cases = run("speed.py", sys.executable, *["--quick"] * options.quick)
+    if not options.quick:
+        cases += run("peers.py", peers(ROOT / ".venv-bench"))
+    torch.set_num_threads(CORES)
+    dataset = records.describe(gather(cases), WORDS)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = {"quick": options.quick, "cores": CORES, "load before": round(load, 2)} | MALLOC
+    dataset.attrs = records.provenance(settings, device)
+    records.save(dataset, options.out / "bench.nc")
+    text = "\n".join([table(dataset), "", *(f"- {line}" for line in goals(dataset))])
+    (options.out / "bench.md").write_text(text + "\n")
+    figure = draw(dataset)
+    figure.savefig(options.out / "bench.svg", metadata={"Date": None})
+    figure.savefig(options.out / "bench.png", dpi=150, metadata={"Software": None})
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""How much faster a batch of networks is than a loop: every line of the output is one case, as JSON.
+
+Run by `bench.py`, which sets the environment that the timings need.
+"""
+
+import argparse
+import json
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+from tqdm import tqdm
+from work import CORES, DEVICE, Work, around, build, difference, examples, interleaved, measure, objective, peak, row
+
+TRAINED = ("MLP 16", "MLP 64", "convolutional", "ViT")
+EVALUATED = ("MLP 16", "MLP 64", "MLP 128", "convolutional", "ViT")
+
+
+def cases(quick: bool) -> list[Work]:
+    """What is measured."""
+    counts = (1, 8) if quick else (1, 2, 4, 8, 16, 32, 64)
+    training = [Work("training", name, count) for name in TRAINED for count in counts]
+    points = [Work("points", name, 64) for name in EVALUATED]
+    parameters = [Work("parameters", f"MLP {width}", 64) for width in (8, 16, 32, 64, 128, 256)]
+    directions = [Work("directions", "MLP 64", count) for count in (1, 4, 16, 64, 256, 1024)]
+    sizes = [Work("examples", "MLP 64", 64, count) for count in (32, 128, 512, 2048, 4096)]
+    scaling = [work for sweep in (parameters, directions, sizes) for work in (sweep[1:4:2] if quick else sweep)]
+    return training + points + scaling
+
+
+def memory(work: Work) -> dict[str, float]:
+    """The peak memory of the loop and of the batch, in MiB, each in a process of its own."""
+    context = multiprocessing.get_context("spawn" if DEVICE == "cuda" else "forkserver")
+    context.set_forkserver_preload(["work"])  # a fresh process without the wait for its imports
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as fresh:
+        ways = {"reference": False, "one process": True}
+        return {way: fresh.submit(peak, work, batch).result() for way, batch in ways.items()}
+
+
+def compiled(repetitions: int) -> Iterator[dict]:
+    """The batched loss by `torch.compile` against the plain one, if there is a compiler: one case, as it is slow."""
+    work = Work("compile", "MLP 64", 64, times=10)
+    network, batch = build(work.network), examples(work.network, work.examples)
+    (term,), points = objective(network, batch).terms, around(network, work.count)
+    owner = torch.zeros(work.count, dtype=torch.long, device=DEVICE)
+    plain, fast = (lambda: term(points, owner)), torch.compile(lambda: term(points, owner))
+    try:
+        with torch.no_grad():
+            apart = difference(plain(), fast())
+            ways = {
+                "reference": lambda: [plain() for _ in range(work.times)],
+                "one process": lambda: [fast() for _ in range(work.times)],
+            }
+            seconds = interleaved(ways, repetitions)
+    except Exception as error:
+        tqdm.write(f"torch.compile: skipped ({type(error).__name__})")
+        return
+    yield row(work, {way: [s / work.times for s in spent] for way, spent in seconds.items()}, difference=apart) | {
+        "reference": "not compiled"
+    }
+
+
+def main() -> None:
+    """Measure all cases, and print each as it is done."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few cases and repetitions")
+    quick = parser.parse_args().quick
+    repetitions, seconds = (3, 0.02) if quick else (7, 0.1)
+    torch.set_num_threads(CORES)
+    context = multiprocessing.get_context("spawn")
+    workers = [ProcessPoolExecutor(1, context) for _ in range(CORES if DEVICE == "cpu" else 0)]
+    for work in tqdm(cases(quick), desc="speed", disable=None):
+        case = measure(work, workers, repetitions, seconds)
+        if work.what in ("training", "points") and work.count in (8, 64) and not quick:
+            case["memory"] = memory(work)
+        print(json.dumps(case), flush=True)
+    for case in () if quick else compiled(repetitions):
+        print(json.dumps(case), flush=True)
+    for worker in workers:
+        worker.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""How a measure responds to changes of the parameters that leave the function unchanged, as no property of it should.
+
+Every multilayer perceptron is one of many with the same function: its hidden units in another order, a unit's incoming
+weights larger and its outgoing ones smaller by the same factor (relu(s x) = s relu(x) for s > 0), a unit split into
+copies that share its outgoing weights. A measure of size that responds to these measures the parameterization.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from mmstudy import surgery
+from mmstudy.couplings import couplings
+from mmstudy.networks import MLP
+from mmstudy.seeds import generator as substream
+
+Symmetry = Callable[[MLP, torch.Generator], MLP]
+
+
+def permuted(network: MLP, generator: torch.Generator) -> MLP:
+    """A copy whose hidden units stand in another order: W ← PW, b ← Pb, the next W ← WPᵀ, P drawn for every layer."""
+    new = copy.deepcopy(network)
+    for layer, reader in _layers(new):
+        order = torch.randperm(len(layer[0].weight), generator=generator).to(layer[0].weight.device)
+        for tensor in (*layer.parameters(), *layer.buffers()):
+            if tensor.ndim:  # not a number of batches
+                tensor.data = tensor.data[order]
+        reader.weight.data = reader.weight.data[:, order]
+    return new
+
+
+def rescaled(network: MLP, generator: torch.Generator, spread: float = 0.5, together: bool = False) -> MLP:
+    """A copy whose hidden units are larger by s > 0, and what reads them smaller: W ← SW, b ← Sb, the next W ← WS⁻¹.
+
+    With batch normalization it is its scale and shift that grow, so that the function stays in both modes.
+
+    Args:
+        spread: ln s ~ N(0, spread²).
+        together: one s for all units of a layer, instead of one for each.
+
+    Raises:
+        ValueError: a spread that is negative or not finite.
+    """
+    if not 0 <= spread < float("inf"):
+        raise ValueError(f"spread is a standard deviation of ln s, ≥ 0 and finite; got {spread}")
+    new = copy.deepcopy(network)
+    for layer, reader in _layers(new):
+        draw = torch.randn(1 if together else len(layer[0].weight), generator=generator, dtype=torch.float64)
+        scale = (spread * draw).exp().to(layer[0].weight)
+        layer[-1].weight.data.mul_(scale.view(-1, *[1] * (layer[-1].weight.ndim - 1)))
+        layer[-1].bias.data.mul_(scale)
+        reader.weight.data.div_(scale)
+    return new
+
+
+def duplicated(network: MLP, every: bool = False) -> MLP:
+    """A wider copy: the first unit of each hidden layer, or every unit, is split in two with half its outgoing weights.
+
+    It has more parameters, among them flat directions: the shares of two copies may move against each other.
+    """
+    weight = network.hidden[0].weight if isinstance(network.hidden[0], nn.Linear) else network.hidden[0][0].weight
+    inputs = weight.new_zeros(2, weight.shape[1])
+    for name in couplings(network, inputs):
+        coupling = couplings(network, inputs)[name]
+        units = torch.arange(coupling.size)
+        source = torch.cat([units, units if every else units[:1]])
+        network = surgery.rebuilt(network, surgery.plan(coupling, source), inputs)
+    return network
+
+
+SYMMETRIES: dict[str, Symmetry] = {
+    "permuted": permuted,
+    "rescaled, every unit": rescaled,
+    "rescaled, every layer": partial(rescaled, together=True),
+    "duplicated, one unit": lambda network, generator: duplicated(network),
+    "duplicated, every unit": lambda network, generator: duplicated(network, every=True),
+}
+
+
+def responses(measure: Callable[[nn.Module], float | Tensor], networks: Sequence[MLP], seed: int = 0) -> xr.Dataset:
+    """A measure of each network before and after every symmetry.
+
+    Args:
+        measure: of one network; one that draws should draw the same for every network.
+
+    Returns:
+        Dataset: `ratio` = `after` / `before` over (symmetry, network), 1 for a measure that does not respond; `before`
+        over network. For a measure that is a logarithm, take the difference instead.
+
+    Raises:
+        ValueError: no network.
+    """
+    if not networks:
+        raise ValueError("nothing to measure: no networks")
+    before = xr.DataArray([float(measure(network)) for network in networks], dims="network")
+    after = [
+        [float(measure(change(network, substream("symmetry", name, i, seed)))) for i, network in enumerate(networks)]
+        for name, change in SYMMETRIES.items()
+    ]
+    after = xr.DataArray(after, dims=("symmetry", "network"), coords={"symmetry": list(SYMMETRIES)})
+    return xr.Dataset({"before": before, "after": after, "ratio": after / before})
+
+
+def _layers(network: MLP) -> list[tuple[nn.Sequential, nn.Linear]]:
+    """Each hidden layer, its normalization second if it has one, and the linear layer that reads it."""
+    layers = [layer if isinstance(layer, nn.Sequential) else nn.Sequential(layer) for layer in network.hidden]
+    return list(zip(layers, [*(layer[0] for layer in layers[1:]), network.head], strict=True))

@@ -1,0 +1,114 @@
+"""Stochastic gradient descent on many points of parameter space at once; minibatch orders, step-size schedules."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmstudy import engine
+from mmstudy.engine import Batch, LossFn
+from mmstudy.ensemble import Ensemble, at, classification, vectors
+
+Losses = Callable[[Float[Tensor, "n dim"], int], Float[Tensor, " n"]]  # (points, step) → what each is to lower
+
+
+def minibatches(
+    generators: Sequence[torch.Generator], examples: int, steps: int, batch: int
+) -> Int[Tensor, "k steps batch"]:
+    """Minibatch orders, one for each generator: each epoch is a fresh permutation, its ragged end left out.
+
+    Raises:
+        ValueError: a batch larger than the number of examples.
+    """
+    if not 1 <= batch <= examples:
+        raise ValueError(f"a batch of {batch} does not fit into {examples} examples")
+    per_epoch = examples // batch
+    epochs = -(-steps // per_epoch)
+    orders = [
+        torch.cat([torch.randperm(examples, generator=g)[: per_epoch * batch] for _ in range(epochs)])
+        for g in generators
+    ]
+    return torch.stack(orders)[:, : steps * batch].view(len(generators), steps, batch)
+
+
+def constant(step_size: float, steps: int) -> Float[Tensor, " steps"]:
+    """A constant step size."""
+    return torch.full((steps,), step_size)
+
+
+def cosine(step_size: float, steps: int) -> Float[Tensor, " steps"]:
+    """A cosine from `step_size` to zero (Loshchilov & Hutter 2017, without restarts)."""
+    return step_size * (1 + torch.cos(torch.pi * torch.arange(steps) / steps)) / 2
+
+
+def sgd(
+    losses: Losses,
+    points: Float[Tensor, "n dim"],
+    step_sizes: Float[Tensor, "steps *n"],
+    momentum: float = 0.9,
+    milestones: Iterable[int] = (),
+) -> Iterator[tuple[int, Float[Tensor, "n dim"], Float[Tensor, "n since"]]]:
+    """Gradient descent with heavy-ball momentum on all points at once; yields at milestones.
+
+    v ← μ v + ∇L, θ ← θ − η v, as `torch.optim.SGD`. One ordinary backward pass of the summed losses gives every
+    point its own gradient, as no point's loss depends on another.
+
+    Args:
+        losses: (points, step) → losses, stochastic where it draws on the step.
+        points: where to start; left as they are.
+        step_sizes: (steps,) or, one for each point, (steps, n).
+        milestones: steps after which to yield; the last step always does.
+
+    Yields:
+        (step, a copy of the points after that many steps, losses met since the last milestone (n, steps since)).
+    """
+    here, velocity, seen = points.detach().clone().requires_grad_(), torch.zeros_like(points), []
+    rates, steps = step_sizes.to(points), len(step_sizes)
+    marks = {*milestones, steps}
+    for step in range(steps):
+        loss = losses(here, step)
+        (slope,) = torch.autograd.grad(loss.sum(), here)
+        with torch.no_grad():
+            velocity.mul_(momentum).add_(slope)
+            here.sub_(rates[step].unsqueeze(-1) * velocity)
+        seen.append(loss.detach())
+        if step + 1 in marks:
+            yield step + 1, here.detach().clone(), torch.stack(seen, dim=1)
+            seen = []
+
+
+def train(
+    ensemble: Ensemble,
+    data: Batch,
+    order: Int[Tensor, "k steps batch"],
+    step_sizes: Float[Tensor, "steps *k"],
+    momentum: float = 0.9,
+    milestones: Iterable[int] = (),
+    loss_fn: LossFn = classification,
+) -> Iterator[tuple[int, Ensemble, Float[Tensor, "k since"]]]:
+    """`sgd` on networks in training mode, each with minibatches of its own; running statistics follow.
+
+    Args:
+        ensemble: where to start; left as it is.
+        data: the training examples.
+        order: which examples each network sees at each step (from `minibatches`).
+
+    Yields:
+        (step, the networks after that many steps (a copy), minibatch losses (K, steps since the last milestone)).
+    """
+    network, device = ensemble.network, order.device
+    buffers = {name: b.clone() for name, b in ensemble.buffers.items()}
+    device = engine.tensors(data)[0].device
+    first = engine.take(data, order[0, 0].to(device))
+    network.train()
+    loop = engine.one_by_one(engine.cost(network, ensemble.parameters, buffers, first, loss_fn), device)
+
+    def losses(points: Tensor, step: int) -> Tensor:
+        network.train()  # whoever evaluated meanwhile has switched the mode
+        batch = engine.take(data, order[:, step].to(device))
+        return engine.mapped(network, loss_fn, at(ensemble, points).parameters, buffers, batch, False, loop)
+
+    for step, points, seen in sgd(losses, vectors(ensemble), step_sizes, momentum, milestones):
+        copied = {name: b.clone() for name, b in buffers.items()}
+        yield step, Ensemble(network, at(ensemble, points).parameters, copied), seen
