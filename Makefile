@@ -47,7 +47,7 @@ running := study trials $(expanding) $(ensembles) $(measuring) tasks predictors 
 1_expansion.makes := data/expansion.nc \
 	$(call figures,expansion expansion_weights expansion_blocks expansion_contracts expansion_adam)
 
-2_estimators.modules := $(expanding) $(ensembles) $(measuring) $(drawing) $(estimating) landscapes tasks portraits
+2_estimators.modules := $(expanding) $(measuring) $(drawing) $(estimating) landscapes tasks portraits illustrations
 2_estimators.makes := data/estimators.nc $(call figures,estimators_gallery estimators_rays estimators_truth \
 	estimators_symmetries estimators_normalization)
 

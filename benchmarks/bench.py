@@ -40,11 +40,11 @@ GOALS = {  # (what, network, how many) → the least ratio
     ("points", "MLP 64", 64): 4.0,
 }
 NEVER_SLOWER = 0.95  # whatever is trained or evaluated
-NOISY = 0.1  # scatter of a case's times, beyond which its ratio tells nothing
-BUSY = 0.5  # a load at which others' work shows: threads that wait for each other lose the most by it
+NOISY = 0.1  # scatter of a case's times, or share of the cores that others took, beyond which a ratio tells nothing
 MEASURED = ("training", "points", "parameters", "directions", "examples")
 # glibc keeps what large batches free, instead of asking the system for fresh pages at every call: both ways gain.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+PATIENT = {"GOMP_SPINCOUNT": "1000"}  # a quick run is quick on a busy machine too, but slows the loop of a quiet one
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # the benchmarks set their own
 
 WORDS = {
@@ -52,6 +52,7 @@ WORDS = {
     "ratio": ("1", "time of the reference over that of the batch, in the faster of its two ways"),
     "memory": ("MiB", "peak memory of the work, all its steps, beyond that of the process before"),
     "noise": ("1", "half the interquartile range of the times over their median, the larger of both sides"),
+    "others": ("1", "share of the cores that other processes used meanwhile"),
     "difference": ("1", "largest difference of the two results, over the largest entry"),
     "parameters": ("1", "parameters of the network"),
     "count": ("1", "networks trained, points evaluated, or probes"),
@@ -63,7 +64,7 @@ def run(script: str, python: str | Path = sys.executable, *options: str) -> list
     """The cases that a benchmark prints, one a line."""
     inherited = {name: value for name, value in os.environ.items() if name not in THREADS}
     quiet = {"PYTHONWARNINGS": "ignore::UserWarning"}  # torch on operations that it cannot batch: the times tell
-    environment = inherited | MALLOC | quiet | {"PYTHONPATH": str(ROOT)}
+    environment = inherited | MALLOC | quiet | {"PYTHONPATH": str(ROOT)} | (PATIENT if "--quick" in options else {})
     command = [str(python), str(HERE / script), *options]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -105,23 +106,28 @@ def gather(cases: list[dict]) -> xr.Dataset:
     best, noise = typical.sel(way=WAYS[1:]).idxmin("way"), (high - low) / 2 / typical
     dataset["ratio"] = typical.sel(way="reference", drop=True) / typical.sel(way=best, drop=True)
     dataset["noise"] = np.maximum(noise.sel(way="reference", drop=True), noise.sel(way=best, drop=True))
-    return dataset.assign(difference=("case", [case["difference"] for case in cases])).drop_vars("quantile")
+    more = {name: ("case", [case[name] for case in cases]) for name in ("others", "difference")}
+    return dataset.assign(more).drop_vars("quantile")
+
+
+def doubtful(dataset: xr.Dataset) -> xr.DataArray:
+    """Which cases were measured on a machine that was too busy."""
+    return (dataset["noise"] > NOISY) | (dataset["others"] > NOISY)
 
 
 def goals(dataset: xr.Dataset) -> list[str]:
     """Each goal with what was measured: ✓, ✗, or ? where the times scatter too much to tell."""
-    rows = dataset[["ratio", "noise"]].to_dataframe().reset_index()
-    rows = rows[rows["what"].isin(MEASURED)]
-    quiet, lines = rows["noise"] <= NOISY, []
+    rows = dataset[["ratio"]].assign(doubtful=doubtful(dataset)).to_dataframe().reset_index()
+    rows, lines = rows[rows["what"].isin(MEASURED)], []
     for (what, network, count), least in GOALS.items():
         case = rows.query("what == @what and network == @network and count == @count").iloc[0]
-        mark = "?" if case["noise"] > NOISY else "✓" if case["ratio"] >= least else "✗"
+        mark = "?" if case["doubtful"] else "✓" if case["ratio"] >= least else "✗"
         lines.append(f"{mark} {what}, {network}, {count}: {case['ratio']:.2f}× (≥ {least}×)")
-    slower = rows[quiet & (rows["ratio"] < NEVER_SLOWER)].sort_values("ratio")
-    mark = "✗" if len(slower) else "✓" if quiet.all() else "?"
+    slower = rows[~rows["doubtful"] & (rows["ratio"] < NEVER_SLOWER)].sort_values("ratio")
+    mark = "✗" if len(slower) else "?" if rows["doubtful"].any() else "✓"
     those = "; ".join(f"{r.what}, {r.network}, {r.count}: {r.ratio:.2f}×" for r in slower.itertuples(name="Row"))
     lines.append(f"{mark} never slower than the loop (≥ {NEVER_SLOWER}×), but for: {those or 'none'}")
-    return [*lines, f"{(~quiet).sum()} of {len(rows)} cases are noisy (marked ?), and count neither way"]
+    return [*lines, f"{rows['doubtful'].sum()} of {len(rows)} cases say nothing (?): the machine was busy"]
 
 
 def table(dataset: xr.Dataset) -> str:
@@ -129,22 +135,23 @@ def table(dataset: xr.Dataset) -> str:
     typical = (dataset["seconds"].median("repetition", skipna=False) * 1e3).values
     lines = [
         "| what | network | count | examples | reference | reference, ms | one process, ms | one per core, ms | ratio"
-        " | noise | memory, MiB: reference, batch |",
-        "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        " | noise | others | memory, MiB: reference, batch |",
+        "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for i in range(dataset.sizes["case"]):
         case = dataset.isel(case=i)
-        ratio = f"{case['ratio'].item():.2f}" + " ?" * (case["noise"].item() > NOISY)
+        ratio = f"{case['ratio'].item():.2f}" + " ?" * doubtful(case).item()
         memory = ", ".join(f"{float(case['memory'].sel(way=w)):.0f}" for w in WAYS[:2])
         cells = [case[name].item() for name in ("what", "network", "count", "examples", "reference")]
-        cells += [*(f"{time:.3g}" for time in typical[i]), ratio, f"{case['noise'].item():.0%}", memory]
+        cells += [*(f"{time:.3g}" for time in typical[i]), ratio, f"{case['noise'].item():.0%}"]
+        cells += [f"{case['others'].item():.0%}", memory]
         lines.append("| " + " | ".join(map(str, cells)).replace("nan, nan", "").replace("nan", "") + " |")
     return "\n".join(lines)
 
 
 def draw(dataset: xr.Dataset) -> Figure:
     """Ratios of training and of points, how the time scales, and the peers."""
-    frame = dataset[["ratio"]].where(dataset["noise"] <= NOISY).to_dataframe().reset_index()  # noisy ones left out
+    frame = dataset[["ratio"]].where(~doubtful(dataset)).to_dataframe().reset_index()
     frame["ms"] = (dataset["seconds"].median("repetition", skipna=False).sel(way=WAYS[1:]).min("way") * 1e3).values
     sns.set_theme(context="paper", style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
@@ -172,19 +179,16 @@ def draw(dataset: xr.Dataset) -> Figure:
 def main() -> None:
     """Run the benchmarks, write them, print the table and the goals."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few cases and repetitions, no other packages")
+    parser.add_argument("--quick", action="store_true", help="few cases, no other packages; ratios for show only")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "bench", help="the folder of the results")
     options = parser.parse_args()
-    load = os.getloadavg()[0]
-    if load > BUSY:
-        print(f"the machine is busy (load {load:.1f}): these ratios will not be those of a quiet one", file=sys.stderr)
     cases = run("speed.py", sys.executable, *["--quick"] * options.quick)
     if not options.quick:
         cases += run("peers.py", peers(ROOT / ".venv-bench"))
     torch.set_num_threads(CORES)
     dataset = records.describe(gather(cases), WORDS)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    settings = {"quick": options.quick, "cores": CORES, "load before": round(load, 2)} | MALLOC
+    settings = {"quick": options.quick, "cores": CORES} | MALLOC
     dataset.attrs = records.provenance(settings, device)
     records.save(dataset, options.out / "bench.nc")
     text = "\n".join([table(dataset), "", *(f"- {line}" for line in goals(dataset))])

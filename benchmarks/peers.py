@@ -133,10 +133,10 @@ def main() -> None:
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                 found = []
                 for what, package, count, theirs, ours, their_result, our_result in peer(name):
-                    seconds = interleaved({"reference": theirs, "one process": ours}, REPETITIONS)
+                    timed = interleaved({"reference": theirs, "one process": ours}, REPETITIONS)
                     apart = difference(their_result.double(), our_result.double())
                     work = Work(what, name, count, EXAMPLES, 1)
-                    found.append(row(work, seconds, difference=apart) | {"reference": package})
+                    found.append(row(work, timed, apart, package))
         except Exception as error:
             first = (str(error).splitlines() or [""])[0]
             tqdm.write(f"{peer.__name__}, {name}: skipped ({type(error).__name__}: {first})")

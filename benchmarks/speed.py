@@ -6,12 +6,14 @@ Run by `bench.py`, which sets the environment that the timings need.
 import argparse
 import json
 import multiprocessing
+import resource
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from tqdm import tqdm
-from work import CORES, DEVICE, Work, around, build, difference, examples, interleaved, measure, objective, peak, row
+from work import CORES, DEVICE, Work, around, batched, build, difference, examples, interleaved, looped, measure, row
+from work import objective as loss_of
 
 TRAINED = ("MLP 16", "MLP 64", "convolutional", "ViT")
 EVALUATED = ("MLP 16", "MLP 64", "MLP 128", "convolutional", "ViT")
@@ -29,6 +31,20 @@ def cases(quick: bool) -> list[Work]:
     return training + points + scaling
 
 
+def peak(work: Work, batch: bool) -> float:
+    """MiB that the work takes beyond what the process (a fresh one, on a CPU) had before; networks and data count."""
+    torch.set_num_threads(1)
+    before = torch.cuda.memory_allocated() / 2**20 if DEVICE == "cuda" else _resident()
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    (batched if batch else looped)(work)()
+    return (torch.cuda.max_memory_allocated() / 2**20 if DEVICE == "cuda" else _resident()) - before
+
+
+def _resident() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def memory(work: Work) -> dict[str, float]:
     """The peak memory of the loop and of the batch, in MiB, each in a process of its own."""
     context = multiprocessing.get_context("spawn" if DEVICE == "cuda" else "forkserver")
@@ -42,7 +58,7 @@ def compiled(repetitions: int) -> Iterator[dict]:
     """The batched loss by `torch.compile` against the plain one, if there is a compiler: one case, as it is slow."""
     work = Work("compile", "MLP 64", 64, times=10)
     network, batch = build(work.network), examples(work.network, work.examples)
-    (term,), points = objective(network, batch).terms, around(network, work.count)
+    (term,), points = loss_of(network, batch).terms, around(network, work.count)
     owner = torch.zeros(work.count, dtype=torch.long, device=DEVICE)
     plain, fast = (lambda: term(points, owner)), torch.compile(lambda: term(points, owner))
     try:
@@ -52,13 +68,11 @@ def compiled(repetitions: int) -> Iterator[dict]:
                 "reference": lambda: [plain() for _ in range(work.times)],
                 "one process": lambda: [fast() for _ in range(work.times)],
             }
-            seconds = interleaved(ways, repetitions)
+            timed = interleaved(ways, repetitions)
     except Exception as error:
         tqdm.write(f"torch.compile: skipped ({type(error).__name__})")
         return
-    yield row(work, {way: [s / work.times for s in spent] for way, spent in seconds.items()}, difference=apart) | {
-        "reference": "not compiled"
-    }
+    yield row(work, timed, apart, "not compiled")
 
 
 def main() -> None:

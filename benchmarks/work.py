@@ -6,13 +6,13 @@ its share of the networks.
 """
 
 import os
-import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -149,32 +149,30 @@ def in_processes(work: Work, workers: list[ProcessPoolExecutor]) -> Callable[[],
     return run
 
 
-def interleaved(ways: dict[str, Callable[[], object]], repetitions: int) -> dict[str, list[float]]:
-    """Seconds that each way takes, (repetitions), after a warm-up; the ways take turns."""
-    seconds = {name: [] for name in ways}
+def interleaved(ways: dict[str, Callable[[], object]], repetitions: int) -> dict:
+    """Seconds that each way takes, (repetitions), after a warm-up, the ways taking turns; and what others took.
+
+    `others` is the share of the cores that other processes used meanwhile: where it is not small, threads that wait
+    for each other are slower by far, and ratios mean nothing.
+    """
+    seconds, began, before = {name: [] for name in ways}, time.perf_counter(), _others()
     for repetition in range(-1, repetitions):
         for name, way in ways.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             way()
             if DEVICE == "cuda":
                 torch.cuda.synchronize()
             if repetition >= 0:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+                seconds[name].append(time.perf_counter() - start)
+    others = (_others() - before) / (time.perf_counter() - began) / CORES
+    return {"seconds": seconds, "others": max(0.0, others)}
 
 
-def peak(work: Work, batch: bool) -> float:
-    """MiB that the work takes beyond what the process (a fresh one, on a CPU) had before; networks and data count."""
-    torch.set_num_threads(1)
-    before = torch.cuda.memory_allocated() / 2**20 if DEVICE == "cuda" else _resident()
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    (batched if batch else looped)(work)()
-    return (torch.cuda.max_memory_allocated() / 2**20 if DEVICE == "cuda" else _resident()) - before
-
-
-def _resident() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _others() -> float:
+    """CPU seconds that all processes but this one and its children have used so far."""
+    everybody, mine = psutil.cpu_times(), psutil.Process()
+    family = [process.cpu_times() for process in (mine, *mine.children(recursive=True))]
+    return everybody.user + everybody.nice + everybody.system - sum(t.user + t.system for t in family)
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -186,16 +184,16 @@ def measure(work: Work, workers: list, repetitions: int, seconds: float) -> dict
     """One case: the loop against the batch, repetitions of so many seconds of the loop each."""
     once = looped(work)
     apart = difference(once().double(), batched(work)().double())
-    took = min(interleaved({"loop": once}, 2)["loop"]) / work.times
+    took = min(interleaved({"loop": once}, 2)["seconds"]["loop"]) / work.times
     work = replace(work, times=max(1, round(seconds / took)))
     ways = {"reference": looped(work), "one process": batched(work)}
     if workers:
         ways["processes"] = in_processes(work, workers)
-    times = {way: [s / work.times for s in spent] for way, spent in interleaved(ways, repetitions).items()}
-    return row(work, times, difference=apart)
+    return row(work, interleaved(ways, repetitions), apart)
 
 
-def row(work: Work, seconds: dict[str, list[float]], **more: object) -> dict:
-    """A case as it is written down."""
-    known = {"reference": "loop", "parameters": count_parameters(build(work.network)), "memory": {}}
-    return asdict(work) | known | {"seconds": seconds} | more
+def row(work: Work, timed: dict, apart: float, reference: str = "loop") -> dict:
+    """A case as it is written down; `apart` is the difference of both results."""
+    seconds = {way: [s / work.times for s in spent] for way, spent in timed["seconds"].items()}
+    size = {"parameters": count_parameters(build(work.network)), "memory": {}}
+    return asdict(work) | size | timed | {"seconds": seconds, "difference": apart, "reference": reference}

@@ -7,6 +7,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from mmstudy.figures import COLORS
+from mmstudy.illustrations import plain_log
 
 ESTIMATOR_COLORS = {
     "children": COLORS[2],
@@ -130,6 +131,7 @@ def estimators_truth(dataset: xr.Dataset) -> Figure:
     first = 100 * float(dataset["growth"].isel(samples_drawn=0).max())
     grow.plot(drawn, first * (drawn / drawn[0]) ** -0.5, "k--", lw=0.8, label="1/√samples")
     grow.set(xscale="log", yscale="log", xlabel="samples", ylabel="root mean square error, %")
+    plain_log(grow.yaxis)
     grow.legend(frameon=False, fontsize="small")
     return figure
 
@@ -143,7 +145,8 @@ def estimators_symmetries(dataset: xr.Dataset) -> Figure:
     table = dataset["response"].transpose("measure", "symmetry").to_pandas()
     figure, axis = plt.subplots(figsize=(1.6 + 1.5 * table.shape[1], 0.9 + 0.34 * len(table)), layout="constrained")
     unchanged = ~dataset["changes"].transpose("measure", "symmetry").values
-    words = np.where(unchanged, "stays", table.map(lambda value: f"{value:.3g}"))
+    words = np.where(unchanged, "≈ 1", table.map("{:.3g}".format))
+    words[table.isna().values] = "–"
     shown = np.log(table).abs().clip(upper=1)
     sns.heatmap(
         shown.where(~unchanged, 0), annot=words, fmt="", cmap="rocket_r", vmin=0, vmax=1, ax=axis, linewidths=0.5,

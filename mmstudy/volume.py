@@ -19,6 +19,7 @@ from mmstudy.manifold import PASS, Budget
 from mmstudy.objective import Objective
 from mmstudy.rays import crossings
 
+EVALUATIONS = 16  # of a ray: a log-volume wants its length to a finer tolerance than a mean does
 FEW = 10  # an effective sample below this says nothing about its own error
 
 
@@ -40,7 +41,7 @@ def volume(
     """
     scale = torch.ones_like(parents) if scale is None else scale
     unit, log_weight = directions(scale, budget.samples, generator)
-    lines = crossings(objective, parents, unit, level, most=most, tolerance=tolerance)
+    lines = crossings(objective, parents, unit, level, most=most, tolerance=tolerance, evaluations=EVALUATIONS)
     found = log_volume(lines, log_weight, parents.shape[1])
     start = manifold.starting(objective, parents, level)
     radius = torch.as_tensor(lines["radius"].values)
