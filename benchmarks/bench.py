@@ -23,8 +23,7 @@ from matplotlib.figure import Figure
 
 from mmstudy import records
 
-matplotlib.use("Agg")
-matplotlib.rcParams["svg.hashsalt"] = "mmstudy"
+matplotlib.rcParams |= {"backend": "agg", "svg.hashsalt": "mmstudy"}
 import matplotlib.pyplot as plt  # noqa: E402
 import seaborn as sns  # noqa: E402
 
@@ -62,11 +61,12 @@ WORDS = {
 
 def run(script: str, python: str | Path = sys.executable, *options: str) -> list[dict]:
     """The cases that a benchmark prints, one a line."""
-    inherited = {name: value for name, value in os.environ.items() if name not in THREADS}
-    quiet = {"PYTHONWARNINGS": "ignore::UserWarning"}  # torch on operations that it cannot batch: the times tell
-    environment = inherited | MALLOC | quiet | {"PYTHONPATH": str(ROOT)} | (PATIENT if "--quick" in options else {})
-    command = [str(python), str(HERE / script), *options]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if name not in THREADS} | MALLOC
+    environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore::UserWarning"}  # on what cannot be batched
+    environment |= PATIENT if "--quick" in options else {}
+    done = subprocess.run(
+        [python, HERE / script, *options], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -92,12 +92,11 @@ def peers(folder: Path) -> Path:
 
 def gather(cases: list[dict]) -> xr.Dataset:
     """All cases as one dataset over (case, way, repetition)."""
-    most = max(len(times) for case in cases for times in case["seconds"].values())
-    seconds, memory = np.full((len(cases), len(WAYS), most), np.nan), np.full((len(cases), len(WAYS)), np.nan)
+    repetitions = len(cases[0]["seconds"]["reference"])
+    seconds, memory = np.full((len(cases), len(WAYS), repetitions), np.nan), np.full((len(cases), len(WAYS)), np.nan)
     for i, case in enumerate(cases):
         for j, way in enumerate(WAYS):
-            times = case["seconds"].get(way, [])
-            seconds[i, j, : len(times)], memory[i, j] = times, case["memory"].get(way, np.nan)
+            seconds[i, j], memory[i, j] = case["seconds"].get(way, np.nan), case["memory"].get(way, np.nan)
     names = ("what", "network", "reference", "parameters", "count", "examples")
     dataset = xr.Dataset(
         {"seconds": (("case", "way", "repetition"), seconds), "memory": (("case", "way"), memory)}, {"way": WAYS}
@@ -143,16 +142,17 @@ def table(dataset: xr.Dataset) -> str:
         ratio = f"{case['ratio'].item():.2f}" + " ?" * doubtful(case).item()
         memory = ", ".join(f"{float(case['memory'].sel(way=w)):.0f}" for w in WAYS[:2])
         cells = [case[name].item() for name in ("what", "network", "count", "examples", "reference")]
-        cells += [*(f"{time:.3g}" for time in typical[i]), ratio, f"{case['noise'].item():.0%}"]
-        cells += [f"{case['others'].item():.0%}", memory]
+        shares = [f"{case[name].item():.0%}" for name in ("noise", "others")]
+        cells += [*(f"{time:.3g}" for time in typical[i]), ratio, *shares, memory]
         lines.append("| " + " | ".join(map(str, cells)).replace("nan, nan", "").replace("nan", "") + " |")
     return "\n".join(lines)
 
 
 def draw(dataset: xr.Dataset) -> Figure:
     """Ratios of training and of points, how the time scales, and the peers."""
-    frame = dataset[["ratio"]].where(~doubtful(dataset)).to_dataframe().reset_index()
-    frame["ms"] = (dataset["seconds"].median("repetition", skipna=False).sel(way=WAYS[1:]).min("way") * 1e3).values
+    fastest = dataset["seconds"].median("repetition", skipna=False).sel(way=WAYS[1:]).min("way")
+    shown = dataset[["ratio"]].assign(ms=1e3 * fastest).where(~doubtful(dataset))
+    frame = shown.to_dataframe().reset_index()
     sns.set_theme(context="paper", style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
     training = axes[0, 0]
@@ -161,17 +161,20 @@ def draw(dataset: xr.Dataset) -> Figure:
     sns.barplot(frame[frame["what"] == "points"], x="ratio", y="network", color="C0", ax=axes[0, 1])
     axes[0, 1].set(xlabel="loop / batch", ylabel="", title="the loss at 64 points")
     others = frame[~frame["what"].isin(MEASURED)]
-    names = others["what"] + ", " + others["network"] + "\n" + others["reference"]
+    names = others["reference"] + ", " + others["what"] + ", " + others["network"]
     sns.barplot(x=others["ratio"], y=names, color="C1", ax=axes[0, 2])
-    axes[0, 2].set(xlabel="other / batch", ylabel="", title="beside other packages")
+    axes[0, 2].set(xlabel="other / batch", ylabel="", title="beside others")
+    axes[0, 2].tick_params("y", labelsize="small")
     for axis in axes[0]:
         (axis.axhline if axis is training else axis.axvline)(1, color="0.6", lw=0.8, zorder=0)
-    for axis, (what, along) in zip(axes[1], {"parameters": "parameters", "directions": "count",
-                                             "examples": "examples"}.items(), strict=True):  # fmt: skip
+    sweeps = {"parameters": "parameters", "directions": "count", "examples": "examples"}
+    for axis, (what, along) in zip(axes[1], sweeps.items(), strict=True):
         some = frame[frame["what"] == what]
         axis.plot(some[along], some["ms"], "o-", label="batch")
         axis.plot(some[along], some["ms"] * some["ratio"], "s--", color="0.5", label="loop")
-        axis.set(xlabel=what, ylabel="ms", title=f"time against {what}", xscale="log", yscale="log")
+        axis.set(xlabel=what, ylabel="ms", title=f"time against {what}")
+        if some["ms"].notna().any():
+            axis.set(xscale="log", yscale="log")
     axes[1, 0].legend(frameon=False)
     return figure
 
@@ -187,12 +190,11 @@ def main() -> None:
         cases += run("peers.py", peers(ROOT / ".venv-bench"))
     torch.set_num_threads(CORES)
     dataset = records.describe(gather(cases), WORDS)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     settings = {"quick": options.quick, "cores": CORES} | MALLOC
-    dataset.attrs = records.provenance(settings, device)
+    dataset.attrs = records.provenance(settings, "cuda" if torch.cuda.is_available() else "cpu")
     records.save(dataset, options.out / "bench.nc")
-    text = "\n".join([table(dataset), "", *(f"- {line}" for line in goals(dataset))])
-    (options.out / "bench.md").write_text(text + "\n")
+    text = "\n".join([table(dataset), "", *(f"- {line}" for line in goals(dataset)), ""])
+    (options.out / "bench.md").write_text(text)
     figure = draw(dataset)
     figure.savefig(options.out / "bench.svg", metadata={"Date": None})
     figure.savefig(options.out / "bench.png", dpi=150, metadata={"Software": None})
