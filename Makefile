@@ -38,7 +38,8 @@ NOTEBOOKS := 1_expansion 2_estimators 3_manifold 4_experiment 5_figures
 
 ensembles := ensemble engine training networks objective
 drawing := figures evaluation predictors records $(ensembles)
-expanding := expand copies fresh growth deeper surgery couplings tracing layers views notes axes seeds
+coupling := surgery couplings tracing layers views notes axes seeds
+expanding := expand copies fresh growth deeper $(coupling)
 measuring := manifold children rays directions connectivity
 estimating := estimators truths volume simplex dimension curvature llc singular symmetries
 running := study trials $(expanding) $(ensembles) $(measuring) tasks predictors records
@@ -47,7 +48,7 @@ running := study trials $(expanding) $(ensembles) $(measuring) tasks predictors 
 1_expansion.makes := data/expansion.nc \
 	$(call figures,expansion expansion_weights expansion_blocks expansion_contracts expansion_adam)
 
-2_estimators.modules := $(expanding) $(measuring) $(drawing) $(estimating) landscapes tasks portraits illustrations
+2_estimators.modules := $(coupling) $(measuring) $(drawing) $(estimating) landscapes tasks portraits illustrations
 2_estimators.makes := data/estimators.nc $(call figures,estimators_gallery estimators_rays estimators_truth \
 	estimators_symmetries estimators_normalization)
 
@@ -65,7 +66,7 @@ running := study trials $(expanding) $(ensembles) $(measuring) tasks predictors 
 
 # ---- Commands --------------------------------------------------------------------------------------------------
 
-.PHONY: all test lint notebooks reference clean help
+.PHONY: all test lint notebooks reference bench clean help
 
 targets = $(addprefix $(OUT)/,$($(1).makes) notebooks/$(1).ipynb)
 
@@ -92,8 +93,11 @@ reference: ## Copy the results of the profile small to outputs/reference, to be 
 	mkdir -p outputs/reference
 	cp -R outputs/small/data outputs/small/figures outputs/reference
 
-clean: ## Remove what make has made: the outputs but for the reference, and .venv
-	rm -rf $(filter-out outputs/reference,$(wildcard outputs/*)) .venv
+bench: $(ENVIRONMENT) ## Measure what batching gains here, beside other packages, into outputs/bench
+	$(PYTHON) benchmarks/bench.py
+
+clean: ## Remove what make has made: the outputs but for the reference, and the environments
+	rm -rf $(filter-out outputs/reference,$(wildcard outputs/*)) .venv .venv-bench
 
 help: ## List the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18

@@ -15,32 +15,16 @@ import sys
 import venv
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import xarray as xr
-from matplotlib.figure import Figure
+from report import WAYS, draw, goals, table
 
 from mmstudy import records
-
-matplotlib.rcParams |= {"backend": "agg", "svg.hashsalt": "mmstudy"}
-import matplotlib.pyplot as plt  # noqa: E402
-import seaborn as sns  # noqa: E402
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 CORES = len(os.sched_getaffinity(0))
-WAYS = ["reference", "one process", "processes"]
-GOALS = {  # (what, network, how many) → the least ratio
-    ("training", "MLP 64", 8): 3.5,
-    ("training", "convolutional", 8): 1.8,
-    ("training", "ViT", 8): 1.3,
-    ("points", "MLP 16", 64): 8.0,
-    ("points", "MLP 64", 64): 4.0,
-}
-NEVER_SLOWER = 0.95  # whatever is trained or evaluated
-NOISY = 0.1  # scatter of a case's times, or share of the cores that others took, beyond which a ratio tells nothing
-MEASURED = ("training", "points", "parameters", "directions", "examples")
 # glibc keeps what large batches free, instead of asking the system for fresh pages at every call: both ways gain.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 PATIENT = {"GOMP_SPINCOUNT": "1000"}  # a quick run is quick on a busy machine too, but slows the loop of a quiet one
@@ -107,76 +91,6 @@ def gather(cases: list[dict]) -> xr.Dataset:
     dataset["noise"] = np.maximum(noise.sel(way="reference", drop=True), noise.sel(way=best, drop=True))
     more = {name: ("case", [case[name] for case in cases]) for name in ("others", "difference")}
     return dataset.assign(more).drop_vars("quantile")
-
-
-def doubtful(dataset: xr.Dataset) -> xr.DataArray:
-    """Which cases were measured on a machine that was too busy."""
-    return (dataset["noise"] > NOISY) | (dataset["others"] > NOISY)
-
-
-def goals(dataset: xr.Dataset) -> list[str]:
-    """Each goal with what was measured: ✓, ✗, or ? where the times scatter too much to tell."""
-    rows = dataset[["ratio"]].assign(doubtful=doubtful(dataset)).to_dataframe().reset_index()
-    rows, lines = rows[rows["what"].isin(MEASURED)], []
-    for (what, network, count), least in GOALS.items():
-        case = rows.query("what == @what and network == @network and count == @count").iloc[0]
-        mark = "?" if case["doubtful"] else "✓" if case["ratio"] >= least else "✗"
-        lines.append(f"{mark} {what}, {network}, {count}: {case['ratio']:.2f}× (≥ {least}×)")
-    slower = rows[~rows["doubtful"] & (rows["ratio"] < NEVER_SLOWER)].sort_values("ratio")
-    mark = "✗" if len(slower) else "?" if rows["doubtful"].any() else "✓"
-    those = "; ".join(f"{r.what}, {r.network}, {r.count}: {r.ratio:.2f}×" for r in slower.itertuples(name="Row"))
-    lines.append(f"{mark} never slower than the loop (≥ {NEVER_SLOWER}×), but for: {those or 'none'}")
-    return [*lines, f"{rows['doubtful'].sum()} of {len(rows)} cases say nothing (?): the machine was busy"]
-
-
-def table(dataset: xr.Dataset) -> str:
-    """The results as Markdown."""
-    typical = (dataset["seconds"].median("repetition", skipna=False) * 1e3).values
-    lines = [
-        "| what | network | count | examples | reference | reference, ms | one process, ms | one per core, ms | ratio"
-        " | noise | others | memory, MiB: reference, batch |",
-        "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for i in range(dataset.sizes["case"]):
-        case = dataset.isel(case=i)
-        ratio = f"{case['ratio'].item():.2f}" + " ?" * doubtful(case).item()
-        memory = ", ".join(f"{float(case['memory'].sel(way=w)):.0f}" for w in WAYS[:2])
-        cells = [case[name].item() for name in ("what", "network", "count", "examples", "reference")]
-        shares = [f"{case[name].item():.0%}" for name in ("noise", "others")]
-        cells += [*(f"{time:.3g}" for time in typical[i]), ratio, *shares, memory]
-        lines.append("| " + " | ".join(map(str, cells)).replace("nan, nan", "").replace("nan", "") + " |")
-    return "\n".join(lines)
-
-
-def draw(dataset: xr.Dataset) -> Figure:
-    """Ratios of training and of points, how the time scales, and the peers."""
-    fastest = dataset["seconds"].median("repetition", skipna=False).sel(way=WAYS[1:]).min("way")
-    shown = dataset[["ratio"]].assign(ms=1e3 * fastest).where(~doubtful(dataset))
-    frame = shown.to_dataframe().reset_index()
-    sns.set_theme(context="paper", style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
-    training = axes[0, 0]
-    sns.lineplot(frame[frame["what"] == "training"], x="count", y="ratio", hue="network", marker="o", ax=training)
-    training.set(xscale="log", xlabel="networks", ylabel="loop / batch", title="a step of training", ylim=0)
-    sns.barplot(frame[frame["what"] == "points"], x="ratio", y="network", color="C0", ax=axes[0, 1])
-    axes[0, 1].set(xlabel="loop / batch", ylabel="", title="the loss at 64 points")
-    others = frame[~frame["what"].isin(MEASURED)]
-    names = others["reference"] + ", " + others["what"] + ", " + others["network"]
-    sns.barplot(x=others["ratio"], y=names, color="C1", ax=axes[0, 2])
-    axes[0, 2].set(xlabel="other / batch", ylabel="", title="beside others")
-    axes[0, 2].tick_params("y", labelsize="small")
-    for axis in axes[0]:
-        (axis.axhline if axis is training else axis.axvline)(1, color="0.6", lw=0.8, zorder=0)
-    sweeps = {"parameters": "parameters", "directions": "count", "examples": "examples"}
-    for axis, (what, along) in zip(axes[1], sweeps.items(), strict=True):
-        some = frame[frame["what"] == what]
-        axis.plot(some[along], some["ms"], "o-", label="batch")
-        axis.plot(some[along], some["ms"] * some["ratio"], "s--", color="0.5", label="loop")
-        axis.set(xlabel=what, ylabel="ms", title=f"time against {what}")
-        if some["ms"].notna().any():
-            axis.set(xscale="log", yscale="log")
-    axes[1, 0].legend(frameon=False)
-    return figure
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ Batch = Any  # a tree (tuple, dict, …) of tensors whose first axis counts exam
 Model = Callable[..., Any]  # what a loss function may call as it would call the module
 LossFn = Callable[[Model, Batch], Tensor]  # → the mean loss over the batch's examples, a scalar
 
+FEWEST = 3  # networks that a batch pays for on a CPU (`make bench`)
 LARGE_CALL = 3e7  # floating-point operations of one network's call from which a CPU gains nothing by batching
 BYTES = 2**24  # what the calls of one batch may allocate on a CPU: beyond its caches a larger batch gains nothing
 SHARE = 0.4  # of a GPU's free memory
@@ -114,9 +115,10 @@ class _Allocated(TorchDispatchMode):
         return out
 
 
-def one_by_one(taken: Cost, device: torch.device) -> bool:
-    """Whether networks run one after another: where they can't otherwise, and on a CPU where a single call is large."""
-    return not taken.batches or (device.type == "cpu" and taken.flops > LARGE_CALL)
+def one_by_one(taken: Cost, device: torch.device, members: int) -> bool:
+    """Whether networks run one after another: where they can't otherwise, and on a CPU where a single call is large,
+    or where they are too few to pay for the batch."""
+    return not taken.batches or (device.type == "cpu" and (taken.flops > LARGE_CALL or members < FEWEST))
 
 
 def at_once(taken: Cost, device: torch.device) -> int:

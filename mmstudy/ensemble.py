@@ -151,11 +151,11 @@ def losses_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, shared: bool = 
     device = _same_device(ensemble, batch)
     example = batch if shared else engine.take(batch, 0)
     taken = engine.cost(ensemble.network, ensemble.parameters, ensemble.buffers, example, loss_fn)
-    rows = []
+    rows, loop = [], engine.one_by_one(taken, device, len(ensemble))
     for some in engine.pieces(len(ensemble), engine.at_once(taken, device)):
         tensors = [{n: t[some] for n, t in kind.items()} for kind in (ensemble.parameters, ensemble.buffers)]
         own = batch if shared else engine.take(batch, some)
-        rows.append(engine.mapped(ensemble.network, loss_fn, *tensors, own, shared, engine.one_by_one(taken, device)))
+        rows.append(engine.mapped(ensemble.network, loss_fn, *tensors, own, shared, loop))
     return torch.cat(rows)
 
 

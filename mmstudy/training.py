@@ -97,12 +97,12 @@ def train(
     Yields:
         (step, the networks after that many steps (a copy), minibatch losses (K, steps since the last milestone)).
     """
-    network, device = ensemble.network, order.device
+    network, device = ensemble.network, engine.tensors(data)[0].device
     buffers = {name: b.clone() for name, b in ensemble.buffers.items()}
-    device = engine.tensors(data)[0].device
     first = engine.take(data, order[0, 0].to(device))
     network.train()
-    loop = engine.one_by_one(engine.cost(network, ensemble.parameters, buffers, first, loss_fn), device)
+    taken = engine.cost(network, ensemble.parameters, buffers, first, loss_fn)
+    loop = engine.one_by_one(taken, device, len(ensemble))
 
     def losses(points: Tensor, step: int) -> Tensor:
         network.train()  # whoever evaluated meanwhile has switched the mode
