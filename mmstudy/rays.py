@@ -49,6 +49,7 @@ def rays(
         `manifold.report` with the mean radius as size; also `multiple` (mean), `q10`, `median`, `q90` of the radius.
         Its status is the worst that a ray met: nan, unbounded (the size is a lower bound), at_limit, or ok.
     """
+    start = manifold.starting(objective, parents, level)
     along = directions(parents, budget.samples, generator)
     lines = crossings(objective, parents, along, level, first, most)
     radius = torch.as_tensor(lines["radius"].values)
@@ -56,7 +57,6 @@ def rays(
     worst = np.select(
         [(met == s).any(1) for s in ("nan", "unbounded", "at_limit")], ["nan", "unbounded", "at_limit"], "ok"
     )
-    start = manifold.starting(objective, parents, level)
     q10, median, q90 = radius.double().quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), dim=1)
     return manifold.report(
         radius.mean(1),

@@ -110,7 +110,7 @@ def repeated(case: Case, repetitions: int) -> xr.Dataset:
                 "size": ("repetition", groups.mean(1)),
                 "size_se": ("repetition", standard_error(groups)),
                 "status": ("repetition", [whole["status"].item()] * repetitions),
-                "cost": whole["cost"] / repetitions,
+                "cost": ("repetition", [whole["cost"].item() / repetitions] * repetitions),
             }
         )
     else:
