@@ -162,12 +162,12 @@ def estimators_normalization(dataset: xr.Dataset) -> Figure:
 
     `dataset` has `between` over (policy, alpha) and `barrier` over policy.
     """
-    figure, axis = plt.subplots(figsize=(5.6, 3.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.6, 3.2), layout="constrained")
     for policy, color in zip(dataset["policy"].values, COLORS, strict=False):
         one = dataset.sel(policy=policy)
         axis.plot(
             one["alpha"], one["between"], color=color, label=f"{policy}: barrier {float(one['barrier']):.2g} nats"
         )
     axis.set(xlabel="α, from one network to the other", ylabel="training loss (nats)", ylim=(0, None))
-    axis.legend(frameon=False, fontsize="small")
+    axis.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
