@@ -50,6 +50,8 @@ def children(
     distance = (young - parents.unsqueeze(1)).double().norm(dim=-1).where(inside, math.nan)
     few = (inside.sum(1) < 2).cpu().numpy()
     return manifold.report(
+        objective,
+        level,
         size,
         error,
         distance,

@@ -73,7 +73,7 @@ def curvature(
     status = np.select(met, list(kinds), status)  # the first that holds
     more = {"trace": trace, "trace_se": trace_se, "top": _top(objective, parents, product, iterations)}
     cost = objective.examples * (2 * manifold.PASS + PRODUCT * (count + iterations))
-    return manifold.report(size, size * trace_se / (2 * trace), samples, status, cost, **more)
+    return manifold.report(objective, level, size, size * trace_se / (2 * trace), samples, status, cost, **more)
 
 
 def _top(

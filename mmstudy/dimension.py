@@ -80,7 +80,7 @@ def dimension(
     looks = 1 + count if radius is not None else 2 + count * (1 + len(DISTANCES))
     cost = objective.examples * (looks * manifold.PASS + count * _bisections(dim) * descent)
     more = {"threshold": dim - size, "start_radius": away.mean(1)}
-    return manifold.report(size, manifold.standard_error(samples), samples, status, cost, **more)
+    return manifold.report(objective, level, size, manifold.standard_error(samples), samples, status, cost, **more)
 
 
 def _exits(

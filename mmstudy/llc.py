@@ -99,7 +99,9 @@ def llc(
     more = {"temperature": 1 / t, "slope": size - kept.var((1, 2)), "height": height, "step_size": step}
     more |= {"localization": pull, "acceptance": torch.stack(rates[proposals // 2 :]).mean(0)}
     passes = PASS * (1 + SIDES * len(DISTANCES)) + STEP * (1 + count * proposals * leaps)
-    return manifold.report(size, error, samples, status, objective.examples * passes, **more, rhat=rhat, drift=drift)
+    return manifold.report(
+        objective, level, size, error, samples, status, objective.examples * passes, **more, rhat=rhat, drift=drift
+    )
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ def starting(objective: Objective, parents: Float[Tensor, "m dim"], level: float
 
 
 def report(
+    objective: Objective,
+    level: float,
     size: Float[Tensor, " m"],
     error: Float[Tensor, " m"],
     samples: Float[Tensor, "m n"],
@@ -65,6 +67,8 @@ def report(
 ) -> xr.Dataset:
     """An estimate: `size`, its standard error `size_se`, `status` over parent; `samples` over (parent, sample); `cost`,
     example-evaluations per parent. Where the status says that nothing could be measured, the size is NaN.
+
+    The level, and what batch normalization used, are recorded as attributes.
 
     Args:
         status: of each parent, (m,); "ok" where the number can be trusted.
@@ -76,11 +80,9 @@ def report(
     dataset["samples"] = ("parent", "sample"), samples.double().cpu().numpy()
     never, void = (xr.DataArray(np.isin(status, words), dims="parent") for words in (NEVER, VOID))
     estimate = dataset[["size", "size_se", "samples"]].where(~void)
-    return (
-        dataset.where(~never)
-        .assign(estimate)
-        .assign(status=("parent", status), cost=("parent", np.broadcast_to(cost, status.shape).copy()))
-    )
+    whole = dataset.where(~never).assign(estimate)
+    whole["status"], whole["cost"] = ("parent", status), ("parent", np.broadcast_to(cost, status.shape).copy())
+    return whole.assign_attrs(level=float(level), normalization=objective.normalization)
 
 
 NEVER = ("outside", "nan")  # statuses of parents at which nothing can be measured

@@ -32,8 +32,7 @@ class Objective:
     examples: int  # cost of one loss, in example-evaluations
     batch: int  # cost of one noisy loss, likewise
     at_once: int
-    sample: int  # how many examples the loss is the mean of: n of a statistical model
-    normalization: str = "none"
+    normalization: str = "none"  # what batch normalization uses, if there is any
 
     def __call__(self, points: Float[Tensor, "m *many dim"]) -> Float[Tensor, "m *many"]:
         """The loss at points of each parent (first axis), float64, without gradient."""
@@ -89,7 +88,7 @@ def of_landscape(landscape: Callable[[Tensor], Tensor], dim: int, noise: float =
     def noisy(points: Tensor, owner: Tensor, draw: Tensor) -> Tensor:
         return landscape(points) + (draw.to(points) * points).sum(-1)
 
-    return Objective((lambda points, owner: landscape(points),), noisy, draws, 1, 1, 2**22 // dim, 1)
+    return Objective((lambda points, owner: landscape(points),), noisy, draws, 1, 1, 2**22 // dim)
 
 
 def of_networks(
@@ -133,7 +132,7 @@ def of_networks(
     with measuring(network, normalization):
         taken = engine.cost(network, ensemble.parameters, ensemble.buffers, parts[0], loss_fn)
     at_once = engine.at_once(taken, engine.tensors(batch)[0].device)
-    return Objective(tuple(map(term, parts)), noisy, draws, examples, minibatch, at_once, examples, normalization)
+    return Objective(tuple(map(term, parts)), noisy, draws, examples, minibatch, at_once, normalization)
 
 
 def _flat(points: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,6 +59,8 @@ def rays(
     )
     q10, median, q90 = radius.double().quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), dim=1)
     return manifold.report(
+        objective,
+        level,
         radius.mean(1),
         manifold.standard_error(radius),
         radius,

@@ -93,7 +93,7 @@ def simplex(
     edge = ((size.mean(1) + math.lgamma(corners + 1)) / corners).exp()
     more = {"best": size.amax(1), "effective_edge": edge, "mean_loss": mean_loss.mean(1)}
     status = np.where(status == "ok", worst, status)
-    found = manifold.report(size.mean(1), manifold.standard_error(size), size, status, cost, **more)
+    found = manifold.report(objective, level, size.mean(1), manifold.standard_error(size), size, status, cost, **more)
     largest = w[torch.arange(m), size.nan_to_num(-math.inf).argmax(1)]
     return found.assign(edges=(("parent", "corner", "coordinate"), largest.double().cpu().numpy()))
 

@@ -47,6 +47,8 @@ def volume(
     radius = torch.as_tensor(lines["radius"].values)
     more = {n: torch.as_tensor(found[n].values) for n in ("effective_radius", "effective_samples", "largest_weight")}
     return manifold.report(
+        objective,
+        level,
         torch.as_tensor(found["log_volume"].values),
         torch.as_tensor(found["log_volume_se"].values),
         radius,

@@ -70,6 +70,7 @@ def test_all_take_the_same_arguments_and_say_the_same_of_bad_parents(name):
     assert found["size_se"].isnull().values.tolist()[1:] == [True, True]
     assert {"size", "size_se", "samples", "status", "cost"} <= found.keys()
     assert found["samples"].dims == ("parent", "sample")
+    assert found.attrs == {"level": 0.5, "normalization": "none"}
     assert (found["cost"] > 0).all()
     alone = ESTIMATORS[name].estimate(objective, parents[:1], 0.5, budget, generator(name))
     assert alone["size"].values == pytest.approx(found["size"].values[:1], rel=1e-6, nan_ok=True)
