@@ -91,7 +91,7 @@ def trace(name: str) -> tuple[nn.Module, tuple, Tensor, Callable[[], Tensor], Ca
     loss, start = objective(network, batch), flat(network)
 
     def products(vectors: Tensor) -> Tensor:
-        return loss.hessian_vector(start.expand(1, *vectors.shape), vectors[None])[0]
+        return loss.hessian_vector(start[None], vectors[None])[0]
 
     def ours() -> Tensor:
         probes = 2.0 * torch.randint(2, (PROBES, len(start)), device=DEVICE) - 1

@@ -18,7 +18,7 @@ GOALS = {  # (what, network, how many) → the least ratio
 }
 NEVER_SLOWER = 0.95  # whatever is trained or evaluated
 NOISY = 0.1  # scatter of a case's times, or share of the cores that others took, beyond which a ratio tells nothing
-MEASURED = ("training", "points", "parameters", "directions", "examples")
+MEASURED = ("training", "short training", "points", "parameters", "directions", "examples")
 
 
 def doubtful(dataset: xr.Dataset) -> xr.DataArray:

@@ -2,15 +2,16 @@
 
 The loop is what one would write: `torch.optim.SGD` and `cross_entropy`, one network after another, with all cores. The
 batch runs in one process with all cores and, as the study runs it, in one process of one thread per core, each with
-its share of the networks.
+its share of the networks. Training is timed in the midst of a run, short training from its start, before the batch has
+recorded its step.
 """
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import psutil
 import torch
@@ -25,7 +26,9 @@ from mmstudy.training import constant, minibatches, train
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CORES = len(os.sched_getaffinity(0))
 SHAPES = {"convolutional": (1, 8, 8), "ViT": (1, 8, 8)}  # of an example; a perceptron's has 40 numbers
+TRAINING = ("training", "short training")
 STEP_SIZE, MOMENTUM, MINIBATCH = 0.01, 0.9, 128
+ROUNDS = 16  # of so many steps as are timed, in a run
 Batch = tuple[Tensor, Tensor]  # inputs, targets
 
 
@@ -74,7 +77,7 @@ def objective(network: nn.Module, batch: Batch) -> Objective:
 
 def looped(work: Work) -> Callable[[], Tensor]:
     """The work, one network after another; returns the networks' parameters or the losses."""
-    if work.what != "training":
+    if work.what not in TRAINING:
         network, points, (x, y) = build(work.network).eval(), *_points(work)
 
         def evaluate() -> Tensor:
@@ -103,28 +106,31 @@ def looped(work: Work) -> Callable[[], Tensor]:
 
 def batched(work: Work, part: int = 0, parts: int = 1) -> Callable[[], Tensor]:
     """The work, or one part of its networks or points, as a batch; returns what `looped` does."""
-    if work.what != "training":
+    if work.what not in TRAINING:
         points, batch = _points(work)
         loss, mine = objective(build(work.network), batch), points[None, part::parts]
         return lambda: [loss(mine)[0] for _ in range(work.times)][-1]
-    networks, data, order = _training(work, part, parts)
-    start, order, step_sizes = stack(networks), order.cpu(), constant(STEP_SIZE, work.times)
+    rounds = ROUNDS if work.what == "training" else 1
+    networks, data, order = _training(work, part, parts, rounds)
+    start, order, steps = stack(networks), order.cpu(), rounds * work.times
 
-    def learn() -> Tensor:
-        ((_, trained, _),) = train(start, data, order, step_sizes, MOMENTUM)
-        return vectors(trained)
+    def runs() -> Iterator[Tensor]:
+        while True:
+            marks = range(work.times, steps, work.times)
+            for _, trained, _ in train(start, data, order, constant(STEP_SIZE, steps), MOMENTUM, marks):
+                yield vectors(trained)
 
-    return learn
+    return partial(next, runs())
 
 
 def _points(work: Work) -> tuple[Tensor, Batch]:
     return around(build(work.network), work.count), examples(work.network, work.examples)
 
 
-def _training(work: Work, part: int = 0, parts: int = 1) -> tuple[list[nn.Module], Batch, Tensor]:
+def _training(work: Work, part: int = 0, parts: int = 1, rounds: int = 1) -> tuple[list[nn.Module], Batch, Tensor]:
     which = range(work.count)[part::parts]
     streams = [generator("benchmark", "order", i) for i in which]
-    order = minibatches(streams, 1024, work.times, MINIBATCH).to(DEVICE)
+    order = minibatches(streams, 1024, rounds * work.times, MINIBATCH).to(DEVICE)
     return [build(work.network, i).train() for i in which], examples(work.network, 1024), order
 
 
@@ -150,13 +156,13 @@ def in_processes(work: Work, workers: list[ProcessPoolExecutor]) -> Callable[[],
 
 
 def interleaved(ways: dict[str, Callable[[], object]], repetitions: int) -> dict:
-    """Seconds that each way takes, (repetitions), after a warm-up, the ways taking turns; and what others took.
+    """Seconds that each way takes, (repetitions), after two to warm up, the ways taking turns; and what others took.
 
     `others` is the share of the cores that other processes used meanwhile: where it is not small, threads that wait
     for each other are slower by far, and ratios mean nothing.
     """
     seconds, began, before = {name: [] for name in ways}, time.perf_counter(), _others()
-    for repetition in range(-1, repetitions):
+    for repetition in range(-2, repetitions):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
@@ -184,8 +190,9 @@ def measure(work: Work, workers: list, repetitions: int, seconds: float) -> dict
     """One case: the loop against the batch, repetitions of so many seconds of the loop each."""
     once = looped(work)
     apart = difference(once().double(), batched(work)().double())
-    took = min(interleaved({"loop": once}, 2)["seconds"]["loop"]) / work.times
-    work = replace(work, times=max(1, round(seconds / took)))
+    if work.what != "short training":
+        took = min(interleaved({"loop": once}, 2)["seconds"]["loop"]) / work.times
+        work = replace(work, times=max(1, round(seconds / took)))
     ways = {"reference": looped(work), "one process": batched(work)}
     if workers:
         ways["processes"] = in_processes(work, workers)

@@ -36,7 +36,7 @@ def check(
             finite, differs from call to call, or is not the mean over the examples.
     """
     ensemble = network if isinstance(network, Ensemble) else stack([network])
-    part = parts_of(batch, normalization)[0]
+    part = parts_of(ensemble, batch, loss_fn, normalization)[0]
     _check_modes(ensemble.network, normalization)
     with torch.random.fork_rng():
         calls_of = partial(_watched, ensemble, part, loss_fn, normalization)

@@ -85,11 +85,11 @@ def offspring(
     owner = torch.arange(m, device=parents.device).repeat_interleave(k)
     again = torch.arange(k).repeat(m)
 
-    def losses(points: Tensor, step: int) -> Tensor:
-        return objective.noisy(points, owner, draws[:, step][again])
+    def gradient(points: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        return objective.noisy_gradient(points, owner, draws[again, step])
 
     rates = constant(1.0, steps).unsqueeze(1) * step_sizes.repeat_interleave(k).cpu()
-    for step, points, seen in sgd(losses, parents[owner], rates, momentum, milestones):
+    for step, points, seen in sgd(gradient, parents[owner], rates, momentum, milestones):
         yield step, points.unflatten(0, (m, k)), seen.unflatten(0, (m, k))
 
 

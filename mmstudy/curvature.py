@@ -61,7 +61,7 @@ def curvature(
     count, dim = budget.samples, parents.shape[1]
     signs = torch.randint(2, (count, dim), generator=generator).to(parents) * 2 - 1
     signs = signs.repeat(len(parents), 1, 1)
-    product = objective.hessian_vector(parents.unsqueeze(1).expand_as(signs), signs)
+    product = objective.hessian_vector(parents, signs)
     samples = (signs * product).sum(-1, dtype=torch.float64)
     trace, trace_se = samples.mean(1), manifold.standard_error(samples)
     rounding = torch.finfo(parents.dtype).eps * math.sqrt(dim) * product.double().norm(dim=-1)
@@ -85,6 +85,6 @@ def _top(
     value = parents.new_full(longest.shape, torch.nan)
     for _ in range(iterations):
         vector = vector / vector.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(vector.dtype).tiny)
-        image = objective.hessian_vector(parents, vector)
+        image = objective.hessian_vector(parents, vector.unsqueeze(1)).squeeze(1)
         vector, value = image, (vector * image).sum(-1)
     return value

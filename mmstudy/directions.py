@@ -56,5 +56,5 @@ def preconditioner(
     """
     draw = torch.randint(0, 2, (probes, parents.shape[1]), generator=generator).to(parents) * 2 - 1
     z = draw.expand(len(parents), -1, -1)
-    diagonal = (z * objective.hessian_vector(parents.unsqueeze(1).expand_as(z), z)).mean(1).abs()
+    diagonal = (z * objective.hessian_vector(parents, z)).mean(1).abs()
     return torch.maximum(diagonal, floor * diagonal.amax(1, keepdim=True)).rsqrt()

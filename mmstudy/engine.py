@@ -19,15 +19,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmstudy.recording import Function, recorded
+
 Batch = Any  # a tree (tuple, dict, …) of tensors whose first axis counts examples
 Model = Callable[..., Any]  # what a loss function may call as it would call the module
 LossFn = Callable[[Model, Batch], Tensor]  # → the mean loss over the batch's examples, a scalar
 
-FEWEST = 3  # networks that a batch pays for on a CPU (`make bench`)
 LARGE_CALL = 3e7  # floating-point operations of one network's call from which a CPU gains nothing by batching
-BYTES = 2**24  # what the calls of one batch may allocate on a CPU: beyond its caches a larger batch gains nothing
-SHARE = 0.4  # of a GPU's free memory
-EXAMPLES = 256  # per network and call
+BYTES = 2**23  # what a batch of networks may allocate on a CPU: beyond its caches a larger batch gains nothing
+MOST_BYTES = 2**28  # what a single network may
+SHARE = 0.4  # of a GPU's free memory, for either
+EXAMPLES = 512  # per network and call, where memory allows
+FEW = 16  # examples, from which the memory of more is foretold
 
 _costs: WeakKeyDictionary = WeakKeyDictionary()  # network → loss function → shapes → Cost; keeps neither alive
 
@@ -115,29 +118,55 @@ class _Allocated(TorchDispatchMode):
         return out
 
 
-def one_by_one(taken: Cost, device: torch.device, members: int) -> bool:
-    """Whether networks run one after another: where they can't otherwise, and on a CPU where a single call is large,
-    or where they are too few to pay for the batch."""
-    return not taken.batches or (device.type == "cpu" and (taken.flops > LARGE_CALL or members < FEWEST))
-
-
 def at_once(taken: Cost, device: torch.device) -> int:
-    """How many networks fit into one batched call."""
-    allowed = BYTES if device.type == "cpu" else int(SHARE * torch.cuda.mem_get_info(device)[0])
-    return max(1, allowed // max(1, taken.memory))
+    """How many networks go into one call: as many as fit into memory, and one where they can't be a batch, or where a
+    call of one is so large that a CPU has nothing to gain."""
+    if not taken.batches or (device.type == "cpu" and taken.flops > LARGE_CALL):
+        return 1
+    return max(1, _allowed(BYTES, device) // max(1, taken.memory))
 
 
-def mapped(
-    network: nn.Module, loss_fn: LossFn, parameters: dict, buffers: dict, batch: Batch, shared: bool, loop: bool
-) -> Tensor:
+def examples_at_once(network: nn.Module, parameters: dict, buffers: dict, batch: Batch, loss_fn: LossFn) -> int:
+    """On how many of these examples one network is evaluated in one call: what a few take tells what all would."""
+    few = min(FEW, count(batch))
+    taken = cost(network, parameters, buffers, take(batch, slice(few)), loss_fn)
+    allowed = _allowed(MOST_BYTES, tensors(batch)[0].device)
+    return min(EXAMPLES, max(1, allowed * few // max(1, taken.memory)))
+
+
+def _allowed(bytes_of_cpu: int, device: torch.device) -> int:
+    return bytes_of_cpu if device.type == "cpu" else int(SHARE * torch.cuda.mem_get_info(device)[0])
+
+
+def mapped(network: nn.Module, loss_fn: LossFn, parameters: dict, buffers: dict, batch: Batch, shared: bool) -> Tensor:
     """The losses of K networks, (K,), differentiable: on one shared batch, or each on its own (first axis K)."""
     single = loss_of(network, loss_fn)
-    if not loop:
+    if len(next(iter(parameters.values()))) > 1:
         return vmap(single, in_dims=(0, 0, None if shared else 0), randomness="different")(parameters, buffers, batch)
-    apart = [{n: t.unbind() for n, t in tensors.items()} for tensors in (parameters, buffers)]
-    members = range(len(next(iter(parameters.values()))))
-    rows = [[{n: t[i] for n, t in tensors.items()} for tensors in apart] for i in members]
-    return torch.stack([single(*row, batch if shared else take(batch, i)) for i, row in enumerate(rows)])
+    alone = [{n: t[0] for n, t in tensors.items()} for tensors in (parameters, buffers)]
+    return single(*alone, batch if shared else take(batch, 0)).unsqueeze(0)
+
+
+def gradients(losses: Callable[..., Tensor]) -> Function:
+    """(points (n, dim), …) → their losses (n,) and gradients (n, dim), of which none may depend on another point.
+
+    One ordinary backward pass of the summed losses gives every point its own.
+    """
+
+    def slopes(points: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
+        here = points.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = losses(here, *more)
+            (slope,) = torch.autograd.grad(loss.sum(), here)
+        return loss.detach(), slope
+
+    return recorded(slopes)
+
+
+def in_pieces(function: Function, most: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """What a function says of at most so many rows of all its inputs at a time, put together."""
+    found = [function(*(t[some] for t in inputs)) for some in pieces(len(inputs[0]), most)]
+    return found[0] if len(found) == 1 else tuple(map(torch.cat, zip(*found, strict=True)))
 
 
 @contextmanager

@@ -132,14 +132,17 @@ def losses(
             which then go in at once ("recomputed").
     """
     with torch.no_grad(), measuring(ensemble.network, normalization):
-        parts = parts_of(batch, normalization)
+        parts = parts_of(ensemble, batch, loss_fn, normalization)
         total = sum(losses_of(ensemble, part, loss_fn).double() * engine.count(part) for part in parts)
     return total / engine.count(batch)
 
 
-def parts_of(batch: Batch, normalization: str) -> list[Batch]:
+def parts_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, normalization: str) -> list[Batch]:
     """The batch in parts that are evaluated one after another; one part where its statistics are what normalizes."""
-    most = engine.count(batch) if normalization == "recomputed" else engine.EXAMPLES
+    same_device(ensemble, batch)
+    most = engine.count(batch)
+    if normalization != "recomputed":
+        most = engine.examples_at_once(ensemble.network, ensemble.parameters, ensemble.buffers, batch, loss_fn)
     return [engine.take(batch, part) for part in engine.pieces(engine.count(batch), most)]
 
 
@@ -148,21 +151,23 @@ def losses_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, shared: bool = 
 
     On one batch that all networks share, or with batches of their own, (K, n, ...); in one call as many as fit.
     """
-    device = _same_device(ensemble, batch)
+    device = same_device(ensemble, batch)
     example = batch if shared else engine.take(batch, 0)
     taken = engine.cost(ensemble.network, ensemble.parameters, ensemble.buffers, example, loss_fn)
-    rows, loop = [], engine.one_by_one(taken, device, len(ensemble))
+    rows = []
     for some in engine.pieces(len(ensemble), engine.at_once(taken, device)):
         tensors = [{n: t[some] for n, t in kind.items()} for kind in (ensemble.parameters, ensemble.buffers)]
         own = batch if shared else engine.take(batch, some)
-        rows.append(engine.mapped(ensemble.network, loss_fn, *tensors, own, shared, loop))
+        rows.append(engine.mapped(ensemble.network, loss_fn, *tensors, own, shared))
     return torch.cat(rows)
 
 
 def outputs(ensemble: Ensemble, inputs: Tensor) -> Tensor:
     """The outputs of every network on shared inputs, (K, n, ...), in evaluation mode."""
     with torch.no_grad(), measuring(ensemble.network):
-        return torch.cat([losses_of(ensemble, some, _output) for some in inputs.split(engine.EXAMPLES)], dim=1)
+        return torch.cat(
+            [losses_of(ensemble, some, _output) for some in parts_of(ensemble, inputs, _output, "frozen")], dim=1
+        )
 
 
 def evaluate(ensemble: Ensemble, batch: tuple[Tensor, Tensor]) -> dict[str, Float[Tensor, " k"]]:
@@ -213,7 +218,12 @@ def _output(model: Model, inputs: Tensor) -> Tensor:
     return model(inputs)
 
 
-def _same_device(ensemble: Ensemble, batch: Batch) -> torch.device:
+def same_device(ensemble: Ensemble, batch: Batch) -> torch.device:
+    """Where the networks and the examples are.
+
+    Raises:
+        ValueError: they are on several devices.
+    """
     device = next(iter(ensemble.parameters.values())).device
     if elsewhere := {str(leaf.device) for leaf in engine.tensors(batch)} - {str(device)}:
         raise ValueError(f"the networks are on {device}, examples on {', '.join(elsewhere)}: move one of them")

@@ -1,7 +1,9 @@
 """The loss as a function of parameter space: what every estimator of size takes, be it a landscape or networks."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmstudy import engine
 from mmstudy.engine import Batch, LossFn
-from mmstudy.ensemble import Ensemble, at, classification, losses_of, measuring, parts_of
+from mmstudy.ensemble import Ensemble, at, classification, measuring, parts_of, same_device
+from mmstudy.recording import Function, recorded
 from mmstudy.training import minibatches
 
 Term = Callable[[Float[Tensor, "n dim"], Int[Tensor, " n"]], Float[Tensor, " n"]]  # (points, owners) → losses
@@ -32,6 +35,7 @@ class Objective:
     examples: int  # cost of one loss, in example-evaluations
     batch: int  # cost of one noisy loss, likewise
     at_once: int
+    noisy_at_once: int
     normalization: str = "none"  # what batch normalization uses, if there is any
 
     def __call__(self, points: Float[Tensor, "m *many dim"]) -> Float[Tensor, "m *many"]:
@@ -40,43 +44,60 @@ class Objective:
 
     def at_points(self, points: Float[Tensor, "n dim"], owner: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss at any points of these owners, float64, without gradient."""
-        with torch.no_grad():
-            rows = [
-                sum(term(points[some], owner[some]).double() for term in self.terms)
-                for some in engine.pieces(len(points), self.at_once)
-            ]
-        return torch.cat(rows) if rows else points.new_zeros(0, dtype=torch.float64)
+        if not len(points):
+            return points.new_zeros(0, dtype=torch.float64)
+        with engine.exact():
+            (total,) = engine.in_pieces(self._losses, self.at_once, points, owner)
+        return total
 
     def gradient(
         self, points: Float[Tensor, "m *many dim"]
     ) -> tuple[Float[Tensor, "m *many"], Float[Tensor, "m *many dim"]]:
         """The loss, float64, and its gradient at points of each parent."""
-        flat, owner = _flat(points)
-        value, slope = flat.new_zeros(len(flat), dtype=torch.float64), torch.zeros_like(flat)
-        for some in engine.pieces(len(flat), self.at_once):
-            for term in self.terms:
-                here = flat[some].detach().requires_grad_()
-                part = term(here, owner[some])
-                with engine.exact():
-                    slope[some] += torch.autograd.grad(part.sum(), here)[0]
-                value[some] += part.detach()
+        with engine.exact():
+            value, slope = engine.in_pieces(self._slopes, self.at_once, *_flat(points))
         return value.view(points.shape[:-1]), slope.view(points.shape)
 
+    def noisy_gradient(
+        self, points: Float[Tensor, "n dim"], owner: Int[Tensor, " n"], draw: Tensor
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n dim"]]:
+        """The noisy loss, and its gradient, at any points of these owners, each with a draw of its own."""
+        with engine.exact():
+            return engine.in_pieces(self._noisy_slopes, self.noisy_at_once, points, owner, draw.to(points.device))
+
     def hessian_vector(
-        self, points: Float[Tensor, "m *many dim"], vectors: Float[Tensor, "m *many dim"]
-    ) -> Float[Tensor, "m *many dim"]:
-        """H(θ) v for each point and vector (Pearlmutter 1994). Attention runs unfused: fused, it has no H."""
-        (flat, owner), along, product = _flat(points), vectors.reshape(-1, vectors.shape[-1]), torch.zeros_like(vectors)
-        rows = product.view(-1, vectors.shape[-1])
+        self, points: Float[Tensor, "m dim"], vectors: Float[Tensor, "m p dim"]
+    ) -> Float[Tensor, "m p dim"]:
+        """H(θ) v for several vectors at a point of each parent (Pearlmutter 1994), which share its gradient.
+
+        Attention runs unfused: fused, it has no H.
+        """
+        owner, probes = torch.arange(len(points), device=points.device), vectors.transpose(0, 1)
+        together = max(1, self.at_once // 2)  # a second backward pass keeps about twice as much
+        rows = []
         with sdpa_kernel(SDPBackend.MATH), engine.exact():
-            for some in engine.pieces(len(flat), max(1, self.at_once // 2)):
-                for term in self.terms:
-                    here = flat[some].detach().requires_grad_()
-                    (slope,) = torch.autograd.grad(term(here, owner[some]).sum(), here, create_graph=True)
-                    if slope.requires_grad:  # a linear loss has no curvature
-                        (second,) = torch.autograd.grad((slope * along[some]).sum(), here, allow_unused=True)
-                        rows[some] += 0 if second is None else second
-        return product
+            for some in engine.pieces(len(points), max(1, together // len(probes))):
+                products = [_curved(term, points[some], owner[some], probes[:, some], together) for term in self.terms]
+                rows.append(sum(products))
+        return torch.cat(rows, dim=1).transpose(0, 1)
+
+    @cached_property
+    def _losses(self) -> Function:
+        return recorded(lambda points, owner: (sum(term(points, owner).double() for term in self.terms),))
+
+    @cached_property
+    def _slopes(self) -> Function:
+        parts = [engine.gradients(term) for term in self.terms]
+
+        def slopes(points: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+            value, slope = zip(*(part(points, owner) for part in parts), strict=True)
+            return sum(v.double() for v in value), sum(slope)
+
+        return slopes
+
+    @cached_property
+    def _noisy_slopes(self) -> Function:
+        return engine.gradients(self.noisy)
 
 
 def of_landscape(landscape: Callable[[Tensor], Tensor], dim: int, noise: float = 0.0) -> Objective:
@@ -88,7 +109,7 @@ def of_landscape(landscape: Callable[[Tensor], Tensor], dim: int, noise: float =
     def noisy(points: Tensor, owner: Tensor, draw: Tensor) -> Tensor:
         return landscape(points) + (draw.to(points) * points).sum(-1)
 
-    return Objective((lambda points, owner: landscape(points),), noisy, draws, 1, 1, 2**22 // dim)
+    return Objective((lambda points, owner: landscape(points),), noisy, draws, 1, 1, 2**22 // dim, 2**22 // dim)
 
 
 def of_networks(
@@ -110,14 +131,18 @@ def of_networks(
     """
     network, examples = ensemble.network, engine.count(batch)
     training = batch if training is None else training
-    parts = parts_of(batch, normalization)
+    with measuring(network, normalization):
+        parts = parts_of(ensemble, batch, loss_fn, normalization)
 
     def term(part: Batch) -> Term:
         share = engine.count(part) / examples
 
         def loss(points: Tensor, owner: Tensor) -> Tensor:
             with measuring(network, normalization):
-                return share * losses_of(at(ensemble, points, owner), part, loss_fn).double()
+                here = at(ensemble, points, owner)
+                return (
+                    share * engine.mapped(network, loss_fn, here.parameters, here.buffers, part, shared=True).double()
+                )
 
         return loss
 
@@ -126,13 +151,30 @@ def of_networks(
 
     def noisy(points: Tensor, owner: Tensor, draw: Tensor) -> Tensor:
         with measuring(network, "recomputed", training=True):
-            some = engine.take(training, draw.to(engine.tensors(training)[0].device))
-            return losses_of(at(ensemble, points, owner), some, loss_fn, shared=False)
+            here, some = at(ensemble, points, owner), engine.take(training, draw)
+            return engine.mapped(network, loss_fn, here.parameters, here.buffers, some, shared=False)
+
+    def at_once(batch: Batch) -> int:
+        tensors = ensemble.parameters, ensemble.buffers
+        return engine.at_once(engine.cost(network, *tensors, batch, loss_fn), same_device(ensemble, batch))
 
     with measuring(network, normalization):
-        taken = engine.cost(network, ensemble.parameters, ensemble.buffers, parts[0], loss_fn)
-    at_once = engine.at_once(taken, engine.tensors(batch)[0].device)
-    return Objective(tuple(map(term, parts)), noisy, draws, examples, minibatch, at_once, normalization)
+        most = at_once(parts[0])
+    with measuring(network, "recomputed", training=True):
+        noisy_most = at_once(engine.take(training, slice(minibatch)))
+    return Objective(tuple(map(term, parts)), noisy, draws, examples, minibatch, most, noisy_most, normalization)
+
+
+def _curved(term: Term, points: Tensor, owner: Tensor, probes: Float[Tensor, "p n dim"], together: int) -> Tensor:
+    here = points.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(term(here, owner).sum(), here, create_graph=True)
+    if not slope.requires_grad:  # a linear loss has no curvature
+        return torch.zeros_like(probes)
+    again = partial(torch.autograd.grad, slope, here, retain_graph=True, materialize_grads=True)
+    if together > 1:
+        with suppress(RuntimeError):  # group normalization, say, has no rule for several
+            return torch.cat([again(some, is_grads_batched=True)[0].expand_as(some) for some in probes.split(together)])
+    return torch.stack([again(probe)[0] for probe in probes])
 
 
 def _flat(points: Tensor) -> tuple[Tensor, Tensor]:

@@ -170,6 +170,7 @@ MODULES = (
     "objective",
     "predictors",
     "rays",
+    "recording",
     "seeds",
     "surgery",
     "tasks",

@@ -10,7 +10,8 @@ from mmstudy import engine
 from mmstudy.engine import Batch, LossFn
 from mmstudy.ensemble import Ensemble, at, classification, vectors
 
-Losses = Callable[[Float[Tensor, "n dim"], int], Float[Tensor, " n"]]  # (points, step) → what each is to lower
+# (points, step) → the loss at each, stochastic where it draws on the step, and its gradient
+Gradient = Callable[[Float[Tensor, "n dim"], int], tuple[Float[Tensor, " n"], Float[Tensor, "n dim"]]]
 
 
 def minibatches(
@@ -43,7 +44,7 @@ def cosine(step_size: float, steps: int) -> Float[Tensor, " steps"]:
 
 
 def sgd(
-    losses: Losses,
+    gradient: Gradient,
     points: Float[Tensor, "n dim"],
     step_sizes: Float[Tensor, "steps *n"],
     momentum: float = 0.9,
@@ -51,11 +52,10 @@ def sgd(
 ) -> Iterator[tuple[int, Float[Tensor, "n dim"], Float[Tensor, "n since"]]]:
     """Gradient descent with heavy-ball momentum on all points at once; yields at milestones.
 
-    v ← μ v + ∇L, θ ← θ − η v, as `torch.optim.SGD`. One ordinary backward pass of the summed losses gives every
-    point its own gradient, as no point's loss depends on another.
+    v ← μ v + ∇L, θ ← θ − η v, as `torch.optim.SGD`.
 
     Args:
-        losses: (points, step) → losses, stochastic where it draws on the step.
+        gradient: (points, step) → losses and their gradients, stochastic where they draw on the step.
         points: where to start; left as they are.
         step_sizes: (steps,) or, one for each point, (steps, n).
         milestones: steps after which to yield; the last step always does.
@@ -63,18 +63,16 @@ def sgd(
     Yields:
         (step, a copy of the points after that many steps, losses met since the last milestone (n, steps since)).
     """
-    here, velocity, seen = points.detach().clone().requires_grad_(), torch.zeros_like(points), []
+    here, velocity, seen = points.detach().clone(), torch.zeros_like(points), []
     rates, steps = step_sizes.to(points), len(step_sizes)
     marks = {*milestones, steps}
     for step in range(steps):
-        loss = losses(here, step)
-        (slope,) = torch.autograd.grad(loss.sum(), here)
-        with torch.no_grad():
-            velocity.mul_(momentum).add_(slope)
-            here.sub_(rates[step].unsqueeze(-1) * velocity)
-        seen.append(loss.detach())
+        loss, slope = gradient(here, step)
+        velocity.mul_(momentum).add_(slope)
+        here.sub_(rates[step].unsqueeze(-1) * velocity)
+        seen.append(loss)
         if step + 1 in marks:
-            yield step + 1, here.detach().clone(), torch.stack(seen, dim=1)
+            yield step + 1, here.clone(), torch.stack(seen, dim=1)
             seen = []
 
 
@@ -98,17 +96,22 @@ def train(
         (step, the networks after that many steps (a copy), minibatch losses (K, steps since the last milestone)).
     """
     network, device = ensemble.network, engine.tensors(data)[0].device
-    buffers = {name: b.clone() for name, b in ensemble.buffers.items()}
-    first = engine.take(data, order[0, 0].to(device))
+    order = order.to(device)
+    names, buffers = list(ensemble.buffers), [b.clone() for b in ensemble.buffers.values()]
+    first = engine.take(data, order[0, 0])
     network.train()
-    taken = engine.cost(network, ensemble.parameters, buffers, first, loss_fn)
-    loop = engine.one_by_one(taken, device, len(ensemble))
+    most = engine.at_once(engine.cost(network, ensemble.parameters, ensemble.buffers, first, loss_fn), device)
 
-    def losses(points: Tensor, step: int) -> Tensor:
+    def losses(points: Tensor, some: Tensor, *statistics: Tensor) -> Tensor:
         network.train()  # whoever evaluated meanwhile has switched the mode
-        batch = engine.take(data, order[:, step].to(device))
-        return engine.mapped(network, loss_fn, at(ensemble, points).parameters, buffers, batch, False, loop)
+        here, running = at(ensemble, points).parameters, dict(zip(names, statistics, strict=True))
+        return engine.mapped(network, loss_fn, here, running, engine.take(data, some), shared=False)
 
-    for step, points, seen in sgd(losses, vectors(ensemble), step_sizes, momentum, milestones):
-        copied = {name: b.clone() for name, b in buffers.items()}
+    learn = engine.gradients(losses)
+
+    def gradient(points: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        return engine.in_pieces(learn, most, points, order[:, step], *buffers)
+
+    for step, points, seen in sgd(gradient, vectors(ensemble), step_sizes, momentum, milestones):
+        copied = {name: b.clone() for name, b in zip(names, buffers, strict=True)}
         yield step, Ensemble(network, at(ensemble, points).parameters, copied), seen

@@ -12,7 +12,7 @@ FLOORS = {
     0: {"axes", "couplings", "layers", "notes", "tracing", "views", "landscapes", "networks", "records", "seeds"}
     | {"singular", "tasks"},
     1: {"checkpoints", "checks", "copies", "deeper", "engine", "ensemble", "expand", "fresh", "growth", "objective"}
-    | {"optimizers", "surgery", "training"},
+    | {"optimizers", "recording", "surgery", "training"},
     2: {
         "children",
         "connectivity",

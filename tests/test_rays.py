@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -205,7 +206,7 @@ def test_points_exist_only_while_they_are_needed(monkeypatch):
         return landscapes.ellipsoid(torch.ones(50))(where)
 
     objective = of_landscape(counting, 50)
-    small = type(objective)(**{**vars(objective), "at_once": 7})
+    small = replace(objective, at_once=7)
     u = torch.randn(2, 40, 50, generator=generator("many"))
     first, second = (rays.crossings(o, torch.zeros(2, 50), u, 0.5) for o in (objective, small))
     assert max(most[len(most) // 2 :]) <= 80

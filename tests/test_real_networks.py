@@ -301,13 +301,17 @@ def test_gradients_are_those_of_autograd(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["MLP", "MLP, batch norm", "ResNet, group norm", "ViT", "next token", "dict"])
-def test_hessian_vector_products_are_those_of_autograd(name, monkeypatch):
+@pytest.mark.parametrize("together", [True, False])
+def test_hessian_vector_products_are_those_of_autograd(name, together, monkeypatch):
+    """Several at each point, as one backward pass or one after another."""
     monkeypatch.setattr(engine, "EXAMPLES", 7)
+    if not together:
+        monkeypatch.setattr(engine, "BYTES", 1)
     nets, examples, loss_fn = case(name, count=2)
-    points = around(nets, 2)
-    vectors = torch.randn(points.shape, generator=generator("vectors"), dtype=torch.float64)
+    points = around(nets, 1).squeeze(1)
+    vectors = torch.randn((2, 3, points.shape[1]), generator=generator("vectors"), dtype=torch.float64)
     found = objective.of_networks(en.stack(nets), examples, loss_fn).hessian_vector(points, vectors)
-    for i, j in ((0, 0), (1, 1)):
+    for i, j in ((0, 0), (1, 2)):
         net = nets[i].eval()
         names, sizes = zip(*((n, p.shape) for n, p in net.named_parameters()), strict=True)
 
@@ -317,7 +321,7 @@ def test_hessian_vector_products_are_those_of_autograd(name, monkeypatch):
             return loss_fn(lambda *args, **kw: functional_call(net, own, args, kw), examples)
 
         with sdpa_kernel(SDPBackend.MATH):
-            _, expected = torch.autograd.functional.hvp(at, points[i, j], vectors[i, j])
+            _, expected = torch.autograd.functional.hvp(at, points[i], vectors[i, j])
         torch.testing.assert_close(found[i, j], expected, rtol=1e-9, atol=1e-10 * float(expected.abs().max()))
 
 
@@ -338,7 +342,7 @@ def test_backward_passes_are_as_exact_as_forward_ones():
     loss = objective.of_landscape(lambda points: Watched.apply(points).square().sum(-1), 3)
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = True
-    loss.gradient(torch.ones(1, 3)), loss.hessian_vector(torch.ones(1, 3), torch.ones(1, 3))
+    loss.gradient(torch.ones(1, 3)), loss.hessian_vector(torch.ones(1, 3), torch.ones(1, 1, 3))
     assert met
     assert not any(met)
     assert torch.backends.cudnn.allow_tf32
@@ -387,7 +391,7 @@ def test_memory_is_flat_over_a_thousand_calls():
 
     def work(times: int) -> None:
         for i in range(times):
-            loss(points), loss.gradient(points), loss.hessian_vector(points, points)
+            loss(points), loss.gradient(points), loss.hessian_vector(points[:, 0], points)
             loss.noisy(points[0], torch.zeros(4, dtype=torch.long), draws[:, i % 5])
 
     work(5)

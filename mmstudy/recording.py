@@ -1,0 +1,171 @@
+"""Functions of tensors, taken down as a list of operations and repeated without the Python that led to them.
+
+A step of training a small network spends most of its time between its operations: finding modules, their parameters,
+the rules of `vmap` and those of autograd. All that is the same at every step, and what it comes to is the same list.
+"""
+
+import operator
+import random
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+Function = Callable[..., tuple[Tensor, ...]]  # of tensors
+
+AFTER = 20  # calls on tensors of the same shapes; to take down one takes as long as about so many save
+
+
+def recorded(function: Function) -> Function:
+    """`function`, which is taken down once it has been called `AFTER` times on tensors of the same shapes.
+
+    It may change the tensors it is given, and draw torch's random numbers. What else it depends on, such as a module's
+    mode, must stay as it is: tensors that it finds for itself are those that it found when it was taken down. Python's
+    or numpy's random numbers, choices and shapes that depend on the numbers, and whatever else makes the list come to
+    something else than the function, are noticed, and the function is called as ever.
+
+    Nothing that it returns has a gradient.
+
+    Args:
+        function: tensors in, a tuple of tensors out.
+    """
+    calls: Counter = Counter()
+    known: dict[tuple, Function] = {}
+
+    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+        key = tuple((t.shape, t.stride(), t.storage_offset() == 0, t.dtype, t.device) for t in inputs)
+        if key not in known:
+            calls[key] += 1
+            if calls[key] > AFTER:
+                known[key] = take_down(function, inputs) or function
+        with torch.no_grad():
+            return known.get(key, function)(*inputs)
+
+    return call
+
+
+def take_down(function: Function, inputs: tuple[Tensor, ...]) -> Function | None:
+    """The operations of `function` on tensors like these, as a function; None where they depend on the numbers.
+
+    Only copies of the tensors are touched, and the state of the random numbers is left alone.
+    """
+    tape = _Tape()
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            given, one, other = (_copies(inputs, factor) for factor in (1.0, 1.01, 1.01))
+            with tape:
+                tape.start(given, [t.storage_offset() == 0 for t in inputs])
+                before, outputs, after = _dice(), function(*given), _dice()
+            operations = tape.stop(outputs)
+            torch.manual_seed(0)
+            expected = function(*one)
+            torch.manual_seed(0)
+            found = operations(*other)  # on other numbers
+            alike = all(map(_alike, (*expected, *one), (*found, *other)))
+    except RuntimeError:  # what the function itself has to say, it will
+        return None
+    return operations if alike and before == after else None
+
+
+class _Tape(TorchDispatchMode):
+    """Writes every operation down; views of a tensor become one step from the tensor whose memory they share."""
+
+    def start(self, inputs: list[Tensor], whole: list[bool]) -> None:
+        """Begin; whether each input is the whole of its memory, or may lie somewhere else in it next time."""
+        self.graph, self.found = fx.Graph(), {}
+        self.alive = []  # all that was seen, so that no two have the same id, or the same memory
+        self.nodes: dict[int, fx.Node] = {}
+        self.places: dict[tuple, fx.Node] = {}
+        self.roots: dict[int, Tensor] = {}  # memory → the tensor that was there first
+        self.parts = {
+            t.untyped_storage().data_ptr() for t, all_of_it in zip(inputs, whole, strict=True) if not all_of_it
+        }
+        for i, tensor in enumerate(inputs):
+            self._name(tensor, self.graph.placeholder(f"given_{i}"))
+
+    def stop(self, outputs: tuple[Tensor, ...]) -> Function:
+        """What was written down, as a function with these outputs."""
+        self.graph.output(tuple(map(self._node, outputs)))
+        self.graph.eliminate_dead_code()
+        return fx.GraphModule(self.found, self.graph).forward
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if _depends_on_numbers(function, args):
+            raise NotImplementedError(f"{function} returns what depends on numbers")
+        out = function(*args, **(kwargs or {}))
+        node = self.graph.call_function(function, *tree_map_only(Tensor, self._node, (args, kwargs or {})))
+        if isinstance(out, Tensor):
+            self._name(out, self._node(args[0]) if _neutral(function, args, out) else self._view(out) or node)
+        else:
+            for i, tensor in enumerate(out or ()):
+                if isinstance(tensor, Tensor):
+                    part = self.graph.call_function(operator.getitem, (node, i))
+                    self._name(tensor, self._view(tensor) or part)
+        return out
+
+    def _name(self, tensor: Tensor, node: fx.Node) -> None:
+        self.nodes[id(tensor)] = node
+        self.alive.append(tensor)
+        if (memory := tensor.untyped_storage().data_ptr()) not in self.parts:
+            self.places.setdefault(_place(tensor), node)
+            self.roots.setdefault(memory, tensor)
+
+    def _node(self, tensor: Tensor) -> fx.Node:
+        if id(tensor) not in self.nodes:  # it was there before
+            name = f"found_{len(self.found)}"
+            self.found[name] = tensor
+            self._name(tensor, self.graph.get_attr(name))
+        return self.nodes[id(tensor)]
+
+    def _view(self, tensor: Tensor) -> fx.Node | None:
+        """The step to a tensor in memory that is known; None where it has memory of its own."""
+        if not tensor.numel():
+            return None
+        if (place := _place(tensor)) in self.places:
+            return self.places[place]
+        root = self.roots.get(tensor.untyped_storage().data_ptr())
+        if root is None or _place(root)[0] != place[0]:
+            return None
+        layout = list(tensor.shape), list(tensor.stride()), tensor.storage_offset()
+        return self.graph.call_function(torch.ops.aten.as_strided.default, (self._node(root), *layout))
+
+
+def _depends_on_numbers(function: torch._ops.OpOverload, args: tuple) -> bool:
+    if function is torch.ops.aten.index.Tensor:
+        return any(t.dtype in (torch.bool, torch.uint8) for t in args[1] if t is not None)
+    return not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}.isdisjoint(function.tags)
+
+
+def _neutral(function: torch._ops.OpOverload, args: tuple, out: Tensor) -> bool:
+    """Whether it adds zero, or multiplies by one, and returns a tensor of the same kind."""
+    aten = torch.ops.aten
+    by = {aten.add.Tensor: 0, aten.mul.Tensor: 1, aten.mul.Scalar: 1}
+    nothing = function in by and not isinstance(args[1], Tensor) and args[1] == by[function]
+    return nothing and (args[0].dtype, args[0].stride()) == (out.dtype, out.stride())
+
+
+def _place(tensor: Tensor) -> tuple:
+    """How the numbers are read, and where they lie."""
+    kind = tensor.dtype, tensor.is_conj(), tensor.is_neg()
+    storage = tensor.untyped_storage().data_ptr()
+    return kind, storage, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-6, equal_nan=True)
+
+
+def _copies(tensors: tuple[Tensor, ...], factor: float) -> list[Tensor]:
+    """Copies in the same layout, of which there is none for a tensor that lies on itself; what is not whole, larger."""
+    copies = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).copy_(t) for t in tensors]
+    return [t.mul_(factor) if t.is_floating_point() else t for t in copies]
+
+
+def _dice() -> tuple:
+    """The states of Python's and of numpy's random numbers."""
+    kind, key, *more = np.random.get_state()  # noqa: NPY002 (it is read, for those who draw from it)
+    return random.getstate(), kind, key.tobytes(), *more
