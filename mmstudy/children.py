@@ -39,7 +39,7 @@ def children(
     streams = [torch.Generator().manual_seed(int(seed)) for seed in torch.randint(2**62, (k,), generator=generator)]
     draws = objective.draws(streams, budget.steps)
     rates = torch.full((m,), budget.step_size)
-    start = manifold.starting(objective, parents, level)
+    start, _ = manifold.starting(objective, parents, level)
     ((_, young, _),) = offspring(objective, parents, draws, rates, budget.momentum)
     alphas = torch.tensor(ALPHAS)
     young = young.where(young.isfinite(), math.nan)

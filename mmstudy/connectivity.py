@@ -1,14 +1,11 @@
 """Segments, barriers and planes: the loss between networks."""
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mmstudy.ensemble import Ensemble
-
-PointLoss = Callable[[Tensor], Tensor]  # points (..., dim) → losses (...): a landscape, or an Objective
+from mmstudy.landscapes import Landscape
 
 
 def interpolated(start: Ensemble, end: Ensemble, alphas: Float[Tensor, " points"]) -> Ensemble:
@@ -34,7 +31,7 @@ def interpolated(start: Ensemble, end: Ensemble, alphas: Float[Tensor, " points"
 
 
 def segment(
-    loss: PointLoss,
+    loss: Landscape,
     start: Float[Tensor, "*many dim"],
     end: Float[Tensor, "*many dim"],
     alphas: Float[Tensor, " points"],
@@ -59,7 +56,7 @@ def barrier(along: Float[Tensor, "*many points"], alphas: Float[Tensor, " points
 
 
 def plane(
-    loss: PointLoss,
+    loss: Landscape,
     corners: Float[Tensor, "3 dim"],
     first: Float[Tensor, " columns"],
     second: Float[Tensor, " rows"],

@@ -57,7 +57,7 @@ def curvature(
     """
     if iterations < 0:
         raise ValueError(f"the power method needs iterations ≥ 0; got {iterations}")
-    status = manifold.starting(objective, parents, level)
+    status, loss = manifold.starting(objective, parents, level)
     count, dim = budget.samples, parents.shape[1]
     signs = torch.randint(2, (count, dim), generator=generator).to(parents) * 2 - 1
     signs = signs.repeat(len(parents), 1, 1)
@@ -66,13 +66,13 @@ def curvature(
     trace, trace_se = samples.mean(1), manifold.standard_error(samples)
     rounding = torch.finfo(parents.dtype).eps * math.sqrt(dim) * product.double().norm(dim=-1)
     flat = (samples.abs() <= rounding).all(1)
-    gap = (level - objective(parents)).clamp(min=0)
+    gap = (level - loss).clamp(min=0)
     size = (2 * gap * dim / trace.where(trace > 0, torch.nan)).sqrt().where(~flat, torch.inf)
     kinds = {"nan": trace.isnan(), "unbounded": flat, "saddle": trace <= 0, "few_samples": trace_se > FEW * trace}
     met = [(status == "ok") & where.cpu().numpy() for where in kinds.values()]
     status = np.select(met, list(kinds), status)  # the first that holds
     more = {"trace": trace, "trace_se": trace_se, "top": _top(objective, parents, product, iterations)}
-    cost = objective.examples * (2 * manifold.PASS + PRODUCT * (count + iterations))
+    cost = objective.examples * (manifold.PASS + PRODUCT * (count + iterations))
     return manifold.report(objective, level, size, size * trace_se / (2 * trace), samples, status, cost, **more)
 
 

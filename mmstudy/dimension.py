@@ -16,12 +16,13 @@ from torch import Tensor
 from mmstudy import manifold
 from mmstudy.manifold import Budget
 from mmstudy.objective import Objective
+from mmstudy.rays import crossings
 
 Rotation = list[tuple[Float[Tensor, "samples dim"], Float[Tensor, "samples dim"]]]  # (signs, unit normals) by round
 
 ROUNDS = 3  # of the rotation
 AWAY = 3.0  # of the distance at which a random ray leaves the set
-DISTANCES = 2.0 ** torch.arange(-20, 21, dtype=torch.float64)  # where a ray is looked at
+FURTHEST = 2.0**20  # where rays end that never leave it
 
 
 def dimension(
@@ -63,13 +64,16 @@ def dimension(
     """
     if radius is not None and not 0 < radius < math.inf:
         raise ValueError(f"the starts' radius must be positive and finite; got {radius}")
-    status = manifold.starting(objective, parents, level)
+    status, loss = manifold.starting(objective, parents, level)
     count, dim = budget.samples, parents.shape[1]
     draw = torch.randn((count, dim), generator=generator, dtype=torch.float64)
     unit = (draw / draw.norm(dim=1, keepdim=True)).to(parents)
     rotation = _rotation(count, dim, generator, parents)
-    away = AWAY * _exits(objective, parents, unit, level) if radius is None else parents.new_full((1, 1), radius)
-    away = away.expand(len(parents), count)
+    away, looks = parents.new_full((len(parents), count), radius or 0), np.zeros(len(parents), dtype=int)
+    if radius is None:
+        along = unit.expand(len(parents), -1, -1)
+        lines = crossings(objective, parents, along, level, most=FURTHEST, checks=0, origin=loss)
+        away, looks = AWAY * torch.as_tensor(lines["radius"].values).to(parents), lines["evaluations"].sum("ray").values
     here = parents.unsqueeze(1) + away.unsqueeze(-1) * unit
     enough = _thresholds(objective, here, level, budget.steps, rotation)
     samples = (dim - enough).clamp(min=0).double()
@@ -77,23 +81,9 @@ def dimension(
     met = [(status == "ok") & where.cpu().numpy() for where in kinds.values()]
     status = np.select(met, list(kinds), status)
     size, descent = samples.mean(1), manifold.STEP + budget.steps * (manifold.PASS + manifold.STEP)
-    looks = 1 + count if radius is not None else 2 + count * (1 + len(DISTANCES))
-    cost = objective.examples * (looks * manifold.PASS + count * _bisections(dim) * descent)
+    cost = objective.examples * ((1 + count + looks) * manifold.PASS + count * _bisections(dim) * descent)
     more = {"threshold": dim - size, "start_radius": away.mean(1)}
     return manifold.report(objective, level, size, manifold.standard_error(samples), samples, status, cost, **more)
-
-
-def _exits(
-    objective: Objective, parents: Float[Tensor, "m dim"], unit: Float[Tensor, "n dim"], level: float
-) -> Float[Tensor, "m n"]:
-    """Where the loss leaves the level along each direction: exact where it is quadratic; at most the last distance."""
-    far, base = DISTANCES.to(parents), objective(parents)[:, None]
-    loss = torch.stack([objective(parents[:, None] + r * unit) for r in far], dim=-1)  # (m, n, distances)
-    beyond = ~(loss <= level)
-    first = torch.where(beyond.any(-1), beyond.int().argmax(-1), len(far) - 1)
-    rise = loss.gather(-1, first.unsqueeze(-1)).squeeze(-1) - base
-    share = ((level - base) / rise).nan_to_num(0.25).clamp(0.25, 1)  # at half the distance it was within
-    return far[first] * share.sqrt().to(parents)
 
 
 def _thresholds(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Landscape = Callable[[Tensor], Tensor]
+Landscape = Callable[[Tensor], Tensor]  # points (..., dim) → losses (...); an `Objective` is one too
 
 
 def ellipsoid(curvatures: Float[Tensor, " dim"]) -> Landscape:

@@ -16,13 +16,14 @@ from torch import Tensor
 from mmstudy import manifold
 from mmstudy.manifold import PASS, STEP, Budget
 from mmstudy.objective import Objective
+from mmstudy.rays import crossings
 
 FEWEST = 12  # proposals, below which the halves of a chain say nothing
 ACCEPTANCE = 0.75  # what the step size aims at
 AGREE, DRIFT, NEAR = 1.1, 3.0, 3.0  # a plateau has R̂, drift (in standard errors) and misfit of the height up to these
 MOST = 16.0  # the factor by which t may change at once
 SIDES = 4  # directions that the first step size is taken from
-DISTANCES = 4.0 ** torch.arange(-10, 11, dtype=torch.float64)  # where they are looked at
+FURTHEST, LOOKS, COARSE = 2.0**20, 24, 0.2  # how far along them, in how many looks, how precisely
 
 
 def llc(
@@ -73,10 +74,10 @@ def llc(
         raise ValueError(f"{budget.steps} steps in leaps of {leaps}: take leaps ≥ 1 and steps ≥ {FEWEST} times as many")
     if not 2 <= reach < np.inf:
         raise ValueError(f"the reach must be finite and ≥ 2, so that the level lies well within it; got {reach}")
-    status = manifold.starting(objective, parents, level)
+    status, _ = manifold.starting(objective, parents, level)
     base, slope = objective.gradient(parents)
     gap = level - base
-    step = _scale(objective, parents, base, gap, generator)
+    step, looks = _scale(objective, parents, base, level, generator)
     pull, t = (reach * step) ** -2, parents.shape[1] / 2 / gap
     at = _Chains(*(x.unsqueeze(1).expand(-1, count, *x.shape[1:]) for x in (parents, base, slope)))
     excesses, rates = [], []
@@ -98,7 +99,7 @@ def llc(
     status = np.where((start == "ok") & ~settled.cpu().numpy(), "no_plateau", start)
     more = {"temperature": 1 / t, "slope": size - kept.var((1, 2)), "height": height, "step_size": step}
     more |= {"localization": pull, "acceptance": torch.stack(rates[proposals // 2 :]).mean(0)}
-    passes = PASS * (1 + SIDES * len(DISTANCES)) + STEP * (1 + count * proposals * leaps)
+    passes = PASS * (1 + looks) + STEP * (1 + count * proposals * leaps)
     return manifold.report(
         objective, level, size, error, samples, status, objective.examples * passes, **more, rhat=rhat, drift=drift
     )
@@ -115,17 +116,15 @@ def _scale(
     objective: Objective,
     parents: Float[Tensor, "m dim"],
     base: Float[Tensor, " m"],
-    gap: Float[Tensor, " m"],
+    level: float,
     generator: torch.Generator,
-) -> Float[Tensor, " m"]:
-    """The a at which the loss at θ_p + a·N(0, 1) is the level, on average: exact where it is quadratic."""
+) -> tuple[Float[Tensor, " m"], np.ndarray]:
+    """The a at which the mean loss at θ_p + a·N(0, 1) were the level if it is quadratic; what each search took."""
     draw = torch.randn((SIDES, parents.shape[1]), generator=generator, dtype=torch.float64).to(parents)
-    far = DISTANCES.to(parents)
-    rise = objective(parents[:, None, None] + far[:, None, None] * draw).mean(2) - base[:, None]  # (m, distances)
-    beyond = ~(rise <= gap[:, None])
-    first = torch.where(beyond.any(1), beyond.int().argmax(1), len(far) - 1)
-    share = gap / rise.gather(1, first[:, None]).squeeze(1)  # at a quarter of the distance it was within
-    return DISTANCES.to(gap)[first] * share.nan_to_num(1 / 16).clamp(1 / 16, 1).sqrt()
+    along = draw.expand(len(parents), -1, -1)
+    lines = crossings(objective, parents, along, level, 1.0, FURTHEST, COARSE, LOOKS, 0, origin=base)
+    curved = torch.as_tensor(lines["multiple"].values).to(base) ** -2  # in proportion to the curvatures along them
+    return curved.mean(1) ** -0.5, lines["evaluations"].sum("ray").values
 
 
 def _propose(

@@ -40,8 +40,12 @@ class Budget:
             raise ValueError(f"needs ≥ 1 step, a step size > 0 and a momentum in [0, 1); got {self}")
 
 
-def starting(objective: Objective, parents: Float[Tensor, "m dim"], level: float) -> np.ndarray:
-    """Each parent's status before anything is measured, (m,): ok, outside (its loss is above the level) or nan.
+def starting(
+    objective: Objective, parents: Float[Tensor, "m dim"], level: float
+) -> tuple[np.ndarray, Float[Tensor, " m"]]:
+    """Each parent's status before anything is measured, and its loss.
+
+    The status: ok, outside (its loss is above the level) or nan.
 
     Raises:
         ValueError: no parent, or a level that is not a number.
@@ -50,9 +54,9 @@ def starting(objective: Objective, parents: Float[Tensor, "m dim"], level: float
         raise ValueError("nothing to measure: no parents")
     if not np.isfinite(level):
         raise ValueError(f"the level must be a finite loss; got {level}")
-    loss = objective(parents).cpu().numpy()
-    broken = ~np.isfinite(loss) | ~parents.isfinite().all(1).cpu().numpy()
-    return np.select([broken, loss > level], ["nan", "outside"], "ok")
+    loss = objective(parents)
+    broken = ~loss.isfinite() | ~parents.isfinite().all(1)
+    return np.select([broken.cpu().numpy(), (loss > level).cpu().numpy()], ["nan", "outside"], "ok"), loss
 
 
 def report(

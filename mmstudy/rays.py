@@ -49,9 +49,9 @@ def rays(
         `manifold.report` with the mean radius as size; also `multiple` (mean), `q10`, `median`, `q90` of the radius.
         Its status is the worst that a ray met: nan, unbounded (the size is a lower bound), at_limit, or ok.
     """
-    start = manifold.starting(objective, parents, level)
+    start, loss = manifold.starting(objective, parents, level)
     along = directions(parents, budget.samples, generator)
-    lines = crossings(objective, parents, along, level, first, most)
+    lines = crossings(objective, parents, along, level, first, most, origin=loss)
     radius = torch.as_tensor(lines["radius"].values)
     met = lines["status"].values
     worst = np.select(
@@ -83,6 +83,7 @@ def crossings(
     tolerance: float = 0.01,
     evaluations: int = 12,
     checks: int = 3,
+    origin: Float[Tensor, " m"] | None = None,
 ) -> xr.Dataset:
     """The first crossing of the level along each direction, to a relative tolerance, in at most so many evaluations.
 
@@ -96,6 +97,7 @@ def crossings(
         directions: of any length; multiples of a direction are what is searched.
         first: where every ray looks first.
         most: how far rays go.
+        origin: the parents' losses, where they are known.
 
     Returns:
         Dataset over (parent, ray): `multiple` of the direction, `radius` (multiple × length), `low` and `high` (the
@@ -115,7 +117,7 @@ def crossings(
     length = directions.norm(dim=-1)
     if wrong := int((~length.isfinite() | (length == 0)).sum()):
         raise ValueError(f"{wrong} of {length.numel()} directions have length zero or are not finite")
-    origin = objective(parents)
+    origin = objective(parents) if origin is None else origin
     search = _Search(objective, parents, directions, level, origin, first, most, tolerance)
     search.run(evaluations - checks, max(COARSE, tolerance))
     search.check(checks)

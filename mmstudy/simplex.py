@@ -73,12 +73,12 @@ def simplex(
     if not 1 <= corners <= dim or 2 * points < (corners + 1) * (corners + 2) or not most > 0:
         wanted = f"1 to {dim} corners (the dimension), at least (corners + 1)(corners + 2)/2 points and most > 0"
         raise ValueError(f"needs {wanted}; got corners={corners}, points={points}, most={most}")
-    status = manifold.starting(objective, parents, level)
+    status, loss = manifold.starting(objective, parents, level)
     trained, fresh, others = (barycentric(n, c * points, corners, generator) for c in (1, FRESH, FRESH))
     draw = torch.randn(n, corners, dim, generator=generator, dtype=torch.float64)
     w = (draw / draw.norm(dim=-1, keepdim=True)).to(parents).expand(m, -1, -1, -1)
 
-    losses = _Losses(objective, parents, level, objective(parents).view(-1, 1, 1, 1), most)
+    losses = _Losses(objective, parents, level, loss.view(-1, 1, 1, 1), most)
     w, _ = losses.to_level(w, trained)
     w, rise = _climb(losses, w, trained, budget.steps)
     w, moved = losses.to_level(w, fresh)
@@ -88,7 +88,7 @@ def simplex(
     settled = (rise.mean((1, 2, 3)) <= TOLERANCE) & (moved <= TOLERANCE).all(1)
     wrong = [~numbers, _far(w, most).flatten(1).any(1), ~settled]
     worst = np.select([x.cpu().numpy() for x in wrong], ["nan", "unbounded", "at_limit"], "ok")
-    steps, passes = n * points * (budget.steps + (1 + FRESH) * SEARCH), n * points * FRESH + 2
+    steps, passes = n * points * (budget.steps + (1 + FRESH) * SEARCH), n * points * FRESH + 1
     cost = objective.examples * (STEP * steps + PASS * passes)
     edge = ((size.mean(1) + math.lgamma(corners + 1)) / corners).exp()
     more = {"best": size.amax(1), "effective_edge": edge, "mean_loss": mean_loss.mean(1)}

@@ -163,6 +163,7 @@ MODULES = (
     "expand",
     "fresh",
     "growth",
+    "landscapes",
     "layers",
     "manifold",
     "networks",

@@ -223,8 +223,9 @@ def _sizes(
     random = directions.filter_normalized(starts, centre, budget.random_rays, generator("random rays", task))
     ways = torch.cat([directions.from_centre(young), directions.differences(young)], dim=1)
     ways = torch.where(alive.view(-1, 1, 1), ways, 1.0)
-    lines = crossings(objective, centre, ways, level, most=budget.farthest)
-    relative = crossings(objective, centre, random, level, budget.random_farthest / 4, budget.random_farthest)
+    loss, far = objective(centre), budget.random_farthest
+    lines = crossings(objective, centre, ways, level, most=budget.farthest, origin=loss)
+    relative = crossings(objective, centre, random, level, far / 4, far, origin=loss)
     along, between = lines["radius"][:, : 2 * k], lines["radius"][:, 2 * k :]
     whose = torch.arange(count).unsqueeze(1).expand(count, k)
     logits = en.outputs(en.at(starts, young, whose), inputs).unflatten(0, (count, k))
@@ -237,7 +238,7 @@ def _sizes(
         connected=(lines["multiple"][:, :k] >= 1).mean("ray"),
         unbounded=(lines["status"] == "unbounded").mean("ray"),
         outside=(lines["status"] == "outside").all("ray"),
-        centre_loss=("parent", objective(centre).cpu()),
+        centre_loss=("parent", loss.cpu()),
         explorer_loss=("parent", seen.mean((1, 2)).cpu()),
     )
     sizes = sizes.where(xr.DataArray(alive.cpu(), dims="parent"))

@@ -39,10 +39,11 @@ def volume(
         scale: of each coordinate, such as `directions.preconditioner` gives; uniform directions without it.
         most, tolerance: as in `rays.crossings`. An error δr of the rays shows as D·δr/r.
     """
-    start = manifold.starting(objective, parents, level)
+    start, loss = manifold.starting(objective, parents, level)
     scale = torch.ones_like(parents) if scale is None else scale
     unit, log_weight = directions(scale, budget.samples, generator)
-    lines = crossings(objective, parents, unit, level, most=most, tolerance=tolerance, evaluations=EVALUATIONS)
+    options = {"most": most, "tolerance": tolerance, "evaluations": EVALUATIONS, "origin": loss}
+    lines = crossings(objective, parents, unit, level, **options)
     found = log_volume(lines, log_weight, parents.shape[1])
     radius = torch.as_tensor(lines["radius"].values)
     more = {n: torch.as_tensor(found[n].values) for n in ("effective_radius", "effective_samples", "largest_weight")}

@@ -160,7 +160,7 @@ def test_a_parent_alone_and_among_others_is_the_same_and_bad_ones_poison_none():
     for name in ("size", "size_se", "trace", "top"):
         assert together[name].values[0] == pytest.approx(alone[name].item(), rel=1e-9)
         assert together[name].isnull().values.tolist() == [False, True, True]
-    assert int(alone["cost"].max()) == 64 * (2 + PRODUCT * (8 + 10))
+    assert int(alone["cost"].max()) == 64 * (1 + PRODUCT * (8 + 10))
 
 
 def test_single_precision_agrees_with_double():
