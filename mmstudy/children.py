@@ -40,7 +40,9 @@ def children(
     draws = objective.draws(streams, budget.steps)
     rates = torch.full((m,), budget.step_size)
     start, _ = manifold.starting(objective, parents, level)
-    ((_, young, _),) = offspring(objective, parents, draws, rates, budget.momentum)
+    with torch.random.fork_rng():  # dropout draws from it
+        torch.manual_seed(streams[0].initial_seed())
+        ((_, young, _),) = offspring(objective, parents, draws, rates, budget.momentum)
     alphas = torch.tensor(ALPHAS)
     young = young.where(young.isfinite(), math.nan)
     inside = (segment(objective, parents.unsqueeze(1).expand_as(young), young, alphas) <= level).all(-1)

@@ -4,6 +4,7 @@ Any `nn.Module` goes in. Examples come as a batch: a tree of tensors that share 
 `tasks.Split`. The loss is a function of (model, batch); `classification` is what is used where none is given.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from mmstudy import engine
 from mmstudy.engine import Batch, LossFn, Model
@@ -43,9 +45,11 @@ class Ensemble:
 def stack(networks: Sequence[nn.Module]) -> Ensemble:
     """The ensemble of the given networks, which must have one shape; tied tensors stay one.
 
+    Parameters that are frozen (`requires_grad` is false) are buffers: they are no dimensions, and training leaves them.
+
     Raises:
         ValueError: no network, or networks of different shapes, or parameters that are not all of one device and one
-            type, which must be float32 or float64.
+            type, which must be float32 or float64; networks that are frozen altogether, or not in the same places.
     """
     if not networks:
         raise ValueError("an ensemble needs at least one network; got none")
@@ -53,10 +57,12 @@ def stack(networks: Sequence[nn.Module]) -> Ensemble:
     for i, shape in enumerate(shapes):
         if shape != shapes[0]:
             raise ValueError(f"network {i} has another shape than network 0: {shape} against {shapes[0]}")
-    own = [(dict(n.named_parameters()), dict(n.named_buffers())) for n in networks]
+    own = [_tensors(network) for network in networks]
     for i, network in enumerate(networks):  # the first one's forward pass is that of all
         if str(network) != str(networks[0]) or list(own[i][0]) != list(own[0][0]):
-            raise ValueError(f"network {i} has other layers, or other tied tensors, than network 0: {network}")
+            raise ValueError(f"network {i} has other layers, tied or frozen tensors than network 0: {network}")
+    if not own[0][0]:
+        raise ValueError("the networks have no parameter to train: requires_grad_(True) on what shall be measured")
     kinds = {(p.device, p.dtype) for network in networks for p in network.parameters()}
     if len(kinds) != 1:
         raise ValueError(f"all parameters must be on one device and of one type; found {sorted(map(str, kinds))}")
@@ -67,6 +73,13 @@ def stack(networks: Sequence[nn.Module]) -> Ensemble:
         for kind in zip(*own, strict=True)
     )
     return Ensemble(networks[0], parameters, buffers)
+
+
+def _tensors(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What can be trained, and what cannot."""
+    named = dict(network.named_parameters())
+    frozen = {name: p for name, p in named.items() if not p.requires_grad}
+    return {name: p for name, p in named.items() if p.requires_grad}, frozen | dict(network.named_buffers())
 
 
 def concatenate(ensembles: Sequence[Ensemble]) -> Ensemble:
@@ -160,6 +173,39 @@ def losses_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, shared: bool = 
         own = batch if shared else engine.take(batch, some)
         rows.append(engine.mapped(ensemble.network, loss_fn, *tensors, own, shared))
     return torch.cat(rows)
+
+
+def example_losses(ensemble: Ensemble, batch: Batch, loss_fn: LossFn = classification) -> Float[Tensor, "k n"]:
+    """The loss of every network on every example alone, (K, n) float64, in evaluation mode."""
+    single = tree_map(lambda leaf: leaf.unsqueeze(1) if isinstance(leaf, Tensor) else leaf, batch)
+    with torch.no_grad(), measuring(ensemble.network):
+        parts = [engine.take(single, part) for part in engine.pieces(engine.count(batch), engine.EXAMPLES)]
+        rows = [
+            torch.cat([losses_of(ensemble[torch.full((engine.count(p),), i)], p, loss_fn, shared=False) for p in parts])
+            for i in range(len(ensemble))
+        ]
+    return torch.stack(rows).double()
+
+
+def examples_for(error: float, losses: Float[Tensor, "k n"]) -> int:
+    """How many examples tell networks apart to a standard error, all of them being evaluated on the same ones.
+
+    n = max s²(l_a − l_b) / error² over pairs of networks (a, b), s² the variance over examples: what is hard for both
+    cancels, so that pairing takes fewer than each network's own s² would.
+
+    Args:
+        error: of a difference of two mean losses, nats.
+        losses: of some networks like those to be told apart, on some examples (`example_losses`).
+
+    Raises:
+        ValueError: an error that is not positive, fewer than two networks or two examples, losses that are not finite.
+    """
+    if not 0 < error < math.inf or min(losses.shape) < 2 or not losses.isfinite().all():
+        found = f"error={error}, losses of {tuple(losses.shape)}, {int((~losses.isfinite()).sum())} not finite"
+        raise ValueError(f"needs an error > 0, and finite losses of at least 2 networks on 2 examples; got {found}")
+    shared = losses.double().cov()
+    own = shared.diagonal()
+    return max(1, math.ceil((own[:, None] + own - 2 * shared).max().item() / error**2))
 
 
 def outputs(ensemble: Ensemble, inputs: Tensor) -> Tensor:

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 
 import pandas as pd
 import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
 
 from mmstudy.children import children
 from mmstudy.curvature import curvature
 from mmstudy.dimension import dimension
 from mmstudy.llc import llc
+from mmstudy.manifold import Budget
+from mmstudy.objective import Objective
 from mmstudy.rays import rays
+from mmstudy.seeds import generator
 from mmstudy.simplex import simplex
 from mmstudy.volume import volume
 
@@ -60,6 +65,34 @@ ESTIMATORS: Mapping[str, Estimator] = {
     "curvature": Estimator(curvature, "radius at which a parabola meets the level", "distance"),
     "llc": Estimator(llc, "local learning coefficient", "1", more=-1, highest="D/2"),
 }
+
+
+# what a first look at networks may cost; a reach near enough for chains to agree, and simplexes that are cheap
+FIRST_LOOK = {
+    "children": Budget(6, 30),
+    "rays": Budget(24),
+    "simplex": Budget(2, 15),
+    "curvature": Budget(32),
+    "dimension": Budget(4, 20),
+    "llc": Budget(4, 200),
+}
+OPTIONS: Mapping[str, Mapping[str, float]] = {"llc": {"reach": 2.0}, "simplex": {"corners": 2, "points": 24}}
+
+
+def sizes(
+    objective: Objective, parents: Float[Tensor, "m dim"], level: float, budgets: Mapping[str, Budget] = FIRST_LOOK
+) -> dict[str, xr.Dataset]:
+    """Every size of the same parents at the same level, each estimator with a budget and a stream of its own.
+
+    Raises:
+        ValueError: a budget for what is no estimator.
+    """
+    if unknown := sorted(budgets.keys() - ESTIMATORS.keys()):
+        raise ValueError(f"unknown estimators {unknown}; known: {', '.join(ESTIMATORS)}")
+    return {
+        name: ESTIMATORS[name].estimate(objective, parents, level, budget, generator(name), **OPTIONS.get(name, {}))
+        for name, budget in budgets.items()
+    }
 
 
 def table() -> pd.DataFrame:

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import nn
 
 from mmstudy import surgery
 from mmstudy.couplings import couplings
@@ -81,27 +81,27 @@ SYMMETRIES: dict[str, Symmetry] = {
 }
 
 
-def responses(measure: Callable[[nn.Module], float | Tensor], networks: Sequence[MLP], seed: int = 0) -> xr.Dataset:
-    """A measure of each network before and after every symmetry.
+def responses(measure: Callable[[Sequence[MLP]], xr.Dataset], networks: Sequence[MLP], seed: int = 0) -> xr.Dataset:
+    """What is measured on networks before and after every symmetry.
 
     Args:
-        measure: of one network; one that draws should draw the same for every network.
+        measure: of all networks at once, each of its variables over `parent`; one that draws should draw the same for
+            every network and every call.
 
     Returns:
-        Dataset: `ratio` = `after` / `before` over (symmetry, network), 1 for a measure that does not respond; `before`
-        over network. For a measure that is a logarithm, take the difference instead.
+        Dataset: `ratio` = `after` / `before` over (symmetry, measure, parent), 1 for a measure that does not respond;
+        `before` over (measure, parent). For a measure that is a logarithm, take the difference instead.
 
     Raises:
         ValueError: no network.
     """
     if not networks:
         raise ValueError("nothing to measure: no networks")
-    before = xr.DataArray([float(measure(network)) for network in networks], dims="network")
-    after = [
-        [float(measure(change(network, substream("symmetry", name, i, seed)))) for i, network in enumerate(networks)]
-        for name, change in SYMMETRIES.items()
-    ]
-    after = xr.DataArray(after, dims=("symmetry", "network"), coords={"symmetry": list(SYMMETRIES)})
+    before, after = measure(networks).to_array("measure"), []
+    for name, change in SYMMETRIES.items():
+        changed = [change(network, substream("symmetry", name, i, seed)) for i, network in enumerate(networks)]
+        after.append(measure(changed).to_array("measure"))
+    after = xr.concat(after, xr.DataArray(list(SYMMETRIES), dims="symmetry", name="symmetry"))
     return xr.Dataset({"before": before, "after": after, "ratio": after / before})
 
 

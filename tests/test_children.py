@@ -4,7 +4,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from cases import batch, mlp
+import xarray as xr
+from cases import CLASSES, INPUTS, batch, mlp
 from scipy.stats import binom
 from torch import nn
 
@@ -221,3 +222,17 @@ def test_disagreement_does_not_see_a_rescaling_of_relus_and_lengths_do():
     assert 0 < first.item() < 1
     reach = [children.spread(en.vectors(e)[:1], en.vectors(e)[None, 1:])["reach"].item() for e in both]
     assert reach[1] > 2 * reach[0]
+
+
+def test_dropout_is_drawn_from_the_generator():
+    """The same seed gives the same children, whatever torch's own random numbers are; and leaves those alone."""
+    network = nn.Sequential(nn.Linear(INPUTS, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, CLASSES))
+    ensemble = en.stack([network])
+    objective, parents = of_networks(ensemble, batch(40), minibatch=8), en.vectors(ensemble)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(children.children(objective, parents, 10.0, Budget(4, 30), generator("dropout")))
+        assert torch.equal(torch.get_rng_state(), before)
+    xr.testing.assert_identical(*found)

@@ -277,3 +277,57 @@ def test_a_stack_is_a_copy():
     stacked = en.stack([net])
     stacked.parameters["head.bias"].zero_()
     assert net.head.bias.abs().min() > 0
+
+
+@pytest.mark.parametrize("large_call", [0, engine.LARGE_CALL])
+def test_losses_of_single_examples_are_those_of_batches_of_one(large_call, monkeypatch):
+    monkeypatch.setattr(engine, "LARGE_CALL", large_call)
+    monkeypatch.setattr(engine, "EXAMPLES", 7)
+    nets, (inputs, targets) = networks(3), batch(20)
+    found = en.example_losses(en.stack(nets), (inputs, targets))
+    one = [
+        [nn.functional.cross_entropy(net(inputs[i : i + 1]), targets[i : i + 1]).item() for i in range(20)]
+        for net in nets
+    ]
+    np.testing.assert_allclose(found, one, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.mean(1), en.losses(en.stack(nets), (inputs, targets)), **CLOSE)
+
+
+def test_as_many_examples_as_the_error_asks_for():
+    """Two networks whose losses differ by N(0, 0.3²) for each example, and share far larger differences."""
+    draw = torch.randn(3, 100_000, generator=generator("pairs"), dtype=torch.float64)
+    losses = 5 * draw[0] + 0.3 * torch.stack([draw[1], torch.zeros_like(draw[1])])
+    assert en.examples_for(0.01, losses) == pytest.approx(900, rel=0.02)
+    assert en.examples_for(0.02, losses) == pytest.approx(225, rel=0.02)
+    assert en.examples_for(10.0, losses) == 1
+    third = torch.cat([losses, losses[:1] + 0.6 * draw[2]])  # the worst pair sets the number
+    assert en.examples_for(0.01, third) == pytest.approx(4500, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("error", "losses"), [(0.0, torch.zeros(2, 9)), (0.1, torch.zeros(1, 9)), (0.1, torch.full((2, 9), torch.nan))]
+)
+def test_an_error_that_no_number_of_examples_gives_is_refused(error, losses):
+    with pytest.raises(ValueError, match="needs an error > 0, and finite losses of at least 2 networks on 2 examples"):
+        en.examples_for(error, losses)
+
+
+def test_frozen_parameters_are_no_dimensions_and_stay():
+    nets = networks(3)
+    for net in nets:
+        net.hidden[0].weight.requires_grad_(False)
+    stacked, (inputs, targets) = en.stack(nets), batch(40)
+    frozen = nets[0].hidden[0].weight.numel()
+    assert en.vectors(stacked).shape[1] == sum(p.numel() for p in nets[0].parameters()) - frozen
+    each = torch.stack([nn.functional.cross_entropy(net(inputs), targets) for net in nets]).detach().double()
+    torch.testing.assert_close(en.losses(stacked, (inputs, targets)), each, **CLOSE)
+    order = training.minibatches([generator("frozen", i) for i in range(3)], 40, 60, 8)
+    ((_, trained, _),) = training.train(stacked, (inputs, targets), order, training.constant(0.1, 60))
+    for name, tensor in trained.buffers.items():
+        torch.testing.assert_close(tensor, stacked.buffers[name], rtol=0, atol=0)
+    assert not torch.equal(en.vectors(trained), en.vectors(stacked))
+    nets[1].hidden[0].weight.requires_grad_(True)
+    with pytest.raises(ValueError, match="network 1 has other layers, tied or frozen tensors"):
+        en.stack(nets)
+    with pytest.raises(ValueError, match="no parameter to train: requires_grad_"):
+        en.stack([net.requires_grad_(False) for net in nets])

@@ -1,9 +1,16 @@
 import math
 
 import pytest
+import torch
 import xarray as xr
+from cases import batch, mlp
 
-from mmstudy.estimators import ESTIMATORS, table, usual_range
+from mmstudy import ensemble as en
+from mmstudy.curvature import curvature
+from mmstudy.estimators import ESTIMATORS, FIRST_LOOK, sizes, table, usual_range
+from mmstudy.manifold import Budget
+from mmstudy.objective import of_networks
+from mmstudy.seeds import generator
 
 
 def test_a_status_speaks_before_the_number():
@@ -50,3 +57,20 @@ def test_the_table_tells_every_estimator_apart():
     assert rows.loc["llc", "a larger number is a … manifold"] == "smaller"
     assert rows.loc["volume", "valid range"] == "−∞ to ∞"
     assert rows.loc["dimension", "valid range"] == "0 to D"
+
+
+def test_all_sizes_of_networks_come_from_one_call():
+    networks = en.stack([mlp(seed=i, dtype=torch.float32) for i in range(2)])
+    objective, parents = of_networks(networks, batch(), minibatch=16), en.vectors(networks)
+    level = float(objective(parents).max()) + 0.5
+    budgets = {name: Budget(max(2, b.samples // 4), max(24, b.steps // 8)) for name, b in FIRST_LOOK.items()}
+    found = sizes(objective, parents, level, budgets)
+    assert list(found) == list(budgets)
+    for one in found.values():
+        assert one.sizes["parent"] == 2
+        assert one.attrs["level"] == level
+        assert (one["cost"] > 0).all()
+    alone = curvature(objective, parents, level, budgets["curvature"], generator("curvature"))
+    xr.testing.assert_identical(found["curvature"], alone)
+    with pytest.raises(ValueError, match=r"unknown estimators \['reys'\]; known: children"):
+        sizes(objective, parents, level, {"reys": Budget()})

@@ -115,25 +115,27 @@ def test_shares_of_copies_are_flat_directions():
     torch.testing.assert_close(network(inputs), before, rtol=1e-11, atol=1e-12)
 
 
+def measured(networks) -> xr.Dataset:
+    known = {"paths": paths, "norm": norm, "parameters": count_parameters}
+    return xr.Dataset({name: ("parent", [float(of(net)) for net in networks]) for name, of in known.items()})
+
+
 def test_responses_of_what_is_known():
     nets = [mlp(seed=i, dtype=torch.float32) for i in range(4)]
-    found = symmetries.responses(paths, nets)
-    assert isinstance(found, xr.Dataset)
-    assert dict(found.sizes) == {"network": 4, "symmetry": 5}
-    assert found["ratio"].values == pytest.approx(1, abs=1e-5)
-    assert found["before"].values == pytest.approx([float(paths(net)) for net in nets])
-    distance = symmetries.responses(norm, nets)["ratio"]
+    found = symmetries.responses(measured, nets)
+    assert dict(found.sizes) == {"measure": 3, "parent": 4, "symmetry": 5}
+    assert found["ratio"].sel(measure="paths").values == pytest.approx(1, abs=1e-5)
+    assert found["before"].sel(measure="paths").values == pytest.approx([float(paths(net)) for net in nets])
+    distance = found["ratio"].sel(measure="norm")
     assert distance.sel(symmetry="permuted").values == pytest.approx(1, abs=1e-5)
     others = distance.drop_sel(symmetry="permuted")
     assert (abs(others - 1) > 1e-4).all()
-    xr.testing.assert_identical(found, symmetries.responses(paths, nets))
-    assert not found["after"].equals(symmetries.responses(norm, nets, seed=1)["after"])
-    counted = symmetries.responses(count_parameters, nets)["ratio"]
-    assert counted.sel(symmetry="duplicated, every unit").values == pytest.approx(
-        count_parameters(mlp((12, 8))) / count_parameters(mlp((6, 4)))
-    )
+    xr.testing.assert_identical(found, symmetries.responses(measured, nets))
+    assert not found["after"].equals(symmetries.responses(measured, nets, seed=1)["after"])
+    counted = found["ratio"].sel(measure="parameters", symmetry="duplicated, every unit")
+    assert counted.values == pytest.approx(count_parameters(mlp((12, 8))) / count_parameters(mlp((6, 4))))
     with pytest.raises(ValueError, match="nothing to measure: no networks"):
-        symmetries.responses(norm, [])
+        symmetries.responses(measured, [])
 
 
 def test_filter_normalized_directions_respond_to_scales_of_units_but_not_to_those_of_layers():
