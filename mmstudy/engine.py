@@ -165,8 +165,10 @@ def gradients(losses: Callable[..., Tensor]) -> Function:
 
 def in_pieces(function: Function, most: int, *inputs: Tensor) -> tuple[Tensor, ...]:
     """What a function says of at most so many rows of all its inputs at a time, put together."""
+    if len(inputs[0]) <= most:
+        return function(*inputs)
     found = [function(*(t[some] for t in inputs)) for some in pieces(len(inputs[0]), most)]
-    return found[0] if len(found) == 1 else tuple(map(torch.cat, zip(*found, strict=True)))
+    return tuple(map(torch.cat, zip(*found, strict=True)))
 
 
 @contextmanager

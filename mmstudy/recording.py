@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 Function = Callable[..., tuple[Tensor, ...]]  # of tensors
 
 AFTER = 20  # calls on tensors of the same shapes; to take down one takes as long as about so many save
+MOST_BYTES = 2**28  # of all the tensors on the way, which are kept meanwhile; what takes more gains nothing
 
 
 def recorded(function: Function) -> Function:
@@ -66,7 +67,7 @@ def take_down(function: Function, inputs: tuple[Tensor, ...]) -> Function | None
             torch.manual_seed(0)
             found = operations(*other)  # on other numbers
             alike = all(map(_alike, (*expected, *one), (*found, *other)))
-    except RuntimeError:  # what the function itself has to say, it will
+    except (RuntimeError, MemoryError):  # what the function itself has to say, it will
         return None
     return operations if alike and before == after else None
 
@@ -81,6 +82,7 @@ class _Tape(TorchDispatchMode):
         self.nodes: dict[int, fx.Node] = {}
         self.places: dict[tuple, fx.Node] = {}
         self.roots: dict[int, Tensor] = {}  # memory → the tensor that was there first
+        self.bytes = 0
         self.parts = {
             t.untyped_storage().data_ptr() for t, all_of_it in zip(inputs, whole, strict=True) if not all_of_it
         }
@@ -99,13 +101,20 @@ class _Tape(TorchDispatchMode):
         out = function(*args, **(kwargs or {}))
         node = self.graph.call_function(function, *tree_map_only(Tensor, self._node, (args, kwargs or {})))
         if isinstance(out, Tensor):
-            self._name(out, self._node(args[0]) if _neutral(function, args, out) else self._view(out) or node)
+            self._made(out, node)
         else:
             for i, tensor in enumerate(out or ()):
                 if isinstance(tensor, Tensor):
-                    part = self.graph.call_function(operator.getitem, (node, i))
-                    self._name(tensor, self._view(tensor) or part)
+                    self._made(tensor, self.graph.call_function(operator.getitem, (node, i)))
         return out
+
+    def _made(self, tensor: Tensor, node: fx.Node) -> None:
+        if view := self._view(tensor):
+            return self._name(tensor, view)
+        self.bytes += tensor.nbytes
+        if self.bytes > MOST_BYTES:
+            raise MemoryError(f"{self.bytes} bytes are more than {MOST_BYTES}")
+        return self._name(tensor, node)
 
     def _name(self, tensor: Tensor, node: fx.Node) -> None:
         self.nodes[id(tensor)] = node
@@ -138,14 +147,6 @@ def _depends_on_numbers(function: torch._ops.OpOverload, args: tuple) -> bool:
     if function is torch.ops.aten.index.Tensor:
         return any(t.dtype in (torch.bool, torch.uint8) for t in args[1] if t is not None)
     return not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}.isdisjoint(function.tags)
-
-
-def _neutral(function: torch._ops.OpOverload, args: tuple, out: Tensor) -> bool:
-    """Whether it adds zero, or multiplies by one, and returns a tensor of the same kind."""
-    aten = torch.ops.aten
-    by = {aten.add.Tensor: 0, aten.mul.Tensor: 1, aten.mul.Scalar: 1}
-    nothing = function in by and not isinstance(args[1], Tensor) and args[1] == by[function]
-    return nothing and (args[0].dtype, args[0].stride()) == (out.dtype, out.stride())
 
 
 def _place(tensor: Tensor) -> tuple:

@@ -64,12 +64,12 @@ def sgd(
         (step, a copy of the points after that many steps, losses met since the last milestone (n, steps since)).
     """
     here, velocity, seen = points.detach().clone(), torch.zeros_like(points), []
-    rates, steps = step_sizes.to(points), len(step_sizes)
+    steps = len(step_sizes)
     marks = {*milestones, steps}
-    for step in range(steps):
+    for step, rate in enumerate(step_sizes.to(points).reshape(steps, -1, 1)):
         loss, slope = gradient(here, step)
         velocity.mul_(momentum).add_(slope)
-        here.sub_(rates[step].unsqueeze(-1) * velocity)
+        here.addcmul_(rate, velocity, value=-1)
         seen.append(loss)
         if step + 1 in marks:
             yield step + 1, here.clone(), torch.stack(seen, dim=1)
@@ -107,10 +107,10 @@ def train(
         here, running = at(ensemble, points).parameters, dict(zip(names, statistics, strict=True))
         return engine.mapped(network, loss_fn, here, running, engine.take(data, some), shared=False)
 
-    learn = engine.gradients(losses)
+    learn, seen_at = engine.gradients(losses), order.unbind(1)
 
     def gradient(points: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        return engine.in_pieces(learn, most, points, order[:, step], *buffers)
+        return engine.in_pieces(learn, most, points, seen_at[step], *buffers)
 
     for step, points, seen in sgd(gradient, vectors(ensemble), step_sizes, momentum, milestones):
         copied = {name: b.clone() for name, b in zip(names, buffers, strict=True)}
