@@ -1,9 +1,10 @@
 """The loss as a function of parameter space: what every estimator of size takes, be it a landscape or networks."""
 
+import operator
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 
 import torch
 from jaxtyping import Float, Int
@@ -83,7 +84,10 @@ class Objective:
 
     @cached_property
     def _losses(self) -> Function:
-        return recorded(lambda points, owner: (sum(term(points, owner).double() for term in self.terms),))
+        def losses(points: Tensor, owner: Tensor) -> tuple[Tensor]:
+            return (reduce(operator.add, (term(points, owner).double() for term in self.terms)),)
+
+        return recorded(losses)
 
     @cached_property
     def _slopes(self) -> Function:

@@ -125,10 +125,13 @@ class _Tape(TorchDispatchMode):
 
     def _node(self, tensor: Tensor) -> fx.Node:
         if id(tensor) not in self.nodes:  # it was there before
-            name = f"found_{len(self.found)}"
-            self.found[name] = tensor
-            self._name(tensor, self.graph.get_attr(name))
+            self._name(tensor, self._found(tensor))
         return self.nodes[id(tensor)]
+
+    def _found(self, tensor: Tensor) -> fx.Node:
+        name = f"found_{len(self.found)}"
+        self.found[name] = tensor
+        return self.graph.get_attr(name)
 
     def _view(self, tensor: Tensor) -> fx.Node | None:
         """The step to a tensor in memory that is known; None where it has memory of its own."""
@@ -139,6 +142,8 @@ class _Tape(TorchDispatchMode):
         root = self.roots.get(tensor.untyped_storage().data_ptr())
         if root is None or _place(root)[0] != place[0]:
             return None
+        if self.nodes[id(root)].op == "get_attr":  # it stays where it is, and so does what is seen of it
+            return self._found(tensor)
         layout = list(tensor.shape), list(tensor.stride()), tensor.storage_offset()
         return self.graph.call_function(torch.ops.aten.as_strided.default, (self._node(root), *layout))
 

@@ -9,8 +9,10 @@ import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 import xarray as xr
+from scipy import stats
 from torch import nn
 
 from mmstudy import surgery
@@ -103,6 +105,24 @@ def responses(measure: Callable[[Sequence[MLP]], xr.Dataset], networks: Sequence
         after.append(measure(changed).to_array("measure"))
     after = xr.concat(after, xr.DataArray(list(SYMMETRIES), dims="symmetry", name="symmetry"))
     return xr.Dataset({"before": before, "after": after, "ratio": after / before})
+
+
+def changes(ratio: xr.DataArray, level: float = 0.003, least: float = 0.02) -> xr.Dataset:
+    """What ratios over networks say of a measure: their geometric mean, and whether it is another number than 1.
+
+    Args:
+        ratio: after / before, over `parent`; NaN where a network gave no number.
+        level: of the t-test of ln ratio against 0.
+        least: a change of ln ratio that is no smaller counts as one.
+
+    Returns:
+        Dataset: `response`, the geometric mean, NaN of fewer than three networks; `changes`.
+    """
+    logs = np.log(ratio)
+    count = logs.notnull().sum("parent")
+    mean, noise = logs.mean("parent").where(count >= 3), logs.std("parent", ddof=1) / count**0.5
+    bound = xr.apply_ufunc(lambda n: stats.t.ppf(1 - level / 2, np.maximum(n - 1, 1)), count)
+    return xr.Dataset({"response": np.exp(mean), "changes": (abs(mean) > bound * noise) & (abs(mean) > least)})
 
 
 def _layers(network: MLP) -> list[tuple[nn.Sequential, nn.Linear]]:

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import xarray as xr
@@ -136,6 +137,21 @@ def test_responses_of_what_is_known():
     assert counted.values == pytest.approx(count_parameters(mlp((12, 8))) / count_parameters(mlp((6, 4))))
     with pytest.raises(ValueError, match="nothing to measure: no networks"):
         symmetries.responses(measured, [])
+
+
+def test_a_change_is_what_exceeds_the_noise_of_so_few_networks():
+    """Under no change the test says one as often as its level, however few the networks."""
+    draw = torch.randn(20_000, 4, generator=generator("changes"), dtype=torch.float64)
+    ratio = xr.DataArray(draw.exp().numpy(), dims=("measure", "parent"))
+    assert float(symmetries.changes(ratio)["changes"].mean()) == pytest.approx(0.003, abs=0.0015)
+    shifted = symmetries.changes(ratio * np.exp(30))
+    assert shifted["changes"].mean() > 0.95
+    assert float(np.log(shifted["response"]).mean()) == pytest.approx(30, abs=0.02)
+    assert not symmetries.changes(xr.full_like(ratio[:1], 1.01))["changes"].any()  # sure, but small
+    few = ratio[:1].copy()
+    few[0, 1:3] = np.nan
+    assert symmetries.changes(few)["response"].isnull().all()
+    assert not symmetries.changes(few)["changes"].any()
 
 
 def test_filter_normalized_directions_respond_to_scales_of_units_but_not_to_those_of_layers():
