@@ -108,21 +108,27 @@ def responses(measure: Callable[[Sequence[MLP]], xr.Dataset], networks: Sequence
 
 
 def changes(ratio: xr.DataArray, level: float = 0.003, least: float = 0.02) -> xr.Dataset:
-    """What ratios over networks say of a measure: their geometric mean, and whether it is another number than 1.
+    """What ratios say of a measure: their geometric mean over networks, and whether the measure responds.
+
+    It does where the mean of ln ratio is not 0 (t-test), or where ln ratio is larger, whatever its sign, than under a
+    permutation, which leaves all but the draws of a measure (F-test of mean squares).
 
     Args:
-        ratio: after / before, over `parent`; NaN where a network gave no number.
-        level: of the t-test of ln ratio against 0.
-        least: a change of ln ratio that is no smaller counts as one.
+        ratio: after / before, over (symmetry, parent, …); NaN where a network gave no number.
+        level: of either test.
+        least: a root mean square of ln ratio that is no larger does not count.
 
     Returns:
         Dataset: `response`, the geometric mean, NaN of fewer than three networks; `changes`.
     """
     logs = np.log(ratio)
     count = logs.notnull().sum("parent")
-    mean, noise = logs.mean("parent").where(count >= 3), logs.std("parent", ddof=1) / count**0.5
-    bound = xr.apply_ufunc(lambda n: stats.t.ppf(1 - level / 2, np.maximum(n - 1, 1)), count)
-    return xr.Dataset({"response": np.exp(mean), "changes": (abs(mean) > bound * noise) & (abs(mean) > least)})
+    logs = logs.where(count >= 3)
+    mean, noise, square = logs.mean("parent"), logs.std("parent", ddof=1) / count**0.5, (logs**2).mean("parent")
+    shifted = abs(mean) > noise * xr.apply_ufunc(stats.t.ppf, 1 - level / 2, np.maximum(count - 1, 1))
+    still, others = (x.sel(symmetry="permuted", drop=True) for x in (square, count))
+    wider = square > still * xr.apply_ufunc(stats.f.ppf, 1 - level, count, others)
+    return xr.Dataset({"response": np.exp(mean), "changes": (shifted | wider) & (square > least**2)})
 
 
 def _layers(network: MLP) -> list[tuple[nn.Sequential, nn.Linear]]:

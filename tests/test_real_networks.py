@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mmstudy import checks, engine, networks, objective
+from mmstudy import checks, engine, networks, objective, recording
 from mmstudy import ensemble as en
 from mmstudy.contracts import FAMILIES
 from mmstudy.seeds import generator
@@ -394,7 +394,7 @@ def test_memory_is_flat_over_a_thousand_calls():
             loss(points), loss.gradient(points), loss.hessian_vector(points[:, 0], points)
             loss.noisy(points[0], torch.zeros(4, dtype=torch.long), draws[:, i % 5])
 
-    work(5)
+    work(2 * recording.AFTER)
     before, known = live_tensors(), len(engine._costs)
     work(250)  # four kinds of call each
     assert live_tensors() <= before

@@ -139,19 +139,33 @@ def test_responses_of_what_is_known():
         symmetries.responses(measured, [])
 
 
+def responding(noise: float, shift: float, scatter: float, networks: int = 4) -> xr.Dataset:
+    """What is said of 20,000 measures of so much noise, a symmetry shifting or scattering their logarithms."""
+    draw = torch.randn(3, 20_000, networks, generator=generator("changes"), dtype=torch.float64).numpy()
+    logs = np.stack([noise * draw[0], noise * draw[1] + shift + scatter * draw[2]])
+    ratio = xr.DataArray(np.exp(logs), {"symmetry": ["permuted", "other"]}, ("symmetry", "measure", "parent"))
+    return symmetries.changes(ratio)
+
+
 def test_a_change_is_what_exceeds_the_noise_of_so_few_networks():
-    """Under no change the test says one as often as its level, however few the networks."""
-    draw = torch.randn(20_000, 4, generator=generator("changes"), dtype=torch.float64)
-    ratio = xr.DataArray(draw.exp().numpy(), dims=("measure", "parent"))
-    assert float(symmetries.changes(ratio)["changes"].mean()) == pytest.approx(0.003, abs=0.0015)
-    shifted = symmetries.changes(ratio * np.exp(30))
-    assert shifted["changes"].mean() > 0.95
-    assert float(np.log(shifted["response"]).mean()) == pytest.approx(30, abs=0.02)
-    assert not symmetries.changes(xr.full_like(ratio[:1], 1.01))["changes"].any()  # sure, but small
-    few = ratio[:1].copy()
-    few[0, 1:3] = np.nan
-    assert symmetries.changes(few)["response"].isnull().all()
-    assert not symmetries.changes(few)["changes"].any()
+    """Where nothing changes, either of two tests says so at its level, however few the networks."""
+    none = responding(1, 0, 0)["changes"].mean("measure")
+    assert float(none.sel(symmetry="permuted")) == pytest.approx(0.003, abs=0.0015)
+    assert 0.003 < float(none.sel(symmetry="other")) < 0.008
+    for shift, scatter in ((30, 0), (0, 30)):
+        some = responding(1, shift, scatter).sel(symmetry="other")
+        assert some["changes"].mean() > 0.9
+        assert float(np.log(some["response"]).mean()) == pytest.approx(shift, abs=0.3)
+    assert not responding(0.001, 0.015, 0)["changes"].any()  # sure, but small
+
+
+def test_a_change_of_two_networks_is_none():
+    ratio = xr.DataArray(
+        [[1.1, 1.2, 1.3, 0.9], [5, np.nan, 5, np.nan]], {"symmetry": ["permuted", "other"]}, ("symmetry", "parent")
+    )
+    found = symmetries.changes(ratio)
+    assert not found["changes"].any()
+    assert found["response"].isnull().values.tolist() == [False, True]
 
 
 def test_filter_normalized_directions_respond_to_scales_of_units_but_not_to_those_of_layers():
