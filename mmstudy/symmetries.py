@@ -114,14 +114,14 @@ def changes(ratio: xr.DataArray, level: float = 0.003, least: float = 0.02) -> x
     permutation, which leaves all but the draws of a measure (F-test of mean squares).
 
     Args:
-        ratio: after / before, over (symmetry, parent, …); NaN where a network gave no number.
+        ratio: after / before, over (symmetry, parent, …); one that is not positive and finite is left out.
         level: of either test.
         least: a root mean square of ln ratio that is no larger does not count.
 
     Returns:
         Dataset: `response`, the geometric mean, NaN of fewer than three networks; `changes`.
     """
-    logs = np.log(ratio)
+    logs = np.log(ratio.where((ratio > 0) & (ratio < np.inf)))
     count = logs.notnull().sum("parent")
     logs = logs.where(count >= 3)
     mean, noise, square = logs.mean("parent"), logs.std("parent", ddof=1) / count**0.5, (logs**2).mean("parent")

@@ -163,9 +163,10 @@ def test_a_change_of_two_networks_is_none():
     ratio = xr.DataArray(
         [[1.1, 1.2, 1.3, 0.9], [5, np.nan, 5, np.nan]], {"symmetry": ["permuted", "other"]}, ("symmetry", "parent")
     )
-    found = symmetries.changes(ratio)
-    assert not found["changes"].any()
-    assert found["response"].isnull().values.tolist() == [False, True]
+    for nothing in (np.nan, 0.0, np.inf):
+        found = symmetries.changes(ratio.fillna(nothing))
+        assert not found["changes"].any()
+        assert found["response"].isnull().values.tolist() == [False, True]
 
 
 def test_filter_normalized_directions_respond_to_scales_of_units_but_not_to_those_of_layers():
