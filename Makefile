@@ -36,11 +36,11 @@ figures = $(foreach name,$(1),figures/$(name).svg figures/$(name).png)
 
 NOTEBOOKS := 1_expansion 2_estimators 3_manifold 4_experiment 5_figures
 
-ensembles := ensemble engine training networks objective
+ensembles := ensemble engine recording training networks objective
 drawing := figures evaluation predictors records $(ensembles)
 coupling := surgery couplings tracing layers views notes axes seeds
 expanding := expand copies fresh growth deeper $(coupling)
-measuring := manifold children rays directions connectivity
+measuring := manifold children rays directions connectivity landscapes
 estimating := estimators truths volume simplex dimension curvature llc singular symmetries
 running := study trials $(expanding) $(ensembles) $(measuring) tasks predictors records
 
@@ -48,7 +48,7 @@ running := study trials $(expanding) $(ensembles) $(measuring) tasks predictors 
 1_expansion.makes := data/expansion.nc \
 	$(call figures,expansion expansion_weights expansion_blocks expansion_contracts expansion_adam)
 
-2_estimators.modules := $(coupling) $(measuring) $(drawing) $(estimating) landscapes tasks portraits illustrations
+2_estimators.modules := $(coupling) $(measuring) $(drawing) $(estimating) tasks portraits illustrations
 2_estimators.makes := data/estimators.nc $(call figures,estimators_gallery estimators_rays estimators_truth \
 	estimators_symmetries estimators_normalization)
 
