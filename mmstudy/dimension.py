@@ -69,8 +69,9 @@ def dimension(
     draw = torch.randn((count, dim), generator=generator, dtype=torch.float64)
     unit = (draw / draw.norm(dim=1, keepdim=True)).to(parents)
     rotation = _rotation(count, dim, generator, parents)
-    away, looks = parents.new_full((len(parents), count), radius or 0), np.zeros(len(parents), dtype=int)
-    if radius is None:
+    if radius is not None:
+        away, looks = parents.new_full((len(parents), count), radius), 0
+    else:
         along = unit.expand(len(parents), -1, -1)
         lines = crossings(objective, parents, along, level, most=FURTHEST, checks=0, origin=loss)
         away, looks = AWAY * torch.as_tensor(lines["radius"].values).to(parents), lines["evaluations"].sum("ray").values

@@ -159,16 +159,19 @@ def parts_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, normalization: s
     return [engine.take(batch, part) for part in engine.pieces(engine.count(batch), most)]
 
 
+def at_once(ensemble: Ensemble, batch: Batch, loss_fn: LossFn) -> int:
+    """How many networks of this shape, in the mode in which the network is, go into one call on such a batch."""
+    device = same_device(ensemble, batch)
+    return engine.at_once(engine.cost(ensemble.network, ensemble.parameters, ensemble.buffers, batch, loss_fn), device)
+
+
 def losses_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, shared: bool = True) -> Float[Tensor, "k ..."]:
     """What `loss_fn` says of every network, differentiable, in the mode in which the network is.
 
     On one batch that all networks share, or with batches of their own, (K, n, ...); in one call as many as fit.
     """
-    device = same_device(ensemble, batch)
-    example = batch if shared else engine.take(batch, 0)
-    taken = engine.cost(ensemble.network, ensemble.parameters, ensemble.buffers, example, loss_fn)
-    rows = []
-    for some in engine.pieces(len(ensemble), engine.at_once(taken, device)):
+    rows, most = [], at_once(ensemble, batch if shared else engine.take(batch, 0), loss_fn)
+    for some in engine.pieces(len(ensemble), most):
         tensors = [{n: t[some] for n, t in kind.items()} for kind in (ensemble.parameters, ensemble.buffers)]
         own = batch if shared else engine.take(batch, some)
         rows.append(engine.mapped(ensemble.network, loss_fn, *tensors, own, shared))
@@ -178,12 +181,11 @@ def losses_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, shared: bool = 
 def example_losses(ensemble: Ensemble, batch: Batch, loss_fn: LossFn = classification) -> Float[Tensor, "k n"]:
     """The loss of every network on every example alone, (K, n) float64, in evaluation mode."""
     single = tree_map(lambda leaf: leaf.unsqueeze(1) if isinstance(leaf, Tensor) else leaf, batch)
+    n, rows = engine.count(batch), []
     with torch.no_grad(), measuring(ensemble.network):
-        parts = [engine.take(single, part) for part in engine.pieces(engine.count(batch), engine.EXAMPLES)]
-        rows = [
-            torch.cat([losses_of(ensemble[torch.full((engine.count(p),), i)], p, loss_fn, shared=False) for p in parts])
-            for i in range(len(ensemble))
-        ]
+        for i, point in enumerate(vectors(ensemble)):
+            same = at(ensemble, point.expand(n, -1), torch.full((n,), i))  # a view: one network, not n
+            rows.append(losses_of(same, single, loss_fn, shared=False))
     return torch.stack(rows).double()
 
 

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmstudy import engine
 from mmstudy.engine import Batch, LossFn
-from mmstudy.ensemble import Ensemble, at, classification, measuring, parts_of, same_device
+from mmstudy.ensemble import Ensemble, at, at_once, classification, measuring, parts_of
 from mmstudy.recording import Function, recorded
 from mmstudy.training import minibatches
 
@@ -91,7 +91,7 @@ class Objective:
 
     @cached_property
     def _slopes(self) -> Function:
-        parts = [engine.gradients(term) for term in self.terms]
+        parts = [engine.gradients(term) for term in self.terms]  # one after another: one graph at a time is kept
 
         def slopes(points: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
             value, slope = zip(*(part(points, owner) for part in parts), strict=True)
@@ -158,14 +158,10 @@ def of_networks(
             here, some = at(ensemble, points, owner), engine.take(training, draw)
             return engine.mapped(network, loss_fn, here.parameters, here.buffers, some, shared=False)
 
-    def at_once(batch: Batch) -> int:
-        tensors = ensemble.parameters, ensemble.buffers
-        return engine.at_once(engine.cost(network, *tensors, batch, loss_fn), same_device(ensemble, batch))
-
     with measuring(network, normalization):
-        most = at_once(parts[0])
+        most = at_once(ensemble, parts[0], loss_fn)
     with measuring(network, "recomputed", training=True):
-        noisy_most = at_once(engine.take(training, slice(minibatch)))
+        noisy_most = at_once(ensemble, engine.take(training, slice(minibatch)), loss_fn)
     return Objective(tuple(map(term, parts)), noisy, draws, examples, minibatch, most, noisy_most, normalization)
 
 

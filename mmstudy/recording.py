@@ -166,7 +166,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def _copies(tensors: tuple[Tensor, ...], factor: float) -> list[Tensor]:
-    """Copies in the same layout, of which there is none for a tensor that lies on itself; what is not whole, larger."""
+    """Copies in the same layout (there is none of a tensor that lies on itself), times a factor but for integers."""
     copies = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).copy_(t) for t in tensors]
     return [t.mul_(factor) if t.is_floating_point() else t for t in copies]
 

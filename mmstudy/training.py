@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmstudy import engine
 from mmstudy.engine import Batch, LossFn
-from mmstudy.ensemble import Ensemble, at, classification, vectors
+from mmstudy.ensemble import Ensemble, at, at_once, classification, vectors
 
 # (points, step) → the loss at each, stochastic where it draws on the step, and its gradient
 Gradient = Callable[[Float[Tensor, "n dim"], int], tuple[Float[Tensor, " n"], Float[Tensor, "n dim"]]]
@@ -95,12 +95,10 @@ def train(
     Yields:
         (step, the networks after that many steps (a copy), minibatch losses (K, steps since the last milestone)).
     """
-    network, device = ensemble.network, engine.tensors(data)[0].device
-    order = order.to(device)
+    network, order = ensemble.network, order.to(engine.tensors(data)[0].device)
     names, buffers = list(ensemble.buffers), [b.clone() for b in ensemble.buffers.values()]
-    first = engine.take(data, order[0, 0])
     network.train()
-    most = engine.at_once(engine.cost(network, ensemble.parameters, ensemble.buffers, first, loss_fn), device)
+    most = at_once(ensemble, engine.take(data, order[0, 0]), loss_fn)
 
     def losses(points: Tensor, some: Tensor, *statistics: Tensor) -> Tensor:
         network.train()  # whoever evaluated meanwhile has switched the mode
