@@ -4,7 +4,7 @@ import operator
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial, reduce
+from functools import cached_property, lru_cache, partial, reduce
 
 import torch
 from jaxtyping import Float, Int
@@ -45,7 +45,7 @@ class Objective:
 
     def at_points(self, points: Float[Tensor, "n dim"], owner: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss at any points of these owners, float64, without gradient."""
-        if not len(points):
+        if not points.shape[0]:
             return points.new_zeros(0, dtype=torch.float64)
         with engine.exact():
             (total,) = engine.in_pieces(self._losses, self.at_once, points, owner)
@@ -144,9 +144,8 @@ def of_networks(
         def loss(points: Tensor, owner: Tensor) -> Tensor:
             with measuring(network, normalization):
                 here = at(ensemble, points, owner)
-                return (
-                    share * engine.mapped(network, loss_fn, here.parameters, here.buffers, part, shared=True).double()
-                )
+                mean = engine.mapped(network, loss_fn, here.parameters, here.buffers, part, shared=True).double()
+            return mean if len(parts) == 1 else share * mean
 
         return loss
 
@@ -179,6 +178,10 @@ def _curved(term: Term, points: Tensor, owner: Tensor, probes: Float[Tensor, "p 
 
 def _flat(points: Tensor) -> tuple[Tensor, Tensor]:
     """Points as rows, and the parent of each."""
-    owners = torch.arange(len(points), device=points.device)
-    per_parent = points[0, ..., 0].numel()
-    return points.reshape(-1, points.shape[-1]), owners.repeat_interleave(per_parent)
+    return points.reshape(-1, points.shape[-1]), _owners(points.shape[0], points.shape[1:-1].numel(), points.device)
+
+
+@lru_cache(maxsize=64)  # a search asks for the same ones at every step
+def _owners(parents: int, points: int, device: torch.device) -> Int[Tensor, " n"]:
+    """The parent of each of so many points of each parent; not to be changed."""
+    return torch.arange(parents, device=device).repeat_interleave(points)

@@ -210,6 +210,60 @@ def test_views_of_the_middle_of_something_stay_in_their_place():
     torch.testing.assert_close(operations(given), middle(given), rtol=0, atol=0)
 
 
+STEPS_OF = {  # of a random program: tensors (4, 6) in, one out
+    "sum": lambda a, b: a + b,
+    "difference": lambda a, b: b - a,
+    "product": lambda a, b: a * b,
+    "its own square": lambda a, b: a * a,
+    "exponential": lambda a, b: a.clamp(max=3).exp(),
+    "ReLU": lambda a, b: torch.relu(b),
+    "mask": lambda a, b: torch.where(a > 0, a, b),
+    "matrix product": lambda a, b: a @ b.T @ b / 10,
+    "a view": lambda a, b: a.view(6, 4).T,
+    "a row": lambda a, b: a[1].expand(4, 6),
+    "turned over": lambda a, b: a.T.reshape(4, 6) + a,
+    "a tensor and its transpose": lambda a, b: (lambda square: (square + square.T) @ a / 100)(a @ b.T),
+    "written to": lambda a, b: a.mul_(0.5),
+    "copied and written to": lambda a, b: a.clone().add_(b),
+}
+
+
+@given(st.data())
+def test_memory_is_written_over_only_when_nobody_reads_it_again(data):
+    """Random programs, views and writing in place included, come to the same bits; their input stays as it is."""
+    names = data.draw(st.lists(st.sampled_from(sorted(STEPS_OF)), min_size=1, max_size=12))
+    takes = [data.draw(st.tuples(st.integers(0, i + 1), st.integers(0, i + 1))) for i in range(len(names))]
+    kept = data.draw(st.sets(st.integers(0, len(names) + 1), min_size=1))
+
+    def program(x: Tensor) -> tuple[Tensor, ...]:
+        found = [x + 1, x * 2]
+        for name, (a, b) in zip(names, takes, strict=True):
+            first = found[a].contiguous() if name in ("a view", "written to") else found[a]
+            found.append(STEPS_OF[name](first, found[b]))
+        return tuple(found[i] for i in kept)
+
+    operations = take_down(program, (drawn(4, 6),))
+    assert operations is not None
+    given = drawn(4, 6, seed=1)
+    before = given.clone()
+    torch.testing.assert_close(operations(given), program(given), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(given, before, rtol=0, atol=0)
+
+
+def test_elementwise_operations_need_no_memory_of_their_own():
+    def chain(x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        hidden = (x @ weight + 1).relu()
+        return (((hidden @ weight - 1).tanh() * 2).exp().sum(),)
+
+    inputs = drawn(50, 50), drawn(50, 50, seed=1) / 50
+    operations, taken = take_down(chain, inputs), {}
+    for name, function in {"plain": chain, "recorded": operations}.items():
+        with engine._Allocated() as memory:
+            function(*inputs)
+        taken[name] = memory.total // inputs[0].nbytes
+    assert taken == {"plain": 8, "recorded": 2}
+
+
 def test_a_tensor_that_lies_on_itself_goes_in():
     function, _ = counted(lambda x: (x + 1,))
     for seed in range(STEPS):
