@@ -187,25 +187,27 @@ def example_losses(ensemble: Ensemble, batch: Batch, loss_fn: LossFn = classific
     return torch.stack(rows).double()
 
 
-def examples_for(error: float, losses: Float[Tensor, "k n"]) -> int:
-    """How many examples tell networks apart to a standard error, all of them being evaluated on the same ones.
+def examples_for(error: float, differences: Float[Tensor, "k n"]) -> int:
+    """How many examples tell two networks' losses apart to a standard error, both being evaluated on the same ones.
 
-    n = max s²(l_a − l_b) / error² over pairs of networks (a, b), s² the variance over examples: what is hard for both
-    cancels, so that pairing takes fewer than each network's own s² would.
+    n = mean s²(l_a − l_b) / error², s² the variance over examples, the mean over pairs of networks (a, b): what is hard
+    for both cancels, so that pairing takes fewer examples than each network's own s² would.
 
     Args:
-        error: of a difference of two mean losses, nats.
-        losses: of some networks like those to be told apart, on some examples (`example_losses`).
+        error: of a difference of two mean losses, nats; its root mean square over pairs.
+        differences: l_a − l_b of some pairs like those to be told apart, on some examples (from `example_losses`).
 
     Raises:
-        ValueError: an error that is not positive, fewer than two networks or two examples, losses that are not finite.
+        ValueError: an error that is not positive, no pair, fewer than two examples, differences that are not finite.
     """
-    if not 0 < error < math.inf or min(losses.shape) < 2 or not losses.isfinite().all():
-        found = f"error={error}, losses of {tuple(losses.shape)}, {int((~losses.isfinite()).sum())} not finite"
-        raise ValueError(f"needs an error > 0, and finite losses of at least 2 networks on 2 examples; got {found}")
-    shared = losses.double().cov()
-    own = shared.diagonal()
-    return max(1, math.ceil((own[:, None] + own - 2 * shared).max().item() / error**2))
+    pairs, examples = differences.shape
+    broken = int((~differences.isfinite()).sum())
+    if not 0 < error < math.inf or not pairs or examples < 2 or broken:
+        found = f"error={error}, {pairs} pairs, {examples} examples, {broken} differences not finite"
+        raise ValueError(
+            f"needs an error > 0, and finite differences of a pair of networks on ≥ 2 examples; got {found}"
+        )
+    return max(1, math.ceil(differences.double().var(1).mean().item() / error**2))
 
 
 def outputs(ensemble: Ensemble, inputs: Tensor) -> Tensor:

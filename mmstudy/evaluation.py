@@ -86,11 +86,13 @@ def predictions(experiment: xr.Dataset) -> xr.Dataset:
 
     full = float(experiment.attrs["full_cost"])
     budget = json.loads(experiment.attrs["parameters"])["budget"]
-    steps, bin_, examples = (budget[name] for name in ("steps", "early_bin", "probe_examples"))
+    steps, bin_ = budget["steps"], budget["early_bin"]
+    examples = float(experiment["probe_examples"].mean())
+    shared = float(experiment["examples_cost"].mean()) / experiment.sizes["candidate"]  # of all that looks at examples
     add("parameters", experiment["parameters"])
     add("flops", experiment["flops"])
-    add("loss", experiment["loss"], float(examples))
-    add("gradient_norm", experiment["gradient_norm"], 3.0 * examples)
+    add("loss", experiment["loss"], shared + examples)
+    add("gradient_norm", experiment["gradient_norm"], shared + 3.0 * examples)
     sizes = [m for m in DIRECTION if m in experiment and "probe" in experiment[m].dims]
     for rate in experiment["rate"].values.tolist():
         for share in EARLY:
@@ -102,8 +104,8 @@ def predictions(experiment: xr.Dataset) -> xr.Dataset:
         for length in experiment["probe"].values.tolist():
             at = experiment.sel(rate=rate, probe=length)
             for measure in sizes:
-                cost = float(at[COST_OF.get(measure, "children_cost")].mean())
-                add(measure, at[measure], cost, rate, length)
+                own = float(at[COST_OF.get(measure, "children_cost")].mean())
+                add(measure, at[measure], own + shared * (measure in COST_OF), rate, length)
     alone = np.stack(columns, axis=-1)  # (task, candidate, predictor)
     ranks = _ranks(alone)
     names, measure, family, cost, rate, length = map(list, zip(*about, strict=True))

@@ -19,6 +19,10 @@ from mmstudy import __version__
 PACKAGES = ("torch", "numpy", "scipy", "xarray", "scikit-learn", "mnist1d")
 
 
+def _processor() -> str:
+    return f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"  # torch's kernels differ by both
+
+
 def provenance(parameters: dict, device: str = "cpu") -> dict[str, str]:
     """The attributes that reproduce a result: parameters, versions, commit, device, threads and the time of day."""
     return {
@@ -27,7 +31,7 @@ def provenance(parameters: dict, device: str = "cpu") -> dict[str, str]:
             {name: version(name) for name in PACKAGES} | {"mmstudy": __version__, "python": platform.python_version()}
         ),
         "commit": commit(),
-        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
         "threads": str(torch.get_num_threads()),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

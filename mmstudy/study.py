@@ -210,6 +210,8 @@ WORDS = {
     "base_nll": ("nat", "test negative log-likelihood of the base network"),
     "base_ece": ("1", "expected calibration error of the base network"),
     "base_loss": ("nat", "loss of the base network on the probe examples"),
+    "probe_examples": ("1", "training examples that losses are measured on before a candidate is trained in full"),
+    "examples_cost": ("example-evaluations", "cost of finding out how many those must be, once for all candidates"),
     "level": ("nat", "loss up to which rays go, shared by all candidates of a task"),
     "description": ("1", "the candidate in this task, as JSON"),
     "parameters": ("1", "parameters of the candidate"),

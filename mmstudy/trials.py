@@ -19,6 +19,7 @@ from mmstudy.tasks import Data, Split, Task
 from mmstudy.tracing import trace
 
 CHECKPOINTS = ("last", "best validation")
+FIRST_LOOK = 512  # training examples that foretell how many are needed
 SCORES = ("accuracy", "nll", "ece")
 SIZES = (
     *("reach", "gyration", "diameter", "effective_dimension", "log_volume", "disagreement"),
@@ -31,9 +32,10 @@ class Budget:
     """How much is trained and measured. Costs are counted in example-evaluations.
 
     A probe of length b: `children` copies of the candidate train b / children steps each, at a constant step size;
-    the rays start at the children's centre (their mean) and are measured on `probe_examples` training examples, up to
-    the base network's loss on them plus `margin`; they go as far as `farthest` times a direction, those along random
-    filter-normalized directions as far as `random_farthest` times. `rates` multiply the training's step size in probes.
+    the rays start at the children's centre (their mean) and go up to the base network's loss plus `margin`, as far as
+    `farthest` times a direction, those along random filter-normalized directions as far as `random_farthest` times.
+    Losses are measured on as few training examples, the same for all candidates of a task, as tell a network at that
+    level from the base to a standard error of `probe_error` nats. `rates` multiply the training's step size in probes.
     """
 
     steps: int = 2500
@@ -48,7 +50,7 @@ class Budget:
     early_bin: int = 5
     children: int = 4
     margin: float = 0.1
-    probe_examples: int = 128
+    probe_error: float = 0.05
     random_rays: int = 4
     farthest: float = 16.0
     random_farthest: float = 0.8
@@ -81,10 +83,13 @@ def train_base(task: Task, data: Data, budget: Budget) -> xr.Dataset:
     if not en.vectors(base).isfinite().all():
         raise ValueError(f"the base network of {task} diverged: step_size={budget.step_size:g} is too large")
     control = train_in_full(task, data, base[torch.zeros(budget.seeds, dtype=torch.long)], budget)
+    examples, cost = examples_needed(task, data, base, budget)
     return xr.Dataset(
         {
             "base": ("dimension", en.vectors(base)[0].cpu().numpy()),
-            "base_loss": ((), en.losses(base, _probe_split(task, data, budget)).item()),
+            "base_loss": ((), en.losses(base, probe_split(task, data, examples)).item()),
+            "probe_examples": ((), examples),
+            "examples_cost": ((), cost),
             **{f"base_{name}": ((), score.item()) for name, score in en.evaluate(base, data.test).items()},
             **{f"control_{name}": (("seed", "checkpoint"), value) for name, value in control.items()},
         }
@@ -108,10 +113,29 @@ def _order(task: Task, data: Data, budget: Budget, names: Iterable[object], step
     return training.minibatches(generators, len(data.training.inputs), steps, budget.batch)
 
 
-def _probe_split(task: Task, data: Data, budget: Budget) -> Split:
+def probe_split(task: Task, data: Data, examples: int) -> Split:
+    """So many training examples (or all there are), the same ones for everybody who asks."""
     inputs, targets = data.training
-    some = torch.randperm(len(inputs), generator=generator("probe examples", task))[: budget.probe_examples]
+    some = torch.randperm(len(inputs), generator=generator("probe examples", task))[:examples]
     return Split(inputs[some], targets[some])
+
+
+def examples_needed(task: Task, data: Data, base: en.Ensemble, budget: Budget) -> tuple[int, int]:
+    """On how many training examples rays are measured, and the cost of finding out, in example-evaluations.
+
+    What must be told apart are networks at the level and the base network. Random rays from the base lead to some.
+    """
+    split, start = probe_split(task, data, FIRST_LOOK), en.vectors(base)
+    objective = of_networks(base, split)
+    ways = directions.filter_normalized(base, start, budget.random_rays, generator("first look", task))
+    own, far = en.example_losses(base, split), budget.random_farthest
+    loss = own.mean(1)
+    lines = crossings(objective, start, ways, loss.item() + budget.margin, far / 4, far, origin=loss)
+    reached = torch.as_tensor(lines["multiple"].values).to(ways).unsqueeze(-1)
+    there = en.example_losses(en.at(base, (start.unsqueeze(1) + reached * ways)[0]), split)
+    evaluations = 1 + int(lines["evaluations"].sum()) + budget.random_rays
+    count = en.examples_for(budget.probe_error, there - own)
+    return min(count, len(data.training.targets)), PASS * evaluations * len(split.targets)
 
 
 def train_in_full(task: Task, data: Data, start: en.Ensemble, budget: Budget) -> dict[str, Tensor]:
@@ -151,7 +175,7 @@ def measure(
     nn.utils.vector_to_parameters(parameters, network.parameters())
     example, walked = data.training.inputs[:1], trace(network, data.training.inputs)
     expanded = en.stack([c.grow(network, *data.training, walked=walked).network for _, c in candidates])
-    split = _probe_split(task, data, budget)
+    split = probe_split(task, data, int(base["probe_examples"]))
     seeds = torch.arange(len(candidates)).repeat_interleave(budget.seeds)
     scores = train_in_full(task, data, expanded[seeds], budget)
     by_seed = (len(candidates), budget.seeds, len(CHECKPOINTS))
@@ -166,15 +190,16 @@ def measure(
         [
             xr.Dataset({n: (("candidate", "seed", "checkpoint"), v.view(by_seed)) for n, v in scores.items()}),
             xr.Dataset({name: ("candidate", value.cpu()) for name, value in static.items()}),
-            probe(task, data, expanded, float(base["base_loss"]) + budget.margin, budget),
+            probe(task, data, split, expanded, float(base["base_loss"]) + budget.margin, budget),
         ]
     ).assign_coords(candidate=[label for label, _ in candidates])
 
 
-def probe(task: Task, data: Data, expanded: en.Ensemble, level: float, budget: Budget) -> xr.Dataset:
+def probe(task: Task, data: Data, split: Split, expanded: en.Ensemble, level: float, budget: Budget) -> xr.Dataset:
     """Everything that is measured on candidates by training them a little, over (candidate, rate, early | probe).
 
-    One run at each constant step size gives the early loss; the children of each candidate give its size.
+    One run at each constant step size gives the early loss; the children of each candidate give its size, measured on
+    the examples of `split`.
     """
     count, rates, k = len(expanded), len(budget.rates), budget.children
     starts = expanded[torch.arange(count).repeat_interleave(rates)]
@@ -189,7 +214,6 @@ def probe(task: Task, data: Data, expanded: en.Ensemble, level: float, budget: B
 
     lengths = [b // k for b in sorted(budget.probes)]
     order = _order(task, data, budget, [f"child {i}" for i in range(k)], lengths[-1])
-    split = _probe_split(task, data, budget)
     objective = of_networks(starts, split, training=data.training, minibatch=budget.batch)
     grown = children.offspring(objective, en.vectors(starts), order, step_sizes, budget.momentum, lengths)
     sizes = [
@@ -243,7 +267,7 @@ def _sizes(
     )
     sizes = sizes.where(xr.DataArray(alive.cpu(), dims="parent"))
     trained = STEP * budget.batch * k * step
-    point = PASS * budget.probe_examples
+    point = PASS * len(inputs)
     return sizes.assign(
         children_cost=trained,
         predictions_cost=trained + point * k,

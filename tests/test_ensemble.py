@@ -296,20 +296,27 @@ def test_losses_of_single_examples_are_those_of_batches_of_one(large_call, monke
 def test_as_many_examples_as_the_error_asks_for():
     """Two networks whose losses differ by N(0, 0.3²) for each example, and share far larger differences."""
     draw = torch.randn(3, 100_000, generator=generator("pairs"), dtype=torch.float64)
-    losses = 5 * draw[0] + 0.3 * torch.stack([draw[1], torch.zeros_like(draw[1])])
-    assert en.examples_for(0.01, losses) == pytest.approx(900, rel=0.02)
-    assert en.examples_for(0.02, losses) == pytest.approx(225, rel=0.02)
-    assert en.examples_for(10.0, losses) == 1
-    third = torch.cat([losses, losses[:1] + 0.6 * draw[2]])  # the worst pair sets the number
-    assert en.examples_for(0.01, third) == pytest.approx(4500, rel=0.02)
+    one, two = 5 * draw[0] + 0.3 * draw[1], 5 * draw[0]
+    difference = (one - two).unsqueeze(0)
+    assert en.examples_for(0.01, difference) == pytest.approx(900, rel=0.02)
+    assert en.examples_for(0.02, difference) == pytest.approx(225, rel=0.02)
+    assert en.examples_for(10.0, difference) == 1
+    pairs = torch.stack([one - two, one + 0.6 * draw[2] - two])  # 0.3² and 0.3² + 0.6²: the mean square counts
+    assert en.examples_for(0.01, pairs) == pytest.approx(2700, rel=0.02)
 
 
 @pytest.mark.parametrize(
-    ("error", "losses"), [(0.0, torch.zeros(2, 9)), (0.1, torch.zeros(1, 9)), (0.1, torch.full((2, 9), torch.nan))]
+    ("error", "differences"),
+    [
+        (0.0, torch.zeros(2, 9)),
+        (0.1, torch.zeros(0, 9)),
+        (0.1, torch.zeros(2, 1)),
+        (0.1, torch.full((2, 9), torch.nan)),
+    ],
 )
-def test_an_error_that_no_number_of_examples_gives_is_refused(error, losses):
-    with pytest.raises(ValueError, match="needs an error > 0, and finite losses of at least 2 networks on 2 examples"):
-        en.examples_for(error, losses)
+def test_an_error_that_no_number_of_examples_gives_is_refused(error, differences):
+    with pytest.raises(ValueError, match="needs an error > 0, and finite differences of a pair of networks on ≥ 2"):
+        en.examples_for(error, differences)
 
 
 def test_frozen_parameters_are_no_dimensions_and_stay():

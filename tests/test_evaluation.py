@@ -170,7 +170,9 @@ def measured():
         "probe": [20, 40], "operator": ("candidate", ["net2net", "net2net", "random", "random", "deeper_random"]),
         "label_noise": ("task", [0.0, 0.2]), "dataset": ("task", ["digits", "digits"]),
     }  # fmt: skip
-    budget = {"steps": STEPS, "early_bin": 10, "probe_examples": EXAMPLES}
+    data["probe_examples"] = "task", [EXAMPLES - 10, EXAMPLES + 10]
+    data["examples_cost"] = "task", [4000, 6000]
+    budget = {"steps": STEPS, "early_bin": 10}
     attrs = {"full_cost": 3 * STEPS * EXAMPLES, "parameters": json.dumps({"budget": budget})}
     return xr.Dataset(data, coords, attrs)
 
@@ -207,13 +209,15 @@ def test_costs_are_shares_of_a_full_training(measured):
     predicted, full = evaluation.predictions(measured), 3 * STEPS * EXAMPLES
     cost = dict(zip(predicted["predictor"].values.tolist(), predicted["cost"].values.tolist(), strict=True))
     assert cost["parameters"] == cost["flops"] == 0
-    assert cost["loss"] == pytest.approx(EXAMPLES / full)
-    assert cost["gradient_norm"] == pytest.approx(3 * EXAMPLES / full)
+    shared = 5000 / 5  # the choice of examples, by five candidates
+    assert cost["loss"] == pytest.approx((EXAMPLES + shared) / full)
+    assert cost["gradient_norm"] == pytest.approx((3 * EXAMPLES + shared) / full)
     assert cost["early_loss ×2 @50"] == pytest.approx(50 / STEPS)
     for name, factor in (("reach", 1), ("explorer_loss", 1), ("extent_children", 1.5), ("extent_random", 1.2),
                          ("disagreement", 1.1), ("centre_loss", 1.05)):  # fmt: skip
         for length in (20, 40):
-            assert cost[f"{name} ×1 @{length}"] == pytest.approx(30_000 * factor * length / 20 / full)
+            own = 30_000 * factor * length / 20 + shared * (factor > 1)
+            assert cost[f"{name} ×1 @{length}"] == pytest.approx(own / full)
             assert cost[f"{name} ×1 @{length} + parameters"] == cost[f"{name} ×1 @{length}"]
 
 

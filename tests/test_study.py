@@ -18,6 +18,7 @@ import xarray as xr
 from mmstudy import evaluation, pools, records, study, trials
 from mmstudy.expand import Candidate
 from mmstudy.objective import of_networks
+from mmstudy.seeds import generator
 from mmstudy.tasks import Task, load
 from mmstudy.trials import Budget
 
@@ -112,16 +113,44 @@ def test_candidates_measured_together_are_those_measured_alone(experiment, tmp_p
 
 def test_costs_are_those_counted_by_hand(experiment):
     one = experiment.isel(task=0).sel(probe=8)
+    examples = int(one["probe_examples"])
     training = 3 * 32 * 8  # three passes × batch × steps, all four children together
     assert int(one["children_cost"]) == training
     for cost, rays in (("rays_cost", 4 + 4 + 4), ("random_cost", 2)):
-        evaluations = (one[cost] - training) / 128 - 1  # of all rays; their number is each ray's own affair
+        evaluations = (one[cost] - training) / examples - 1  # of all rays; their number is each ray's own affair
         assert (evaluations == evaluations.round()).all()
         assert (evaluations.where(one["outside"] == 0, rays) <= 12 * rays).all()
         assert (evaluations.where(one["outside"] == 0, rays) >= rays).all()
-    assert int(one["centre_cost"]) == training + 128
-    assert int(one["predictions_cost"]) == training + 4 * 128
+    assert int(one["centre_cost"]) == training + examples
+    assert int(one["predictions_cost"]) == training + 4 * examples
     assert experiment.attrs["full_cost"] == 3 * 32 * 30
+
+
+@pytest.mark.parametrize("task", TASKS, ids=str)
+def test_as_few_examples_as_the_wanted_error_allows(task):
+    """Networks at the level, found along other rays than those that chose: their distance from the base's loss, on
+    subsets of that size, scatters by the error that was asked for."""
+    data, budget = load(task), replace(BUDGET, margin=0.3, probe_error=0.1, steps=300)
+    base = trials.train_base(task, data, budget)
+    count = int(base["probe_examples"])
+    assert 2 < count < len(data.training.targets)
+    network = trials.new_base(task, data)
+    torch.nn.utils.vector_to_parameters(torch.tensor(base["base"].values), network.parameters())
+    stacked = trials.en.stack([network])
+    start, loss = trials.en.vectors(stacked), of_networks(stacked, data.training)
+    ways = torch.randn(1, 20, start.shape[1], generator=generator("other rays")) * start.norm() / start.shape[1] ** 0.5
+    lines = trials.crossings(loss, start, ways, float(loss(start)) + budget.margin)
+    assert (lines["status"] == "converged").all()
+    there = start + torch.as_tensor(lines["multiple"].values[0]).float().unsqueeze(1) * ways[0]
+    own = trials.en.example_losses(stacked, data.training)
+    apart = trials.en.example_losses(trials.en.at(stacked, there), data.training) - own
+    draws = [torch.randint(len(data.training.targets), (count,), generator=generator("draw", i)) for i in range(400)]
+    scatter = torch.stack([apart[:, some].mean(1) for some in draws]).var(0).mean().sqrt().item()
+    assert scatter == pytest.approx(budget.probe_error, rel=0.35)
+    half = trials.train_base(task, data, replace(budget, probe_error=0.2))
+    assert int(half["probe_examples"]) == pytest.approx(count / 4, abs=1)
+    tight = trials.train_base(task, data, replace(budget, probe_error=1e-4))
+    assert int(tight["probe_examples"]) == len(data.training.targets)
 
 
 def test_the_probe_sees_the_training_examples_only(experiment, tmp_path):
@@ -140,9 +169,9 @@ def test_rays_along_the_children_hold_what_they_say():
     level = float(base["base_loss"]) + 1.0
     network = POOL[0][1].expand(trials.new_base(TASKS[0], data), data.training.inputs[:1])
     expanded = trials.en.stack([network])
-    probed = trials.probe(TASKS[0], data, expanded, level, BUDGET).isel(candidate=0, rate=0).sel(probe=8)
+    split = trials.probe_split(TASKS[0], data, 128)
+    probed = trials.probe(TASKS[0], data, split, expanded, level, BUDGET).isel(candidate=0, rate=0).sel(probe=8)
     order = trials._order(TASKS[0], data, BUDGET, [f"child {i}" for i in range(4)], 2)
-    split = trials._probe_split(TASKS[0], data, BUDGET)
     loss = of_networks(expanded, split, training=data.training)
     start = trials.en.vectors(expanded)
     ((_, young, _),) = trials.children.offspring(loss, start, order, torch.tensor([0.05]))
@@ -232,13 +261,18 @@ def test_costs_are_those_of_what_is_evaluated(monkeypatch):
     data, budget = load(TASKS[0]), replace(BUDGET, probes=(8,))
     network = trials.new_base(TASKS[0], data)
     expanded = trials.en.stack([c.expand(network, data.training.inputs[:1]) for _, c in POOL[:3]])
-    probed = trials.probe(TASKS[0], data, expanded, 3.0, budget).squeeze("probe")
+    split = trials.probe_split(TASKS[0], data, 128)
+    probed = trials.probe(TASKS[0], data, split, expanded, 3.0, budget).squeeze("probe")
     assert not probed["outside"].any()
     training, centre = int(probed["children_cost"]), int(probed["centre_cost"] - probed["children_cost"])
     assert 3 * len(budget.rates) * training == 3 * sum(trained)
     rays = sum(int((probed[f"{name}_cost"] - training - centre).sum()) for name in ("rays", "random"))
     assert rays > 0
     assert sum(points) == rays + 3 * len(budget.rates) * centre  # the centre counts in each, and is evaluated once
+    points.clear()
+    _, cost = trials.examples_needed(TASKS[0], data, trials.en.stack([network]), budget)
+    outside = (1 + budget.random_rays) * len(data.training.targets)  # losses of single examples
+    assert cost == sum(points) + outside
 
 
 def test_scores_and_early_losses_are_those_of_a_plain_loop(experiment):
@@ -248,7 +282,7 @@ def test_scores_and_early_losses_are_those_of_a_plain_loop(experiment):
     network = trials.new_base(task, data)
     torch.nn.utils.vector_to_parameters(torch.tensor(base["base"].values), network.parameters())
     measured = experiment.sel(task=str(task), candidate=label)
-    split = trials._probe_split(task, data, BUDGET)
+    split = trials.probe_split(task, data, int(base["probe_examples"]))
     loss = torch.nn.functional.cross_entropy(network(split[0]), split[1]).item()
     assert float(measured["base_loss"]) == pytest.approx(loss, rel=1e-5)
     assert float(measured["level"]) == pytest.approx(loss + BUDGET.margin, rel=1e-5)
