@@ -36,6 +36,7 @@ WORDS = {
     "memory": ("MiB", "peak memory of the work, all its steps, beyond that of the process before"),
     "noise": ("1", "half the interquartile range of the times over their median, the larger of both sides"),
     "others": ("1", "share of the cores that other processes used meanwhile"),
+    "bound": ("1", "the ratio if a step were nothing but its convolutions, in one process per core"),
     "difference": ("1", "largest difference of the two results, over the largest entry"),
     "parameters": ("1", "parameters of the network"),
     "count": ("1", "networks trained, points evaluated, or probes"),
@@ -89,6 +90,8 @@ def gather(cases: list[dict]) -> xr.Dataset:
     best, noise = typical.sel(way=WAYS[1:]).idxmin("way"), (high - low) / 2 / typical
     dataset["ratio"] = typical.sel(way="reference", drop=True) / typical.sel(way=best, drop=True)
     dataset["noise"] = np.maximum(noise.sel(way="reference", drop=True), noise.sel(way=best, drop=True))
+    alone = xr.DataArray([case.get("convolutions", np.nan) for case in cases], dims="case")
+    dataset["bound"] = typical.sel(way="reference", drop=True) / alone
     more = {name: ("case", [case[name] for case in cases]) for name in ("others", "difference")}
     return dataset.assign(more).drop_vars("quantile")
 

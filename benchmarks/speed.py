@@ -7,7 +7,7 @@ import argparse
 import json
 import multiprocessing
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
@@ -16,6 +16,7 @@ from work import CORES, DEVICE, Work, around, batched, build, difference, exampl
 from work import objective as loss_of
 
 TRAINED = ("MLP 16", "MLP 64", "convolutional", "ViT")
+WAYS = {"reference": False, "one process": True}  # whether it is the batch
 EVALUATED = ("MLP 16", "MLP 64", "MLP 128", "convolutional", "ViT")
 
 
@@ -46,22 +47,37 @@ def _resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def memory(work: Work) -> dict[str, float]:
-    """The peak memory of the loop and of the batch, in MiB, each in a process of its own."""
+def alone(function: Callable[..., float], *given: object) -> float:
+    """What a function says in a process of its own."""
     context = multiprocessing.get_context("spawn" if DEVICE == "cuda" else "forkserver")
     context.set_forkserver_preload(["work"])  # a fresh process without the wait for its imports
-    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as fresh:
-        ways = {"reference": False, "one process": True}
-        return {way: fresh.submit(peak, work, batch).result() for way, batch in ways.items()}
+    with ProcessPoolExecutor(1, context) as fresh:
+        return fresh.submit(function, *given).result()
+
+
+def convolutions(work: Work) -> float:
+    """Seconds of a step that convolutions alone take, in one of as many processes as there are cores.
+
+    They do not depend on how networks are batched: a step can't be shorter.
+    """
+    torch.set_num_threads(1)
+    step = batched(work, 0, CORES)
+    for _ in range(12):  # until it is recorded, and still in the same run
+        step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        for _ in range(3):
+            step()
+    spent = sum(event.self_cpu_time_total for event in seen.key_averages() if "convolution" in event.key)
+    return spent / 1e6 / (3 * work.times)
 
 
 def compiled(repetitions: int) -> Iterator[dict]:
-    """The batched loss by `torch.compile` against the plain one, if there is a compiler: one case, as it is slow."""
+    """The batched loss by `torch.compile` against that in use, if there is a compiler: one case, as it is slow."""
     work = Work("compile", "MLP 64", 64, times=10)
     network, batch = build(work.network), examples(work.network, work.examples)
-    (term,), points = loss_of(network, batch).terms, around(network, work.count)
-    owner = torch.zeros(work.count, dtype=torch.long, device=DEVICE)
-    plain, fast = (lambda: term(points, owner)), torch.compile(lambda: term(points, owner))
+    loss, points = loss_of(network, batch), around(network, work.count)
+    (term,), owner = loss.terms, torch.zeros(work.count, dtype=torch.long, device=DEVICE)
+    plain, fast = (lambda: loss(points[None])[0]), torch.compile(lambda: term(points, owner))
     try:
         with torch.no_grad():
             apart = difference(plain(), fast())
@@ -88,7 +104,9 @@ def main() -> None:
     for work in tqdm(cases(quick), desc="speed", disable=None):
         case = measure(work, workers, repetitions, seconds)
         if work.what in ("training", "points") and work.count in (8, 64) and not quick:
-            case["memory"] = memory(work)
+            case["memory"] = {way: alone(peak, work, batch) for way, batch in WAYS.items()}
+        if (work.what, work.network, work.count, DEVICE) == ("training", "convolutional", 8, "cpu"):
+            case["convolutions"] = alone(convolutions, work)
         print(json.dumps(case), flush=True)
     for case in () if quick else compiled(repetitions):
         print(json.dumps(case), flush=True)
