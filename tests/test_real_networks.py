@@ -325,8 +325,9 @@ def test_hessian_vector_products_are_those_of_autograd(name, together, monkeypat
         torch.testing.assert_close(found[i, j], expected, rtol=1e-9, atol=1e-10 * float(expected.abs().max()))
 
 
-def test_backward_passes_are_as_exact_as_forward_ones():
-    """Convolutions on a GPU round to TF32 unless they are told not to."""
+def test_backward_passes_are_as_exact_as_forward_ones(monkeypatch):
+    """Convolutions on a GPU round to TF32 unless they are told not to; this test pretends that there is one."""
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     met = []
 
     class Watched(torch.autograd.Function):

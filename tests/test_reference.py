@@ -53,7 +53,9 @@ def test_what_the_readme_says_holds(experiment, scores):
     for static in ("gradient_norm", "loss"):
         assert lead(static)["low"] > 0, "size beats the gradient norm and the loss right after expansion"
     assert lead("parameters")["low"] < 0 < lead("parameters")["high"], "against the parameter count it is undecided"
-    assert lead(rival)["mean"] < 0, "a well-run early loss orders better than size"
+    same_price = evaluation.find(predicted, **evaluation.RIVAL | {"share": 0.05})
+    for early_loss in (rival, same_price):
+        assert lead(early_loss)["high"] < 0, "a well-run early loss orders better than size, at the same price too"
     assert regret.sel(predictor=headline) < regret.sel(predictor="parameters") / 2, "size picks better than counting"
     assert predicted["cost"].sel(predictor=headline) < 0.06, "a twentieth of the price of a full training"
 
