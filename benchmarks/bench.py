@@ -2,8 +2,9 @@
 
     python benchmarks/bench.py [--quick] [--out outputs/bench]
 
-A ratio is the time of the reference over that of the batch, medians of repetitions that took turns in one run; above 1
-the batch is faster. The batch runs both in one process and in one process per core: the ratio is that of the faster.
+A ratio is the time of the reference over that of the batch, each repetition against the one that took turns with it, as
+a machine's speed drifts, and the median of those; above 1 the batch is faster. The batch runs both in one process and
+in one process per core: the ratio is that of the faster.
 """
 
 import argparse
@@ -34,9 +35,9 @@ WORDS = {
     "seconds": ("s", "wall-clock time of one step of training all networks, or of evaluating all points once"),
     "ratio": ("1", "time of the reference over that of the batch, in the faster of its two ways"),
     "memory": ("MiB", "peak memory of the work, all its steps, beyond that of the process before"),
-    "noise": ("1", "half the interquartile range of the times over their median, the larger of both sides"),
+    "noise": ("1", "half the interquartile range of the repetitions' ratios over their median"),
     "others": ("1", "share of the cores that other processes used meanwhile"),
-    "bound": ("1", "the ratio if a step were nothing but its convolutions, in one process per core"),
+    "bound": ("1", "the ratio if a step of training were nothing but its convolutions"),
     "difference": ("1", "largest difference of the two results, over the largest entry"),
     "parameters": ("1", "parameters of the network"),
     "count": ("1", "networks trained, points evaluated, or probes"),
@@ -86,14 +87,16 @@ def gather(cases: list[dict]) -> xr.Dataset:
     dataset = xr.Dataset(
         {"seconds": (("case", "way", "repetition"), seconds), "memory": (("case", "way"), memory)}, {"way": WAYS}
     ).assign_coords({name: ("case", [case[name] for case in cases]) for name in names})
-    low, typical, high = (dataset["seconds"].quantile(q, "repetition", skipna=False) for q in (0.25, 0.5, 0.75))
-    best, noise = typical.sel(way=WAYS[1:]).idxmin("way"), (high - low) / 2 / typical
-    dataset["ratio"] = typical.sel(way="reference", drop=True) / typical.sel(way=best, drop=True)
-    dataset["noise"] = np.maximum(noise.sel(way="reference", drop=True), noise.sel(way=best, drop=True))
-    alone = xr.DataArray([case.get("convolutions", np.nan) for case in cases], dims="case")
-    dataset["bound"] = typical.sel(way="reference", drop=True) / alone
+    paired = dataset["seconds"].sel(way="reference", drop=True) / dataset["seconds"].sel(way=WAYS[1:])
+    low, ratio, high = (paired.quantile(q, "repetition", skipna=False).drop_vars("quantile") for q in (0.25, 0.5, 0.75))
+    best = ratio.idxmax("way")
+    dataset["ratio"] = ratio.sel(way=best, drop=True)
+    dataset["noise"] = ((high - low) / 2 / ratio).sel(way=best, drop=True)
+    dataset["bound"] = dataset["ratio"] / xr.DataArray(
+        [case.get("convolutions", np.nan) for case in cases], dims="case"
+    )
     more = {name: ("case", [case[name] for case in cases]) for name in ("others", "difference")}
-    return dataset.assign(more).drop_vars("quantile")
+    return dataset.assign(more)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ GOALS = {  # (what, network, how many) → the least ratio
     ("points", "MLP 64", 64): 4.0,
 }
 NEVER_SLOWER = 0.95  # whatever is trained or evaluated
-NOISY = 0.1  # scatter of a case's times, or share of the cores that others took, beyond which a ratio tells nothing
+NOISY = 0.1  # scatter of a case's ratio, or share of the cores that others took, beyond which a ratio tells nothing
 MEASURED = ("training", "short training", "points", "parameters", "directions", "examples")
 
 
@@ -27,13 +27,13 @@ def doubtful(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def goals(dataset: xr.Dataset) -> list[str]:
-    """Each goal with what was measured: ✓, ✗, or ? where the times scatter too much to tell."""
+    """Each goal with what was measured: ✓, ✗, or ? where they scatter too much to tell."""
     rows = dataset[["ratio", "bound"]].assign(doubtful=doubtful(dataset)).to_dataframe().reset_index()
     rows, lines = rows[rows["what"].isin(MEASURED)], []
     for (what, network, count), least in GOALS.items():
         case = rows.query("what == @what and network == @network and count == @count").iloc[0]
         mark = "?" if case["doubtful"] else "✓" if case["ratio"] >= least else "✗"
-        bound = f"; {case['bound']:.2f}× if a step were its convolutions alone" if case["bound"] > 0 else ""
+        bound = f"; {case['bound']:.2f}× if a step were nothing but its convolutions" if case["bound"] > 0 else ""
         lines.append(f"{mark} {what}, {network}, {count}: {case['ratio']:.2f}× (≥ {least}×{bound})")
     slower = rows[~rows["doubtful"] & (rows["ratio"] < NEVER_SLOWER)].sort_values("ratio")
     mark = "✗" if len(slower) else "?" if rows["doubtful"].any() else "✓"

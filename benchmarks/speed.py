@@ -7,6 +7,7 @@ import argparse
 import json
 import multiprocessing
 import resource
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 
@@ -56,19 +57,20 @@ def alone(function: Callable[..., float], *given: object) -> float:
 
 
 def convolutions(work: Work) -> float:
-    """Seconds of a step that convolutions alone take, in one of as many processes as there are cores.
+    """The share of a step that convolutions take, in one of as many processes as there are cores.
 
-    They do not depend on how networks are batched: a step can't be shorter.
+    How networks are batched does not change them: a step can't be shorter than they are.
     """
     torch.set_num_threads(1)
     step = batched(work, 0, CORES)
-    for _ in range(12):  # until it is recorded, and still in the same run
+    for _ in range(12):  # until it is recorded; what follows is of the same run
         step()
+    began = time.perf_counter()
+    step(), step()
+    took = time.perf_counter() - began
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-        for _ in range(3):
-            step()
-    spent = sum(event.self_cpu_time_total for event in seen.key_averages() if "convolution" in event.key)
-    return spent / 1e6 / (3 * work.times)
+        step(), step()
+    return sum(e.self_cpu_time_total for e in seen.key_averages() if "convolution" in e.key) / 1e6 / took
 
 
 def compiled(repetitions: int) -> Iterator[dict]:
