@@ -165,30 +165,35 @@ def _reuse_memory(graph: fx.Graph, tensors: dict[fx.Node, Tensor]) -> None:
             first.setdefault(_memory(tensors[seen]), seen)
             last[_memory(tensors[seen])] = node
     for node in graph.nodes:
-        if node.op != "call_function" or node not in tensors or (overload := _writing(node.target)) is None:
+        if node.op != "call_function" or node not in tensors or (writing := _writing(node.target)) is None:
             continue
+        operation, into = writing
         read = Counter(_memory(tensors[given]) for given in node.all_input_nodes)
-        for given in node.all_input_nodes:
+        for given in node.all_input_nodes if into else node.args[:1]:
             memory = _memory(tensors[given])
             free = first[memory].op == "call_function" and last[memory] is node and read[memory] == 1
             if free and _place(tensors[given])[1:] == _place(tensors[node])[1:]:
-                node.target, name = overload
-                node.kwargs = {**node.kwargs, name: given}
+                node.target = operation
+                node.kwargs = {**node.kwargs, into: given} if into else node.kwargs
                 break
 
 
 @cache
 def _writing(function: Callable) -> tuple[torch._ops.OpOverload, str] | None:
-    """The elementwise operation that writes into a tensor, and what it calls that; None if there is none."""
+    """The same elementwise operation, writing into a tensor, and what it calls that; "" where it is the first argument.
+
+    What torch generates for operations that cannot write into a tensor copies the result, and gains nothing.
+    """
     tags = getattr(function, "tags", ())
     if torch.Tag.pointwise not in tags or torch.Tag.nondeterministic_seeded in tags or function._schema.is_mutable:
         return None
-    for name in function.overloadpacket.overloads():
-        other = getattr(function.overloadpacket, name)
+    packet = function.overloadpacket
+    for other in (getattr(packet, name) for name in packet.overloads()):
         into = [a.name for a in other._schema.arguments if a.is_out]
-        if len(into) == 1 and _arguments(other) == _arguments(function):
+        if len(into) == 1 and torch.Tag.generated not in other.tags and _arguments(other) == _arguments(function):
             return other, into[0]
-    return None
+    in_place = getattr(getattr(torch.ops.aten, f"{packet.__name__}_", None), function._overloadname, None)
+    return (in_place, "") if in_place and _arguments(in_place) == _arguments(function) else None
 
 
 def _arguments(function: torch._ops.OpOverload) -> list[tuple[str, str]]:

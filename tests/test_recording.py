@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from mmstudy import engine, recording, training
 from mmstudy import ensemble as en
@@ -256,12 +257,16 @@ def test_elementwise_operations_need_no_memory_of_their_own():
         return (((hidden @ weight - 1).tanh() * 2).exp().sum(),)
 
     inputs = drawn(50, 50), drawn(50, 50, seed=1) / 50
-    operations, taken = take_down(chain, inputs), {}
+    operations, taken, copied = take_down(chain, inputs), {}, {}
     for name, function in {"plain": chain, "recorded": operations}.items():
         with engine._Allocated() as memory:
             function(*inputs)
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            function(*inputs)
         taken[name] = memory.total // inputs[0].nbytes
+        copied[name] = sum(event.count for event in seen.key_averages() if event.key == "aten::copy_")
     assert taken == {"plain": 8, "recorded": 2}
+    assert copied["recorded"] == copied["plain"]  # torch's relu.out, say, is a ReLU and a copy
 
 
 def test_a_tensor_that_lies_on_itself_goes_in():
