@@ -3,6 +3,7 @@
 import matplotlib
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 matplotlib.rcParams |= {"backend": "agg", "svg.hashsalt": "mmstudy"}
 import matplotlib.pyplot as plt  # noqa: E402
@@ -88,5 +89,6 @@ def draw(dataset: xr.Dataset) -> Figure:
         axis.set(xlabel=what, ylabel="ms", title=f"time against {what}")
         if some["ms"].notna().any():
             axis.set(xscale="log", yscale="log")
+            axis.xaxis.set_minor_formatter(NullFormatter())
     axes[1, 0].legend(frameon=False)
     return figure
