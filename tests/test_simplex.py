@@ -226,13 +226,12 @@ def test_simplexes_of_networks_meet_the_level_and_grow_with_it():
     inputs, targets = batch(32, dtype=torch.float64)
     stacked = en.stack([mlp((5,), seed=i, dtype=torch.float64) for i in range(2)])
     objective, parents = of_networks(stacked, (inputs, targets)), en.vectors(stacked)
-    level = float(objective(parents).max()) + 0.1
+    level = float(objective(parents).max()) + 0.05  # low enough to be met early, far from where the steps run out
     budget = Budget(samples=4, steps=15)
     low, high = (simplex(objective, parents, level + d, budget, generator("net"), corners=2) for d in (0, 0.4))
     assert np.isin(low["status"].values, ["ok", "at_limit"]).all()
     assert low["mean_loss"].values == pytest.approx(np.full(2, level), rel=0.05)
-    assert (high["size"] > low["size"]).all()
-    assert high["size"].mean() > low["size"].mean() + 0.5
+    assert (high["size"] > low["size"] + 0.3).all()
     alone = simplex(objective, parents[:1], level, budget, generator("net"), corners=2)
     assert alone["size"].item() == pytest.approx(low["size"].values[0], abs=1e-3)
 
