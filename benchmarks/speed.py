@@ -17,7 +17,6 @@ from work import CORES, DEVICE, Work, around, batched, build, difference, exampl
 from work import objective as loss_of
 
 TRAINED = ("MLP 16", "MLP 64", "convolutional", "ViT")
-WAYS = {"reference": False, "one process": True}  # whether it is the batch
 EVALUATED = ("MLP 16", "MLP 64", "MLP 128", "convolutional", "ViT")
 
 
@@ -106,7 +105,7 @@ def main() -> None:
     for work in tqdm(cases(quick), desc="speed", disable=None):
         case = measure(work, workers, repetitions, seconds)
         if work.what in ("training", "points") and work.count in (8, 64) and not quick:
-            case["memory"] = {way: alone(peak, work, batch) for way, batch in WAYS.items()}
+            case["memory"] = {"reference": alone(peak, work, False), "one process": alone(peak, work, True)}
         if (work.what, work.network, work.count, DEVICE) == ("training", "convolutional", 8, "cpu"):
             case["convolutions"] = alone(convolutions, work)
         print(json.dumps(case), flush=True)

@@ -85,7 +85,6 @@ class _Tape(TorchDispatchMode):
         self.graph, self.found = fx.Graph(), {}
         self.alive = []  # all that was seen, so that no two have the same id, or the same memory
         self.nodes: dict[int, fx.Node] = {}
-        self.tensors: dict[fx.Node, Tensor] = {}
         self.places: dict[tuple, fx.Node] = {}
         self.roots: dict[int, Tensor] = {}  # memory → the tensor that was there first
         self.bytes = 0
@@ -97,7 +96,7 @@ class _Tape(TorchDispatchMode):
         """What was written down, as a function with these outputs."""
         self.graph.output(tuple(map(self._node, outputs)))
         self.graph.eliminate_dead_code()
-        _reuse_memory(self.graph, self.tensors)
+        _reuse_memory(self.graph, {self.nodes[id(tensor)]: tensor for tensor in self.alive})
         module = fx.GraphModule(self.found, self.graph)
         vars(module).update(self.found)  # found at once, instead of by a search among the module's tensors
         return module.forward
@@ -125,7 +124,6 @@ class _Tape(TorchDispatchMode):
 
     def _name(self, tensor: Tensor, node: fx.Node) -> None:
         self.nodes[id(tensor)] = node
-        self.tensors.setdefault(node, tensor)
         self.alive.append(tensor)
         if (memory := _memory(tensor)) not in self.parts:
             self.places.setdefault(_place(tensor), node)
@@ -172,7 +170,7 @@ def _reuse_memory(graph: fx.Graph, tensors: dict[fx.Node, Tensor]) -> None:
         for given in node.all_input_nodes if into else node.args[:1]:
             memory = _memory(tensors[given])
             free = first[memory].op == "call_function" and last[memory] is node and read[memory] == 1
-            if free and _place(tensors[given])[1:] == _place(tensors[node])[1:]:
+            if free and _layout(tensors[given]) == _layout(tensors[node]):
                 node.target = operation
                 node.kwargs = {**node.kwargs, into: given} if into else node.kwargs
                 break
@@ -216,12 +214,13 @@ def _kind(tensor: Tensor) -> tuple:
 
 
 def _layout(tensor: Tensor) -> tuple:
-    return _kind(tensor), tuple(tensor.shape), tensor.stride()
+    """How the numbers lie in their memory, and how they are read."""
+    return tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), _kind(tensor)
 
 
 def _place(tensor: Tensor) -> tuple:
     """Where the numbers lie, and how they are read."""
-    return _memory(tensor), tensor.storage_offset(), _layout(tensor)
+    return _memory(tensor), _layout(tensor)
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
