@@ -29,37 +29,26 @@ export OPENBLAS_NUM_THREADS := 1
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 4294967296
 
-# ---- What each notebook uses (the modules that it imports, and theirs) and what it makes -----------------------
+# ---- What each notebook makes, and the files of the package that it imports, directly or not -----------------------
 
 OUT := outputs/$(PROFILE)
 figures = $(foreach name,$(1),figures/$(name).svg figures/$(name).png)
 
 NOTEBOOKS := 1_expansion 2_estimators 3_manifold 4_experiment 5_figures
 
-ensembles := ensemble engine recording training networks objective
-drawing := figures evaluation predictors records $(ensembles)
-coupling := surgery couplings tracing layers views notes axes seeds
-expanding := expand copies fresh growth deeper $(coupling)
-measuring := manifold children rays directions connectivity landscapes
-estimating := estimators truths volume simplex dimension curvature llc singular symmetries
-running := study trials $(expanding) $(ensembles) $(measuring) tasks predictors records
+imports = $(or $(shell $(PYTHON3) mmstudy/core/sources.py notebooks/$(1).ipynb),$(shell find mmstudy -name '*.py'))
 
-1_expansion.modules := $(expanding) $(drawing) contracts checkpoints optimizers tasks illustrations tour
 1_expansion.makes := data/expansion.nc \
 	$(call figures,expansion expansion_weights expansion_blocks expansion_contracts expansion_adam)
 
-2_estimators.modules := $(coupling) $(measuring) $(drawing) $(estimating) tasks portraits illustrations
 2_estimators.makes := data/estimators.nc $(call figures,estimators_gallery estimators_rays estimators_truth \
 	estimators_symmetries estimators_normalization)
 
-3_manifold.modules := $(running) $(drawing) illustrations
 3_manifold.makes := data/manifold.nc $(call figures,manifold_plane manifold_rays)
 
-4_experiment.modules := $(running) pools
 4_experiment.makes := data/experiment.nc
 4_experiment.set := cache=$(OUT)/cache
 
-5_figures.modules := $(drawing)
 5_figures.reads := $(OUT)/data/experiment.nc
 5_figures.makes := data/scores.nc $(call figures,gain_vs_size pareto classes tasks)
 5_figures.set := experiment=$(OUT)/data/experiment.nc
@@ -81,7 +70,7 @@ lint: $(ENVIRONMENT) ## Check the code, that of the notebooks too
 
 # nbval takes a cell without a count for one that has not run: the counts, 1, 2, ... after a fresh run, stay.
 notebooks: $(ENVIRONMENT) ## Run the notebooks in place, and the README's table of operators, to be committed
-	$(PYTHON) -m mmstudy.contracts README.md
+	$(PYTHON) -m mmstudy.validation.preservation README.md
 	$(PYTHON) -m nbconvert --to notebook --inplace --execute --ExecutePreprocessor.record_timing=False \
 		$(NOTEBOOKS:%=notebooks/%.ipynb)
 	$(PYTHON) -m nbstripout --keep-output --keep-count --extra-keys metadata.language_info \
@@ -107,7 +96,7 @@ help: ## List the commands
 # The runner must be make's own child, to notice when make is gone: no shell syntax in this recipe.
 define rule
 $(call targets,$(1)) &: notebooks/$(1).ipynb notebooks/run.py notebooks/profiles/$(PROFILE).yml \
-		$(patsubst %,mmstudy/%.py,__init__ $($(1).modules)) $($(1).reads) | $(ENVIRONMENT)
+		$(call imports,$(1)) $($(1).reads) | $(ENVIRONMENT)
 	$$(PYTHON) notebooks/run.py notebooks/$(1).ipynb --profile $$(PROFILE) \
 		--expect $($(1).makes) $($(1).set:%=--set %)
 endef

@@ -21,7 +21,7 @@ import torch
 import xarray as xr
 from report import WAYS, draw, goals, table
 
-from mmstudy import records
+from mmstudy.core import results
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -109,10 +109,10 @@ def main() -> None:
     if not options.quick:
         cases += run("peers.py", peers(ROOT / ".venv-bench"))
     torch.set_num_threads(CORES)
-    dataset = records.describe(gather(cases), WORDS)
+    dataset = results.describe(gather(cases), WORDS)
     settings = {"quick": options.quick, "cores": CORES} | MALLOC
-    dataset.attrs = records.provenance(settings, "cuda" if torch.cuda.is_available() else "cpu")
-    records.save(dataset, options.out / "bench.nc")
+    dataset.attrs = results.provenance(settings, "cuda" if torch.cuda.is_available() else "cpu")
+    results.save(dataset, options.out / "bench.nc")
     text = "\n".join([table(dataset), "", *(f"- {line}" for line in goals(dataset)), ""])
     (options.out / "bench.md").write_text(text)
     figure = draw(dataset)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from work import CORES, DEVICE, Work, build, difference, examples, interleaved, objective, row
 
-from mmstudy.seeds import generator
+from mmstudy.core.seeds import generator
 
 NETWORKS, EXAMPLES, REPETITIONS = ("MLP 64", "convolutional"), 128, 7
 LINE, PLANE, PROBES = 40, 20, 32  # points; points along each side; probes of a trace

@@ -17,11 +17,11 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from mmstudy.ensemble import stack, vectors
-from mmstudy.networks import MLP, ViT, count_parameters, initialize
-from mmstudy.objective import Objective, of_networks
-from mmstudy.seeds import generator
-from mmstudy.training import constant, minibatches, train
+from mmstudy.batched.ensemble import stack, vectors
+from mmstudy.batched.objective import Objective, of_networks
+from mmstudy.batched.training import constant, minibatches, train
+from mmstudy.core.networks import MLP, ViT, count_parameters, initialize
+from mmstudy.core.seeds import generator
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CORES = len(os.sched_getaffinity(0))

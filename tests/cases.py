@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmstudy.contracts import FAMILIES, Family
-from mmstudy.networks import MLP, evaluating, initialize
-from mmstudy.seeds import generator
+from mmstudy.core.networks import MLP, evaluating, initialize
+from mmstudy.core.seeds import generator
+from mmstudy.validation.preservation import FAMILIES, Family
 
 INPUTS, CLASSES = 7, 4
 WIDTHS = {"one hidden layer": (5,), "two": (6, 4), "three": (4, 8, 3)}

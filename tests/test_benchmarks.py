@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mmstudy import records
+from mmstudy.core import results
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -30,7 +30,7 @@ def test_the_table_the_figure_and_the_data_are_written(bench):
 
 
 def test_the_loop_and_the_batch_agree(bench):
-    found = records.load(bench[0] / "bench.nc")
+    found = results.load(bench[0] / "bench.nc")
     assert (found["difference"] < 1e-4).all()
     assert (found["ratio"] > 0).all()
     assert found.sizes["case"] >= 15

@@ -1,91 +1,74 @@
-"""Imports run downward only, and pictures are drawn on the top floor only."""
+"""The rooms of the package: imports run downward only, and figures are drawn on the top floor only."""
 
-import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import mmstudy
+from mmstudy.core.sources import imports
 
-FLOORS = {
-    0: {"axes", "couplings", "layers", "notes", "tracing", "views", "landscapes", "networks", "records", "seeds"}
-    | {"singular", "tasks"},
-    1: {"checkpoints", "checks", "copies", "deeper", "engine", "ensemble", "expand", "fresh", "growth", "objective"}
-    | {"optimizers", "recording", "surgery", "training"},
-    2: {
-        "children",
-        "connectivity",
-        "contracts",
-        "curvature",
-        "dimension",
-        "directions",
-        "evaluation",
-        "llc",
-        "manifold",
-    }
-    | {"pools", "predictors", "rays", "simplex", "symmetries", "volume"},
-    3: {"estimators", "study", "trials", "truths"},
-    4: {"figures", "illustrations", "portraits", "tour"},
+ROOMS = ("core", "batched", "tracing", "expansion", "manifold", "validation", "ranking", "study", "figures")  # upward
+PACKAGE = Path(mmstudy.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in PACKAGE.rglob("*.py")
+    if path.parent != PACKAGE
 }
-FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules}
-FILES = {path.stem: path for path in Path(mmstudy.__file__).parent.glob("*.py") if path.stem != "__init__"}
-
-
-def imported(source: str) -> set[str]:
-    """Dotted names of what a module of mmstudy imports anywhere in it, `from a import b` as `a.b`."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parts = ["mmstudy"] * bool(node.level) + [node.module] * bool(node.module)
-            names |= {".".join([*parts, alias.name]) for alias in node.names}
-    return names
 
 
 def ours(source: str) -> set[str]:
-    """The modules of mmstudy that a module imports."""
-    return {name.split(".")[1] for name in imported(source) if name.startswith("mmstudy.")} & FLOOR.keys()
+    """The modules of the package that some code imports, without the package's own name."""
+    names = (name.split(".")[1:] for name in imports(source) if name.startswith("mmstudy."))
+    modules = {".".join(parts[:length]) for parts in names for length in range(1, len(parts) + 1)}
+    return modules & MODULES.keys()
 
 
-def test_every_module_has_a_floor():
-    assert FILES.keys() == FLOOR.keys()
+def test_every_folder_is_a_room():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders <= set(ROOMS)
+    assert all((PACKAGE / folder / "__init__.py").read_text() for folder in folders)
+    assert [path.name for path in PACKAGE.glob("*.py")] == ["__init__.py"]
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "import mmstudy.study",
-        "import mmstudy.study as s",
-        "from mmstudy import seeds, study",
-        "from mmstudy.study import sweep",
-        "from . import study",
-        "from .study import sweep",
-        "def late():\n    from mmstudy.study import sweep",
+        "import mmstudy.study.sweep",
+        "import mmstudy.study.sweep as s",
+        "from mmstudy.study import measurements, sweep",
+        "from mmstudy.study.sweep import sweep",
+        "def late():\n    from mmstudy.study.sweep import sweep",
     ],
 )
 def test_every_way_to_import_is_seen(source):
-    assert "study" in ours(source)
+    assert "study.sweep" in ours(source)
 
 
-@pytest.mark.parametrize("module", sorted(FILES))
+@pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_do_not_go_up(module):
-    higher = {name for name in ours(FILES[module].read_text()) if FLOOR[name] > FLOOR[module]}
-    assert not higher, f"{module} (floor {FLOOR[module]}) imports {higher}"
+    floor = ROOMS.index(module.split(".")[0])
+    names = {name.split(".")[1] for name in imports(MODULES[module].read_text()) if name.startswith("mmstudy.")}
+    higher = {room for room in names & set(ROOMS) if ROOMS.index(room) > floor}
+    assert not higher, f"{module} (room {floor}) imports from {higher}"
 
 
 def test_imports_do_not_go_round():
-    graph = {module: ours(path.read_text()) for module, path in FILES.items()}
-    assert len(list(TopologicalSorter(graph).static_order())) == len(FILES)  # a cycle raises
+    graph = {module: ours(path.read_text()) for module, path in MODULES.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)  # a cycle raises
 
 
-@pytest.mark.parametrize("module", sorted(FILES))
+@pytest.mark.parametrize("module", sorted(MODULES))
 def test_only_the_top_floor_draws(module):
-    drawing = {name.split(".")[0] for name in imported(FILES[module].read_text())} & {"matplotlib", "seaborn"}
-    assert not drawing or FLOOR[module] == 4
+    drawing = {name.split(".")[0] for name in imports(MODULES[module].read_text())} & {"matplotlib", "seaborn"}
+    assert not drawing or module.startswith("figures.")
 
 
-@pytest.mark.parametrize("module", sorted(FILES))
+@pytest.mark.parametrize("module", sorted(MODULES))
 def test_a_module_fits_in_one_reading(module):
-    assert len(FILES[module].read_text().splitlines()) <= 300
+    assert len(MODULES[module].read_text().splitlines()) <= 300
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent.name for path in Path(__file__).parent.glob("*/test_*.py")}))
+def test_tests_mirror_the_rooms(folder):
+    assert folder in ROOMS

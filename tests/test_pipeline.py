@@ -1,8 +1,8 @@
 """The Makefile and the runner, tried on stub notebooks in a folder of their own: what reruns, what a kill leaves."""
 
-import ast
 import importlib.util
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,6 +15,8 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+
+from mmstudy.core import sources
 
 ROOT = Path(__file__).parent.parent
 PIPELINE = ("Makefile", "pyproject.toml", "constraints.txt", "notebooks/run.py")
@@ -85,15 +87,18 @@ def finished(tmp_path_factory):
         shutil.copy(ROOT / file, folder / file)
     (folder / "notebooks/profiles").mkdir()
     (folder / "notebooks/profiles/stub.yml").write_text("rate: 0.5\nsizes: [1.5, 2]\n")
-    (folder / "mmstudy").mkdir()
-    for module in (ROOT / "mmstudy").glob("*.py"):
-        (folder / "mmstudy" / module.name).touch()
+    shutil.copytree(ROOT / "mmstudy", folder / "mmstudy", ignore=shutil.ignore_patterns("__pycache__"))
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        (folder / "notebooks" / notebook.name).touch()
+        shutil.copy(notebook, folder / "notebooks")
     for name, options in planned(folder, "all").items():
         given = ["outputs", *(pair.split("=")[0] for pair in options.set)]
         cell = "".join(f'{parameter} = "../outputs/{name}"\n' for parameter in given) + "rate = 0.1\nsizes = [2, 4]"
-        write_notebook(folder / "notebooks" / f"{name}.ipynb", cell, STUB.format(files=options.expect))
+        imports = [
+            line for line in sources.of_notebook(ROOT / f"notebooks/{name}.ipynb").splitlines() if "mmstudy" in line
+        ]
+        unread = "".join(f"    {line}\n" for line in imports if re.match("(from|import) mmstudy", line))
+        stub = f"if False:\n    pass\n{unread}{STUB.format(files=options.expect)}"  # what its namesake imports
+        write_notebook(folder / "notebooks" / f"{name}.ipynb", cell, stub)
     done = make(folder, "-j2", "all")
     assert done.returncode == 0, done.stderr
     return folder
@@ -107,33 +112,18 @@ def project(finished, tmp_path):
 # ---- What reruns -------------------------------------------------------------------------------------------------
 
 
-def modules(root):
+def modules() -> dict[str, set[str]]:
     """Notebook → what it imports from mmstudy, directly or not, as paths from the root."""
-
-    def imports(source):
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.ImportFrom) and node.module == "mmstudy":
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mmstudy."):
-                yield node.module.split(".")[1]
-
-    used = {}
-    for path in sorted((root / "notebooks").glob("*.ipynb")):
-        cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-        waiting, found = {name for cell in cells for name in imports(cell)}, {"__init__"}
-        while waiting:
-            name = waiting.pop()
-            if (file := root / f"mmstudy/{name}.py").exists() and name not in found:
-                found.add(name)
-                waiting |= set(imports(file.read_text()))
-        used[path.stem] = {f"mmstudy/{name}.py" for name in found}
-    return used
+    return {
+        path.stem: {file.relative_to(ROOT).as_posix() for file in sources.files(sources.of_notebook(path))}
+        for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    }
 
 
 def test_rules_name_the_modules_that_notebooks_import(project):
     """Not one fewer, or results go stale; not one more, or notebooks run in vain."""
     database = make(project, "-pn", "all").stdout.splitlines()
-    for name, used in modules(ROOT).items():
+    for name, used in modules().items():
         rule = next(line for line in database if line.startswith(f"outputs/stub/notebooks/{name}.ipynb:"))
         assert {word for word in rule.split() if word.startswith("mmstudy/")} == used, name
 
@@ -159,7 +149,7 @@ ALL = FIGURES | EXPERIMENT
         ("notebooks/5_figures.ipynb", {"5_figures"}),
         ("notebooks/profiles/stub.yml", ALL),
         ("notebooks/run.py", ALL),
-        ("mmstudy/figures.py", FIGURES),
+        ("mmstudy/figures/style.py", FIGURES),
         ("outputs/stub/data/experiment.nc", {"5_figures"}),
         ("pyproject.toml", set()),
         ("constraints.txt", set()),
@@ -171,10 +161,12 @@ def test_touching_a_file_reruns_what_depends_on_it(project, file, reruns):
     assert acted_out(project, "all") == reruns
 
 
-@pytest.mark.parametrize("module", sorted(path.name for path in (ROOT / "mmstudy").glob("*.py")))
-def test_touching_a_module_reruns_its_users(project, module):
-    users = {name for name, used in modules(ROOT).items() if f"mmstudy/{module}" in used}
-    (project / "mmstudy" / module).touch()
+@pytest.mark.parametrize("room", sorted(path.parent.name for path in (ROOT / "mmstudy").glob("*/__init__.py")))
+def test_touching_a_module_reruns_its_users(project, room):
+    *_, module = sorted((ROOT / "mmstudy" / room).glob("*.py"))  # one of each room; all of them are in the rules
+    path = module.relative_to(ROOT).as_posix()
+    users = {name for name, used in modules().items() if path in used}
+    (project / path).touch()
     assert acted_out(project, "all") == (users | EXPERIMENT if "4_experiment" in users else users)
 
 

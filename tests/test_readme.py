@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmstudy import tasks
-from mmstudy.networks import MLP, ViT
+from mmstudy.core import tasks
+from mmstudy.core.networks import MLP, ViT
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)

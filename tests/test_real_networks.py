@@ -14,10 +14,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mmstudy import checks, engine, networks, objective, recording
-from mmstudy import ensemble as en
-from mmstudy.contracts import FAMILIES
-from mmstudy.seeds import generator
+from mmstudy.batched import determinism, engine, objective, replay
+from mmstudy.batched import ensemble as en
+from mmstudy.core import networks
+from mmstudy.core.seeds import generator
+from mmstudy.validation.preservation import FAMILIES
 
 RELATIVE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
@@ -151,7 +152,7 @@ def around(nets: list[nn.Module], many: int, size: float = 0.05) -> Tensor:
 def test_the_loss_is_that_of_the_module_with_its_own_buffers(name, dtype):
     """At the networks' own points and around them: batched = one module after another."""
     nets, examples, loss_fn = case(name, dtype)
-    checks.check(en.stack(nets), examples, loss_fn)
+    determinism.check(en.stack(nets), examples, loss_fn)
     points = around(nets, 4)
     found = objective.of_networks(en.stack(nets), examples, loss_fn)(points)
     slow = REAL[name].slow or loss_fn
@@ -228,7 +229,7 @@ def test_the_users_networks_are_not_touched(name, normalization):
     loss(points), loss.gradient(points)
     draws = loss.draws([generator("a"), generator("b")], 2)
     torch.autograd.grad(loss.noisy(here, torch.arange(2), draws[:, 0]).sum(), here)
-    checks.check(en.stack(nets), examples, loss_fn, normalization)
+    determinism.check(en.stack(nets), examples, loss_fn, normalization)
     for old, new in zip(before, (state(net) for net in nets), strict=True):
         torch.testing.assert_close(new.pop("tensors"), old.pop("tensors"), rtol=0, atol=0)
         assert new == old
@@ -395,7 +396,7 @@ def test_memory_is_flat_over_a_thousand_calls():
             loss(points), loss.gradient(points), loss.hessian_vector(points[:, 0], points)
             loss.noisy(points[0], torch.zeros(4, dtype=torch.long), draws[:, i % 5])
 
-    work(2 * recording.AFTER)
+    work(2 * replay.AFTER)
     before, known = live_tensors(), len(engine._costs)
     work(250)  # four kinds of call each
     assert live_tensors() <= before

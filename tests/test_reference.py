@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import xarray as xr
 
-from mmstudy import evaluation, records
+from mmstudy.core import results
+from mmstudy.study import evaluation
 
 ROOT = Path(__file__).parent.parent
 README, REFERENCE = ROOT / "README.md", ROOT / "outputs" / "reference"
@@ -14,7 +15,7 @@ README, REFERENCE = ROOT / "README.md", ROOT / "outputs" / "reference"
 
 @pytest.fixture(scope="module")
 def experiment():
-    return records.load(REFERENCE / "data" / "experiment.nc")
+    return results.load(REFERENCE / "data" / "experiment.nc")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def scores(experiment):
 
 @pytest.mark.parametrize("name", ["expansion", "manifold", "experiment", "scores"])
 def test_every_file_explains_itself(name):
-    data = records.load(REFERENCE / "data" / f"{name}.nc")
+    data = results.load(REFERENCE / "data" / f"{name}.nc")
     assert "+changes" not in data.attrs["commit"]
 
 
@@ -36,7 +37,7 @@ def test_every_figure_of_the_readme_is_there():
 
 
 def test_the_stored_scores_follow_from_the_stored_experiment(scores):
-    stored = records.load(REFERENCE / "data" / "scores.nc")
+    stored = results.load(REFERENCE / "data" / "scores.nc")
     for name in ("spearman", "partial", "same_size", "regret", "precision"):
         assert stored[name].values == pytest.approx(scores[name].values, rel=1e-6, nan_ok=True), name
 

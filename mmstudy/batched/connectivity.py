@@ -1,0 +1,77 @@
+"""Segments, barriers and planes: the loss between networks."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmstudy.batched.ensemble import Ensemble
+from mmstudy.batched.objective import Landscape
+
+
+def interpolated(start: Ensemble, end: Ensemble, alphas: Float[Tensor, " points"]) -> Ensemble:
+    """The networks (1−α) start + α end, every pair's in a row: K networks and K others make K · points.
+
+    Running statistics are interpolated as well, so that both ends are the networks themselves; what is an integer stays
+    the start's. Evaluate with `ensemble.losses`, under the normalization of your choice.
+
+    Raises:
+        ValueError: ensembles of different lengths.
+    """
+    if len(start) != len(end):
+        raise ValueError(f"needs as many starts as ends; got {len(start)} and {len(end)}")
+
+    def mixed(a: Tensor, b: Tensor) -> Tensor:
+        if not a.is_floating_point():
+            return a.repeat_interleave(len(alphas), dim=0)
+        share = alphas.to(a).view(-1, *[1] * (a.ndim - 1))
+        return torch.lerp(a.unsqueeze(1), b.unsqueeze(1), share).flatten(0, 1)
+
+    kinds = ((start.parameters, end.parameters), (start.buffers, end.buffers))
+    return Ensemble(start.network, *({name: mixed(a[name], b[name]) for name in a} for a, b in kinds))
+
+
+def segment(
+    loss: Landscape,
+    start: Float[Tensor, "*many dim"],
+    end: Float[Tensor, "*many dim"],
+    alphas: Float[Tensor, " points"],
+) -> Float[Tensor, "*many points"]:
+    """L((1−α) start + α end) on a grid of α, all segments at once."""
+    a = alphas.to(start).unsqueeze(-1)
+    return loss(torch.lerp(start.unsqueeze(-2), end.unsqueeze(-2), a))
+
+
+def barrier(along: Float[Tensor, "*many points"], alphas: Float[Tensor, " points"]) -> Float[Tensor, "*many"]:
+    """The highest rise of the loss over the straight line between its ends: max_α [L_α − (1−α) L₀ − α L₁].
+
+    Frankle et al. 2020 (arXiv 1912.05671); Entezari et al. 2022 (arXiv 2110.06296), equation 1.
+
+    Raises:
+        ValueError: the grid does not run from 0 to 1, so that the ends of the segment are unknown.
+    """
+    if alphas[0] != 0 or alphas[-1] != 1:
+        raise ValueError(f"a barrier needs the ends of the segment: alphas run from {alphas[0]:g} to {alphas[-1]:g}")
+    a = alphas.to(along)
+    return (along - torch.lerp(along[..., :1], along[..., -1:], a)).amax(-1)
+
+
+def plane(
+    loss: Landscape,
+    corners: Float[Tensor, "3 dim"],
+    first: Float[Tensor, " columns"],
+    second: Float[Tensor, " rows"],
+) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "3 2"]]:
+    """The loss on the plane through three networks, in distances from the first along two orthonormal axes.
+
+    Returns the losses on the grid `second` × `first` and the corners' own coordinates (Garipov et al. 2018,
+    arXiv 1802.10026, section 3).
+    """
+    u = corners[1] - corners[0]
+    u = u / u.norm()
+    v = corners[2] - corners[0]
+    v = v - (v @ u) * u
+    v = v / v.norm()
+    rows, columns = torch.meshgrid(second.to(u), first.to(u), indexing="ij")
+    points = corners[0] + columns.unsqueeze(-1) * u + rows.unsqueeze(-1) * v
+    away = corners - corners[0]
+    return loss(points), torch.stack([away @ u, away @ v], dim=1)

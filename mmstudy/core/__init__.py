@@ -1,0 +1,3 @@
+"""What everything stands on: random streams, results on disk, small networks, tasks, and which code is which."""
+
+__all__ = ["networks", "results", "seeds", "sources", "tasks"]

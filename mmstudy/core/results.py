@@ -1,0 +1,131 @@
+"""Results as labelled data that explain themselves: units, names, provenance; files written whole or not at all."""
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import uuid
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import xarray as xr
+
+from mmstudy import __version__
+
+PACKAGES = ("torch", "numpy", "scipy", "xarray", "scikit-learn", "mnist1d")
+
+
+def _processor() -> str:
+    return f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"  # torch's kernels differ by both
+
+
+def provenance(parameters: dict, device: str = "cpu") -> dict[str, str]:
+    """The attributes that reproduce a result: parameters, versions, commit, device, threads and the time of day."""
+    return {
+        "parameters": json.dumps(parameters, sort_keys=True, default=str),
+        "versions": json.dumps(
+            {name: version(name) for name in PACKAGES} | {"mmstudy": __version__, "python": platform.python_version()}
+        ),
+        "commit": commit(),
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
+        "threads": str(torch.get_num_threads()),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def commit() -> str:
+    """The git commit of this package, with "+changes" where its files differ from it.
+
+    Without a repository that keeps this very file (an installed package, in whatever repository that may lie), the
+    package's version.
+    """
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, check=True)
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        package = [*git, "status", "--porcelain", "--", ".."]
+        dirty = subprocess.run(package, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return f"version {__version__}"
+    return head + ("+changes" if dirty else "")
+
+
+def describe(dataset: xr.Dataset, words: dict[str, tuple[str, str]]) -> xr.Dataset:
+    """The dataset with (units, long name) on the variables and coordinates that `words` names and it has."""
+    dataset = dataset.copy()
+    for name in dataset.variables.keys() & words.keys():
+        dataset[name].attrs.update(zip(("units", "long_name"), words[name], strict=True))
+    return dataset
+
+
+def check(dataset: xr.Dataset, requires: Iterable[str] = ()) -> None:
+    """Raise a ValueError that lists what is missing: required variables, units, long names, provenance."""
+    wrong = [f"no variable {name!r}" for name in requires if name not in dataset.variables]
+    for name, variable in dataset.data_vars.items():
+        wrong += [f"{name!r} has no {attr!r}" for attr in ("units", "long_name") if attr not in variable.attrs]
+    wrong += [f"no attribute {name!r}" for name in ("parameters", "versions", "commit") if name not in dataset.attrs]
+    if wrong:
+        raise ValueError("not a result of this study: " + "; ".join(wrong))
+
+
+@contextlib.contextmanager
+def atomically(path: str | Path) -> Iterator[Path]:
+    """A path beside `path` to write to: the file moves into place when the block has ended well, and is gone if not.
+
+    A reader sees the old file or the new one, never a half.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write(dataset: xr.Dataset, path: str | Path) -> Path:
+    """Write netCDF atomically.
+
+    How a dataset was stored before (its encoding: string lengths, for one) has no say in how it is stored now.
+    """
+    with atomically(path) as beside:
+        dataset.drop_encoding().to_netcdf(beside, engine="h5netcdf")
+    return Path(path)
+
+
+def save(dataset: xr.Dataset, path: str | Path) -> Path:
+    """Check the dataset, then `write` it."""
+    check(dataset)
+    return write(dataset, path)
+
+
+def read(path: str | Path) -> xr.Dataset:
+    """Read a netCDF file wholly into memory and close it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no netCDF (half-written, corrupt).
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; `make all` makes the results")
+    try:
+        return xr.load_dataset(path, engine="h5netcdf")
+    except Exception as error:  # h5py, h5netcdf and xarray each raise their own
+        raise ValueError(f"{path} cannot be read ({error}); delete it and run make again") from error
+
+
+def load(path: str | Path, requires: Iterable[str] = ()) -> xr.Dataset:
+    """`read` a result and `check` it; the error names the file."""
+    dataset = read(path)
+    try:
+        check(dataset, requires)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return dataset

@@ -1,0 +1,108 @@
+"""Which modules of this package some code imports, directly or not, and a hash of what these modules do.
+
+The standard library is all that it needs, so that make can ask before the environment is built:
+
+    python3 mmstudy/core/sources.py notebooks/1_expansion.ipynb
+"""
+
+import ast
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+FACE = PACKAGE / "__init__.py"
+
+
+def imports(code: str) -> set[str]:
+    """The dotted names that Python code imports anywhere in it; `from a import b` counts as a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def files(code: str) -> set[Path]:
+    """The files of this package that Python code imports, directly or not, the packages around them included.
+
+    `import mmstudy` alone, the public face, counts as an import of all that the face offers.
+    """
+    found: set[Path] = set()
+    face = False  # whether what the face offers has been taken in
+    waiting = sorted(imports(code))
+    while waiting:
+        name = waiting.pop()
+        new = [path for path in _on_the_way(name) if path not in found]
+        found |= set(new)
+        follow = [path for path in new if path != FACE]
+        if _is_of_the_face(name) and not face:
+            face = True
+            follow.append(FACE)
+        for path in follow:
+            waiting += sorted(imports(path.read_text()))
+    return found
+
+
+def _is_of_the_face(name: str) -> bool:
+    """Whether a dotted name is the package itself, or something that it offers and that is no module."""
+    first, *rest = name.split(".")
+    inside = rest and (rest[0].startswith("__") or (PACKAGE / rest[0]).is_dir())
+    return first == PACKAGE.name and not inside
+
+
+def _on_the_way(name: str) -> Iterator[Path]:
+    """The files that Python reads to import a dotted name, if it belongs to this package."""
+    first, *rest = name.split(".")
+    if first != PACKAGE.name:
+        return
+    place = PACKAGE
+    yield FACE
+    for part in rest:
+        place = place / part
+        if place.with_suffix(".py").exists():
+            yield place.with_suffix(".py")
+            return
+        if not (place / "__init__.py").exists():
+            return
+        yield place / "__init__.py"
+
+
+def fingerprint(code: str) -> str:
+    """A hash of what the modules that some code imports do: comments, docstrings and layout don't change it."""
+    digest = hashlib.sha256()
+    for path in sorted(files(code)):
+        digest.update(_meaning(path.read_text()).encode())
+    return digest.hexdigest()
+
+
+def _meaning(code: str) -> str:
+    """The syntax tree of Python code without its docstrings, as text."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+def of_notebook(path: Path) -> str:
+    """The code of a notebook, its cells one after another."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def main(notebooks: Iterable[str]) -> None:
+    """Print the files that notebooks import from this package, relative to the working directory."""
+    code = "\n".join(of_notebook(Path(notebook)) for notebook in notebooks)
+    print(*sorted(os.path.relpath(path) for path in files(code)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

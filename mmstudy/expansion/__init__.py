@@ -1,0 +1,14 @@
+"""A trained network in, a wider or deeper one out: candidates, operators, and how a network is rebuilt."""
+
+__all__ = [
+    "candidate",
+    "checkpoints",
+    "copies",
+    "deeper",
+    "growth",
+    "new_units",
+    "operators",
+    "optimizers",
+    "pools",
+    "surgery",
+]

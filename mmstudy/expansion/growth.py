@@ -1,0 +1,95 @@
+"""What every way to get wider shares: the growth of one coupling, copies, draws.
+
+A way takes a `Growth` (what grows, by how much, where randomness and data come from) and returns a plan and, where
+the plan's matrices do not say it all, a touch that changes the new units in each tensor (see `surgery`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mmstudy.core.networks import evaluating
+from mmstudy.expansion.surgery import NEW, Plan, Touch
+from mmstudy.tracing.couplings import Coupling, Use
+from mmstudy.tracing.graph import CONSUMED
+
+NOISE = 1e-2  # what parts copies, as a share of each tensor's standard deviation
+LossFn = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) → scalar mean loss
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A coupling of a network that shall have `size` units; some operators learn from `inputs` and `targets`."""
+
+    network: nn.Module
+    coupling: Coupling
+    size: int
+    generator: torch.Generator
+    inputs: Tensor
+    targets: Tensor | None = None
+    loss_fn: LossFn = nn.functional.cross_entropy
+
+    @property
+    def extra(self) -> int:
+        return self.size - self.coupling.size
+
+    def loss(self, network: nn.Module, parameters: dict[str, Tensor] | None = None) -> Tensor:
+        """The mean loss over the examples, in evaluation mode, of the network with some parameters replaced."""
+        if self.targets is None:
+            raise ValueError("this operator learns from data: give it inputs and targets")
+        with evaluating(network):
+            return self.loss_fn(functional_call(network, parameters or {}, (self.inputs,)), self.targets)
+
+
+def copied(growth: Growth, generator: torch.Generator | None = None) -> Tensor:
+    """Which unit each new one is a copy of, (size,): drawn at random, or in turn.
+
+    Units that are normalized together are copied in turn, and what is left over after whole rounds is NEW.
+    """
+    n, size = growth.coupling.size, growth.size
+    if growth.coupling.normalizations:
+        rounds = torch.arange(size) % n
+        rounds[size // n * n :] = NEW
+        return rounds
+    if generator is None:
+        return torch.arange(size) % n
+    return torch.cat([torch.arange(n), torch.randint(n, (growth.extra,), generator=generator)])
+
+
+def draw(growth: Growth, grown: Plan, *roles: str) -> Touch:
+    """Draw the NEW units in tensors of these roles from the layers' default distribution, U(±1/√fan_in).
+
+    A tensor that is no layer's (an embedding) is drawn with its own standard deviation. Where new units are averages,
+    only what reads them through the normalization that takes the average off is drawn: the rest would feel them.
+    """
+    coupling = growth.coupling
+    scales = {normalization.scale for normalization in coupling.normalizations}
+    averages = bool((grown.make != grown.shown).any())
+
+    def touch(use: Use, tensor: Tensor) -> Tensor:
+        reading = coupling.reads(use)
+        if (CONSUMED if reading else use.role) not in roles or (reading and averages and not scales & set(use.reads)):
+            return tensor
+        new = grown.fresh.to(tensor.device)
+        if use.fan_in is None:
+            bound = 3**0.5 * tensor[~new].std(correction=0)
+        else:
+            bound = (use.fan_in * (growth.size / coupling.size if use.role == CONSUMED else 1)) ** -0.5
+        drawn = torch.rand(tensor[new].shape, generator=growth.generator, dtype=tensor.dtype).to(tensor.device)
+        tensor[new] = (2 * drawn - 1) * bound
+        return tensor
+
+    return touch
+
+
+def normal(like: Tensor, growth: Growth) -> Tensor:
+    """Standard normal draws of the growth's generator, of the shape, type and device of `like`."""
+    return torch.randn(like.shape, generator=growth.generator, dtype=like.dtype).to(like.device)
+
+
+def direction(rows: Tensor) -> Tensor:
+    """Every unit's direction at norm 1 (or 0, where there is none)."""
+    return rows / rows.flatten(1).norm(dim=1).clamp(min=1e-30).view(-1, *[1] * (rows.ndim - 1))

@@ -1,0 +1,93 @@
+"""Which expansions of a network are compared with each other: candidate pools."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from torch import Tensor, nn
+
+from mmstudy.core.networks import count_flops, count_parameters
+from mmstudy.expansion.candidate import Candidate
+from mmstudy.tracing.couplings import Coupling, couplings
+from mmstudy.tracing.trace import trace
+
+SAME_SIZE = 0.02  # networks whose parameter counts differ by less are of one size
+
+
+def candidate_pool(
+    network: nn.Module,
+    inputs: Tensor,
+    factors: Sequence[float | int] = (1.5, 2, 4, 8),
+    extra_layers: Sequence[int] = (1, 2),
+    matched: Sequence[float | int] = (2,),
+    wider: Sequence[str] = ("net2net", "zero_outgoing", "random"),
+    deeper: Sequence[str] = ("deeper_identity", "deeper_random"),
+) -> dict[str, Candidate]:
+    """Operators × locations × amounts for a network, by labels that name the same expansion of other base sizes too.
+
+    Wider operators multiply the units of each coupling, and of all of them together, by each factor; deeper ones
+    insert layers or blocks behind each member of a list of modules. Different operators at one location and amount
+    have exactly the same architecture. For each factor in `matched`, every other coupling also gets the number of
+    units at which the network has as many parameters, within 2%, as with the first one times that factor: pairs that
+    differ in where they grow, but not in how much.
+
+    Raises:
+        ValueError: the pool would be empty.
+    """
+    groups = couplings(network, inputs)
+    first, *others = groups
+    pool: dict[str, Candidate] = {}
+
+    def add(label: str, where: tuple[str, ...], sizes: Sequence[int], operators: Sequence[str]) -> None:
+        pool.update({f"{operator} {label}": Candidate(operator, where, tuple(sizes)) for operator in operators})
+
+    for factor in factors:
+        for where in [*((name,) for name in groups), *([tuple(groups)] if others else [])]:
+            sizes = [round(factor * groups[name].size) for name in where]
+            add(f"{'&'.join(where)} ×{factor:g}", where, sizes, wider)
+    for factor in matched:
+        wanted = groups[first].parameters(round(factor * groups[first].size))
+        for name in others:
+            if size := _size_for(groups[name], wanted):
+                add(f"{name} ≈ {first} ×{factor:g}", (name,), [size], wider)
+    for number in extra_layers:
+        for place in _places(network):
+            add(f"{place} +{number}", (place,), [number], deeper)
+    if not pool:
+        raise ValueError(f"an empty pool: factors={factors}, extra_layers={extra_layers}, matched={matched}")
+    return pool
+
+
+def _size_for(coupling: Coupling, wanted: int) -> int | None:
+    """The number of units at which the network has the wanted number of parameters, if that is possible within 2%."""
+    low, high = coupling.size, coupling.size
+    while coupling.parameters(high) < wanted:
+        low, high = high, 2 * high
+    size = min(range(low, high + 1), key=lambda n: abs(coupling.parameters(n) - wanted))
+    near = abs(coupling.parameters(size) / wanted - 1) <= SAME_SIZE
+    return size if near and size > coupling.size else None
+
+
+def _places(network: nn.Module) -> list[str]:
+    """Members of the lists of layers or blocks of a network, behind which more of them may be inserted."""
+    lists = {path: module for path, module in network.named_modules() if isinstance(module, nn.ModuleList)}
+    return [
+        f"{path}.{i}"
+        for path, members in lists.items()
+        for i, member in enumerate(members)
+        if not isinstance(member, nn.ModuleList)
+    ]
+
+
+def pool_table(pool: Mapping[str, Candidate], network: nn.Module, inputs: Tensor, targets: Tensor) -> pd.DataFrame:
+    """Every candidate of a pool with its parameters and FLOPs (forward pass of one example), or why it is refused."""
+    walked, rows = trace(network, inputs), []
+    for label, candidate in pool.items():
+        row = {"candidate": label, "operator": candidate.operator, "description": str(candidate)}
+        try:
+            expanded = candidate.grow(network, inputs, targets, walked=walked).network
+        except ValueError as error:
+            rows.append(row | {"refused": str(error)})
+        else:
+            counts = {"parameters": count_parameters(expanded), "flops": count_flops(expanded, inputs[:1])}
+            rows.append(row | counts | {"refused": ""})
+    return pd.DataFrame(rows).set_index("candidate")

@@ -1,0 +1,284 @@
+"""How a network is rebuilt around a group of units that has grown: tensors, sizes kept in modules, optimizer state.
+
+An expansion of a group is two matrices (new units × old units): `make` says how the new units are made of the old,
+`read` how what reads them is. Where the units pass through nothing but element-wise functions, readᵀ make = 1 keeps
+the function of the network.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from math import prod, sqrt
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mmstudy.core.networks import evaluating
+from mmstudy.tracing.couplings import Coupling, Use
+from mmstudy.tracing.graph import BIAS, CONSUMED, SCALE, VARIANCE, WEIGHT
+from mmstudy.tracing.trace import trace
+
+Touch = Callable[[Use, Tensor], Tensor]  # (use, tensor (new units, ...)) → what it becomes
+NEW = -1  # in `source`: a unit that is no copy
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a coupling grows; the rows of both matrices belong to the new units, the first of them to the old ones.
+
+    `shown` is `make` as it appears behind a normalization (which removes averages), `variance` the factor by which
+    the units' variance across the group changes.
+    """
+
+    coupling: Coupling
+    source: Int[Tensor, " new"]  # which unit each is a copy of, or NEW
+    make: Float[Tensor, "new old"]
+    shown: Float[Tensor, "new old"]
+    read: Float[Tensor, "new old"]
+    variance: float = 1.0
+
+    @property
+    def size(self) -> int:
+        return len(self.make)
+
+    @property
+    def fresh(self) -> Tensor:
+        """Which units are no copies, (new,)."""
+        return self.source == NEW
+
+
+def plan(coupling: Coupling, source: Tensor, share: Tensor | None = None, keep: bool = True) -> Plan:
+    """The plan that copies units, `source` (new,), and splits what reads them among the copies in shares (new,).
+
+    By default the shares are even. A unit that is NEW is nothing (its row is zero) unless the units are normalized
+    together and `keep` asks that this shall go on unchanged: then it is what the normalization takes off, the units'
+    average (or zero, for RMSNorm), and shows as zero behind it; the norm's scale and eps make up for the change of
+    variance (LEMON: Wang et al. 2023, arXiv 2310.07999, section 4.2).
+
+    Raises:
+        ValueError: units that are normalized together are copied unevenly, or over positions with NEW ones.
+    """
+    units = torch.arange(coupling.size)
+    one_hot = (source.unsqueeze(1) == units).double()  # (new, old)
+    copies = one_hot.sum(0)
+    if share is None:
+        share = one_hot @ (1 / copies.clamp(min=1))
+    make, variance = one_hot, 1.0
+    kinds = {normalization.kind for normalization in coupling.normalizations}
+    if kinds and keep:
+        if len(copies.unique()) > 1 or ("group" in kinds and (source == NEW).any()):
+            raise ValueError(
+                f"the {coupling.size} units of {coupling.name} are normalized together, so that {len(source)} of them "
+                f"must be whole copies; take a multiple of {coupling.size}"
+            )
+        if "layer" in kinds:
+            make = one_hot + (source == NEW).double().unsqueeze(1) / coupling.size
+        variance = float(copies[0]) * coupling.size / len(source)
+    return Plan(coupling, source, make, one_hot, one_hot * share.double().unsqueeze(1), variance)
+
+
+def matrix(plan: Plan, use: Use) -> Float[Tensor, "new old"]:
+    """What the plan does to the units on one axis of one tensor."""
+    coupling = plan.coupling
+    if use.role == CONSUMED:
+        return plan.make if use in _tied(coupling) else plan.read
+    result = plan.make if use.role in (WEIGHT, BIAS) else plan.shown
+    if coupling.reads(use):  # queries, which read the keys
+        scaled = all(pairing.scaled for pairing in coupling.pairings)
+        result = plan.read * sqrt(plan.size / coupling.size) if scaled else plan.read
+    if use.role == SCALE and any(use.tensor == n.scale for n in coupling.normalizations):
+        result = result * sqrt(plan.variance)
+    if any(use.tensor in reader.reads for reader in _tied(coupling)):  # a tied reader cannot be split: its input is
+        result = result * (plan.read * plan.shown).sum(1, keepdim=True)
+    return result
+
+
+def _tied(coupling: Coupling) -> list[Use]:
+    """Uses that consume the units through a tensor that makes them too (an output layer tied to the embedding).
+
+    Raises:
+        ValueError: such a tensor reads units that another tensor reads as well, or that no affine layer wrote.
+    """
+    makers = {(use.tensor, use.axis) for use in coupling.of(WEIGHT)}
+    readers = coupling.of(CONSUMED)
+    tied = [use for use in readers if (use.tensor, use.axis) in makers]
+    for use in tied:
+        if not use.reads or any(set(use.reads) & set(other.reads) for other in readers if other not in tied):
+            raise ValueError(f"{use.tensor} makes and reads the units of {coupling.name}; nothing between can be split")
+    return tied
+
+
+def transform(tensors: Mapping[str, Tensor], plan: Plan, touch: Touch | None = None) -> dict[str, Tensor]:
+    """The tensors that the plan changes, grown, by name: differentiable, and the old ones are left as they are.
+
+    `touch` may change each of them, units first (new, ...), e.g. to draw what belongs to new units.
+    """
+
+    def finish(use: Use, tensor: Tensor) -> Tensor:
+        if use.role in (SCALE, VARIANCE):  # a unit that is nothing has scale and variance 1
+            nothing = (plan.shown == 0).all(1).to(tensor.device)
+            tensor = torch.where(nothing.view(-1, *[1] * (tensor.ndim - 1)), 1.0, tensor)
+        return touch(use, tensor) if touch else tensor
+
+    return _mapped(tensors, plan, partial(matrix, plan), finish)
+
+
+def transported(averages: Mapping[str, Tensor], plan: Plan, squares: bool) -> dict[str, Tensor]:
+    """An optimizer's running averages of gradients (or of their squares), by parameter, carried over to the new units.
+
+    If w' = M w, the gradients obey g = Mᵀ g', and evenly split copies have the smallest such g', M (MᵀM)⁻¹ g.
+    Units that are new begin without momentum, and with the mean of the old units' squares, so that Adam does not take
+    them for units of vanishing gradients. Compare Shen et al. 2022 (arXiv 2203.06211), section 3.3.
+    """
+
+    def gradient(use: Use) -> Tensor:
+        transport = torch.linalg.pinv(matrix(plan, use)).mT
+        return transport.square() if squares else transport
+
+    def finish(use: Use, tensor: Tensor) -> Tensor:
+        nothing = (matrix(plan, use) == 0).all(1).to(tensor.device)
+        if squares and nothing.any():
+            mean = tensor[: plan.coupling.size].mean(0, keepdim=True)
+            tensor = torch.where(nothing.view(-1, *[1] * (tensor.ndim - 1)), mean, tensor)
+        return tensor
+
+    return _mapped(averages, plan, gradient, finish)
+
+
+def _mapped(
+    tensors: Mapping[str, Tensor], plan: Plan, matrix_of: Callable[[Use], Tensor], finish: Touch
+) -> dict[str, Tensor]:
+    grown: dict[str, Tensor] = {}
+    places = {(use.tensor, use.axis): use for use in reversed(plan.coupling.uses)}  # a tied tensor: as what it makes
+    for use in reversed(places.values()):
+        if use.tensor in tensors:
+            units, shape = units_first(grown.get(use.tensor, tensors[use.tensor]), use, plan.coupling.size)
+            new = (matrix_of(use).to(units) @ units.flatten(1)).view(plan.size, *units.shape[1:])
+            grown[use.tensor] = _units_back(finish(use, new), use, shape)
+    return grown
+
+
+def units_first(tensor: Tensor, use: Use, size: int) -> tuple[Tensor, list[int]]:
+    """The tensor with its `size` units, from (outer, units, inner) on `use.axis`, first; and the shape of the rest."""
+    before, after = list(tensor.shape[: use.axis]), list(tensor.shape[use.axis + 1 :])
+    parted = tensor.reshape(prod(before) * use.outer, size, use.inner * prod(after))
+    return parted.transpose(0, 1), [*before, use.outer, use.inner, *after]
+
+
+def _units_back(units: Tensor, use: Use, shape: list[int]) -> Tensor:
+    before, after = shape[: use.axis], shape[use.axis + 2 :]
+    return units.transpose(0, 1).reshape(*before, use.outer * len(units) * use.inner, *after).contiguous()
+
+
+def rebuilt(network: nn.Module, plan: Plan, inputs: Tensor, touch: Touch | None = None) -> nn.Module:
+    """A copy of the network whose units have grown by the plan.
+
+    Sizes that modules keep for themselves (the shape of a LayerNorm, a number of heads) are found by their value and
+    confirmed by tracing the new network: the axes of its every tensor must be the predicted products.
+
+    Raises:
+        ValueError: no choice of such sizes makes the new network run as predicted.
+    """
+    new = copy.deepcopy(network)
+    old = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    for name, tensor in transform({n: t.detach() for n, t in old.items()}, plan, touch).items():
+        put(new, name, tensor)
+    _rescale_eps(new, plan)
+    _resize(new, plan, inputs)
+    return new
+
+
+def put(network: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of a parameter or buffer, wherever it is used."""
+    path, _, leaf = name.rpartition(".")
+    old = getattr(network.get_submodule(path), leaf)
+    new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+    for module in network.modules():
+        for own in (module._parameters, module._buffers):
+            for key, value in own.items():
+                if value is old:
+                    own[key] = new
+
+
+def relabel(network: nn.Module) -> None:
+    """Let what PyTorch's layers print of their sizes be true; they do not compute with it."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, nn.Conv1d | nn.Conv2d):
+            module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
+
+
+def _rescale_eps(network: nn.Module, plan: Plan) -> None:
+    """The variance v has become v · f; v + eps does so too if eps does."""
+    if plan.variance == 1:
+        return
+    for path, eps, scale in {(n.module, n.eps, n.scale) for n in plan.coupling.normalizations}:
+        module = network.get_submodule(path)
+        keys = [key for key, value in vars(module).items() if isinstance(value, float) and value == eps]
+        if scale is None or not keys:
+            missing = "scale" if scale is None else f"eps ({eps})"
+            raise ValueError(
+                f"{path} has no {missing} that could make up for {plan.size} units; "
+                f"take a multiple of {plan.coupling.size}"
+            )
+        for key in keys:
+            setattr(module, key, eps * plan.variance)
+
+
+def _resize(network: nn.Module, plan: Plan, inputs: Tensor) -> None:
+    """Set the sizes that modules keep for themselves; tracing says which, once for every size of a coupling."""
+    relabel(network)  # so that labels are no guesses to try
+    known = plan.coupling.kept
+    if plan.size not in known:
+        known[plan.size] = _kept(network, plan, inputs)
+    for path, key, size in known[plan.size]:
+        setattr(network.get_submodule(path), key, size)
+    relabel(network)
+
+
+def _kept(network: nn.Module, plan: Plan, inputs: Tensor) -> list[tuple[str, str, object]]:
+    """(module path, attribute, its new value): of those that have the value of a length that has changed, which must.
+
+    Modules of a class change alike. The attributes are tried out on the network itself.
+    """
+    places: dict[tuple, list[str]] = {}  # (class, attribute, value now, value then) → module paths
+    for path, module in network.named_modules():
+        lengths = {now: then for now, then in plan.coupling.lengths(path, plan.size).items() if now > 1}
+        for key, now in vars(module).items():
+            then = _replaced(now, lengths)
+            if not key.startswith("_") and then != now:
+                places.setdefault((type(module), key, now, then), []).append(path)
+    expected = plan.coupling.structure(plan.size)
+    problem: Exception | None = None
+    for choice in sorted(product((True, False), repeat=len(places)), key=lambda choice: -sum(choice)):
+        sizes = [
+            (path, key, then if changed else now)
+            for ((_, key, now, then), paths), changed in zip(places.items(), choice, strict=True)
+            for path in paths
+        ]
+        for path, key, size in sizes:
+            setattr(network.get_submodule(path), key, size)
+        try:
+            with evaluating(network), torch.no_grad():
+                network(inputs)  # says no sooner than a trace does, and more quietly
+            if trace(network, inputs).structure() == expected:
+                return sizes
+        except Exception as error:  # whatever a network does when its sizes do not fit
+            problem = error
+    tried = ", ".join(f"{kind.__name__}.{key} = {now}" for kind, key, now, _ in places) or "none"
+    raise ValueError(
+        f"{plan.coupling.name} cannot grow from {plan.coupling.size} to {plan.size}: the network does not run with the "
+        f"predicted shapes, whichever sizes kept by its modules ({tried}) change"
+    ) from problem
+
+
+def _replaced(value: object, lengths: Mapping[int, int]) -> object:
+    if type(value) is int:
+        return lengths.get(value, value)
+    if isinstance(value, tuple) and value and all(type(v) is int for v in value):
+        return tuple(lengths.get(v, v) for v in value)
+    return value

@@ -1,0 +1,14 @@
+"""The size of the manifold of connected minima around a network: every estimator, and what they share."""
+
+__all__ = [
+    "children",
+    "curvature",
+    "dimension",
+    "directions",
+    "estimate",
+    "estimators",
+    "llc",
+    "rays",
+    "simplex",
+    "volume",
+]

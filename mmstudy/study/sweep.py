@@ -1,0 +1,224 @@
+"""The experiment: the sweep over candidate pools, in pieces that are finished once, spread over processes."""
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import xarray as xr
+from tqdm import tqdm
+
+from mmstudy.core import results, sources
+from mmstudy.core.tasks import Data, Task, load
+from mmstudy.expansion.candidate import Candidate
+from mmstudy.expansion.operators import OPERATORS
+from mmstudy.study.measurements import CHECKPOINTS, Budget, measure, train_base
+
+ALIGNED = {"data_vars": "minimal", "coords": "minimal", "compat": "equals", "join": "exact"}
+
+
+def sweep(
+    pools: Mapping[Task, Mapping[str, Candidate]],
+    budget: Budget,
+    cache: str | Path,
+    workers: int = 0,
+    device: str = "cpu",
+    executor: Executor | None = None,
+) -> xr.Dataset:
+    """Measure every candidate of every task's pool; the result does not depend on the number of workers.
+
+    Every finished piece (a task's base; the candidates of one architecture) is kept under `cache`, named by a hash
+    of all that it depends on, so that a sweep that was killed goes on where it stopped.
+
+    Args:
+        pools: for each task its candidates by label; all tasks have the same labels, operator by operator.
+        workers: processes of one thread each; 0 means one per core.
+        executor: anything with the interface of `concurrent.futures`, such as Dask's `Client.get_executor()`;
+            by default a pool of `workers` processes.
+
+    Raises:
+        ValueError: there is nothing to measure, or the pools differ in their labels or operators.
+    """
+    operators = _operators(pools)
+    started = time.perf_counter()
+    own = executor is None
+    executor = executor or _processes(workers)
+    try:
+        data = {task: load(task, device) for task in pools}
+        base_jobs = {task: ("base", task, (), budget) for task in pools}
+        bases = _finish(executor, base_jobs, cache, lambda task: (data[task], None), "bases")
+        groups = {task: _architectures(pool) for task, pool in pools.items()}
+        jobs = {(task, group): ("measure", task, group, budget) for task in pools for group in groups[task]}
+        pieces = _finish(executor, jobs, cache, lambda key: (data[key[0]], bases[key[0]]), "candidates")
+    finally:
+        if own:
+            executor.shutdown(wait=False, cancel_futures=True)
+    whole = []
+    for task in pools:
+        measured = xr.concat([pieces[task, group] for group in groups[task]], "candidate", **ALIGNED)
+        measured = measured.sel(candidate=list(operators))
+        whole.append(xr.merge([measured, bases[task].drop_vars("base")]).expand_dims(task=[str(task)]))
+    dataset = xr.concat(whole, "task", **ALIGNED)
+    descriptions = [[json.dumps(pool[label].as_dict()) for label in operators] for pool in pools.values()]
+    dataset = dataset.assign(description=(("task", "candidate"), descriptions)).assign_coords(
+        operator=("candidate", list(operators.values())),
+        checkpoint=list(CHECKPOINTS),
+        seed=range(budget.seeds),
+        label_noise=("task", [t.label_noise for t in pools]),
+        dataset=("task", [t.dataset for t in pools]),
+    )
+    dataset = results.describe(dataset, WORDS)
+    dataset.attrs = results.provenance({"tasks": [asdict(t) for t in pools], "budget": asdict(budget)}, device)
+    dataset.attrs |= {"full_cost": budget.full_cost, "wall_time_s": round(time.perf_counter() - started, 1)}
+    return dataset
+
+
+def _operators(pools: Mapping[Task, Mapping[str, Candidate]]) -> dict[str, str]:
+    """The label of every candidate → its operator, the same for all tasks."""
+    by_task = {task: {label: c.operator for label, c in pool.items()} for task, pool in pools.items()}
+    if not any(by_task.values()):
+        raise ValueError(f"nothing to measure: {len(pools)} tasks, no candidates")
+    first = next(iter(by_task.values()))
+    for task, operators in by_task.items():
+        if different := operators.items() ^ first.items():
+            labels = ", ".join(sorted({label for label, _ in different}))
+            raise ValueError(f"the pool of {task} differs from that of {next(iter(by_task))}: {labels}")
+    return first
+
+
+def _architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candidate], ...]]:
+    """The pool in groups of one architecture: same locations and sizes, all wider or all deeper."""
+    groups: dict[tuple, list[tuple[str, Candidate]]] = {}
+    for label, candidate in pool.items():
+        kind = OPERATORS[candidate.operator].widens
+        groups.setdefault((kind, candidate.locations, candidate.sizes), []).append((label, candidate))
+    return [tuple(group) for group in groups.values()]
+
+
+def _finish(executor: Executor, jobs: dict, cache: str | Path, materials, title: str) -> dict:
+    """The results of all jobs, by key: read from the cache where they are, computed and kept where they are not."""
+    paths = {key: Path(cache) / f"{title}-{_fingerprint(job)}.nc" for key, job in jobs.items()}
+    done = {key: results.read(path) for key, path in paths.items() if path.exists()}
+    waiting = sorted(jobs.keys() - done.keys(), key=lambda key: -_work(jobs[key]))
+    futures = {executor.submit(_run, jobs[key], paths[key], *materials(key)): key for key in waiting}
+    with (
+        _terminal() as stream,
+        tqdm(total=len(jobs), initial=len(done), desc=title, file=stream, disable=None) as bar,
+    ):
+        for future in as_completed(futures):
+            done[futures[future]] = future.result()
+            bar.update()
+    return {key: done[key] for key in jobs}
+
+
+def _run(job: tuple, path: Path, data: Data, base: xr.Dataset | None) -> xr.Dataset:
+    kind, task, candidates, budget = job
+    torch.set_num_threads(1)  # a process per core; and sums must not depend on the core count
+    dataset = train_base(task, data, budget) if kind == "base" else measure(task, data, base, candidates, budget)
+    results.write(dataset, path)
+    return dataset
+
+
+def _terminal() -> contextlib.AbstractContextManager:
+    """Where a progress bar is seen: the terminal that runs the notebook, if its runner names one, else stderr.
+
+    A kernel's own stderr ends up in the notebook, where a bar has no place (and tqdm shows none: it is no terminal).
+    """
+    terminal = os.environ.get("MMSTUDY_TERMINAL")
+    return open(terminal, "w") if terminal else contextlib.nullcontext(sys.stderr)
+
+
+def _work(job: tuple) -> float | int:
+    """A rough order of cost, so that the longest job does not come last."""
+    _, task, candidates, _ = job
+    return sum(sum(c.sizes) if OPERATORS[c.operator].widens else sum(task.widths) for _, c in candidates)
+
+
+def _fingerprint(job: tuple) -> str:
+    """A hash of the job's description and of the code and library that carry it out."""
+    text = json.dumps([repr(job), torch.__version__, _code()])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@lru_cache
+def _code() -> str:
+    return sources.fingerprint("import mmstudy.study.measurements")
+
+
+def _processes(workers: int) -> Executor:
+    count = workers or len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, context, initializer=_follow, initargs=(os.getpid(),))
+
+
+def _follow(parent: int) -> None:
+    """End this process soon after its parent has ended, however that ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+WORDS = {
+    "accuracy": ("1", "test accuracy of the candidate, trained in full"),
+    "nll": ("nat", "test negative log-likelihood of the candidate, trained in full"),
+    "ece": ("1", "expected calibration error on the test part, 15 bins"),
+    "control_accuracy": ("1", "test accuracy of the base network, trained on"),
+    "control_nll": ("nat", "test negative log-likelihood of the base network, trained on"),
+    "control_ece": ("1", "expected calibration error of the base network, trained on"),
+    "base_accuracy": ("1", "test accuracy of the base network"),
+    "base_nll": ("nat", "test negative log-likelihood of the base network"),
+    "base_ece": ("1", "expected calibration error of the base network"),
+    "base_loss": ("nat", "loss of the base network on the probe examples"),
+    "probe_examples": ("1", "training examples that losses are measured on before a candidate is trained in full"),
+    "examples_cost": ("example-evaluations", "cost of finding out how many those must be, once for all candidates"),
+    "level": ("nat", "loss up to which rays go, shared by all candidates of a task"),
+    "description": ("1", "the candidate in this task, as JSON"),
+    "parameters": ("1", "parameters of the candidate"),
+    "flops": ("flop", "floating-point operations of one forward pass on one example"),
+    "expansion_cost": ("example-evaluations", "cost of the expansion itself, where it learns from data"),
+    "loss": ("nat", "loss right after expansion"),
+    "gradient_norm": ("nat", "norm of the loss gradient right after expansion"),
+    "early_loss": ("nat", "mean minibatch loss over the last steps of a constant-step run"),
+    "explorer_loss": ("nat", "mean minibatch loss that the children met since the probe before"),
+    "centre_loss": ("nat", "loss at the children's centre, on the probe examples"),
+    "reach": ("1", "mean distance of the children from the candidate"),
+    "reach_se": ("1", "standard error of reach"),
+    "gyration": ("1", "radius of gyration of the children"),
+    "gyration_se": ("1", "standard error of gyration"),
+    "diameter": ("1", "largest distance between two children"),
+    "diameter_se": ("1", "standard error of diameter"),
+    "effective_dimension": ("1", "participation ratio of the children's covariance"),
+    "effective_dimension_se": ("1", "standard error of effective_dimension"),
+    "log_volume": ("1", "log volume of the simplex of the candidate and its children"),
+    "disagreement": ("1", "share of examples on which two children disagree"),
+    "extent_children": ("1", "mean distance from the children's centre to the level, along the children, both ways"),
+    "extent_children_se": ("1", "standard error of extent_children over its rays"),
+    "extent_differences": ("1", "mean distance from the children's centre to the level, along differences of children"),
+    "extent_random": ("1", "mean multiple of a filter-normalized random direction to the level"),
+    "connected": ("1", "share of children that the level set holds, with the segment from their centre"),
+    "unbounded": ("1", "share of rays that stay below the level as far as they go"),
+    "outside": ("1", "whether the children's centre lies above the level"),
+    "children_cost": ("example-evaluations", "cost of a probe without rays"),
+    "rays_cost": ("example-evaluations", "cost of a probe with rays along children and differences"),
+    "random_cost": ("example-evaluations", "cost of a probe with random rays from the children's centre"),
+    "predictions_cost": ("example-evaluations", "cost of a probe with the children's predictions"),
+    "centre_cost": ("example-evaluations", "cost of a probe with the loss at the children's centre"),
+    "early": ("step", "steps of the constant-step run"),
+    "probe": ("step", "training steps of a probe, all children together"),
+    "rate": ("1", "step size of the probe over that of the training"),
+    "seed": ("1", "training seed"),
+}

@@ -1,0 +1,137 @@
+"""Which axes of which tensors must change together: found by tracing the network, never written down by hand.
+
+A *coupling* is one group of hidden units: neurons, channels, heads, the width of a residual stream. The tensors that
+make the units and those that consume them share an axis; a network gets wider when that axis grows in all of them.
+"""
+
+from dataclasses import dataclass, field
+from math import prod
+
+from torch import Tensor, nn
+
+from mmstudy.tracing.axes import Axis, leaves
+from mmstudy.tracing.graph import BIAS, CONSUMED, WEIGHT, Normalization, Note, Pairing, Trace
+from mmstudy.tracing.trace import trace
+
+
+@dataclass(frozen=True)
+class Use:
+    """One place where a tensor has the units of a coupling on an axis: that axis is (outer, units, inner), row-major.
+
+    Heads of width 8, for instance, lie on the axis of a query weight as (1, heads, 8), their width as (heads, 8, 1);
+    channels that are flattened before a linear layer lie on its weight as (1, channels, height × width).
+    """
+
+    tensor: str
+    axis: int
+    outer: int
+    inner: int
+    role: str  # see `tracing`
+    fan_in: int | None
+    reads: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """A group of `size` hidden units that must grow together, and everything that touches them."""
+
+    name: str
+    uses: tuple[Use, ...]
+    normalizations: tuple[Normalization, ...]
+    pairings: tuple[Pairing, ...]
+    _axis: Axis = field(repr=False)
+    _trace: Trace = field(repr=False)
+
+    @property
+    def size(self) -> int:
+        return self._axis.size
+
+    @property
+    def kept(self) -> dict[int, list[tuple[str, str, object]]]:
+        """Number of units → (module path, attribute, value) of what modules keep, once `surgery` has found out."""
+        return self._trace.kept.setdefault(self._axis, {})
+
+    def parameters(self, size: int) -> int:
+        """How many parameters the network would have with `size` units."""
+        tensors = (self._trace.tensors[name] for name in self._trace.parameters)
+        return sum(prod(self._resized(axis, size) for axis in axes) for axes in tensors)
+
+    def of(self, *roles: str) -> list[Use]:
+        """The uses in which the units have one of these roles."""
+        return [use for use in self.uses if use.role in roles]
+
+    def makers(self, *roles: str) -> list[Use]:
+        """The uses in one of these roles (by default weights and biases) that make units, and do not read them."""
+        return [use for use in self.of(*(roles or (WEIGHT, BIAS))) if not self.reads(use)]
+
+    def reads(self, use: Use) -> bool:
+        """Whether a tensor reads the units: it sums over them, or it makes the queries that keys are summed with."""
+        return use.role == CONSUMED or any(use.tensor in pairing.writers for pairing in self.pairings)
+
+    def structure(self, size: int) -> list[tuple[str, tuple[tuple[int, ...], ...]]]:
+        """(operation, its result's axes as products) throughout the network, if there were `size` units."""
+        return self._trace.structure({self._axis: size})
+
+    def lengths(self, module: str, size: int) -> dict[int, int]:
+        """Lengths of axes, or of runs of their factors, that involve the units in a module: now → with `size` units."""
+        found = {}
+        for axis in self._trace.seen.get(module, ()):
+            parts = leaves(axis)
+            for i in range(len(parts)):
+                for run in (parts[i:j] for j in range(i + 1, len(parts) + 1)):
+                    if self._axis in run:
+                        found[prod(p.size for p in run)] = prod(self._resized(p, size) for p in run)
+        return found
+
+    def _resized(self, axis: Axis, size: int) -> int:
+        return prod(size if leaf is self._axis else leaf.size for leaf in leaves(axis))
+
+
+def couplings(network: nn.Module, inputs: Tensor) -> dict[str, Coupling]:
+    """The couplings of `network`, by name, in the order in which the network first makes their units.
+
+    The name is the path of the module that first makes the units, e.g. "hidden.0"; where its axis holds several
+    groups, their place is added: in an attention of several heads "query[0]" are the heads, "query[1]" their width.
+
+    Args:
+        inputs: an example batch (batch, ...); only its shape and type matter.
+
+    Raises:
+        NotImplementedError: the network uses an operation that is not known; the message names it.
+    """
+    return of_trace(trace(network, inputs))
+
+
+def of_trace(walked: Trace) -> dict[str, Coupling]:
+    """The couplings of a network that has been traced already; see `couplings`."""
+    groups: dict[Axis, str] = {}
+    for note in walked.notes:
+        parts = [leaf for leaf in leaves(note.axis) if leaf.size > 1] or leaves(note.axis)
+        for place, leaf in enumerate(parts):
+            if note.role == WEIGHT and not leaf.fixed and leaf not in groups:
+                path, suffix = note.tensor.rpartition(".")[0], f"[{place}]" if len(parts) > 1 else ""
+                taken = not path or path + suffix in groups.values()
+                groups[leaf] = (note.tensor if taken else path) + suffix
+    found = {}
+    for leaf, name in groups.items():
+        uses = tuple(dict.fromkeys(use for note in walked.notes for use in _uses(walked, note, leaf)))
+        together = tuple(n for n in walked.normalizations if leaf in leaves(n.axis))
+        paired = tuple(p for p in walked.pairings if leaf in leaves(p.axis))
+        if paired or any(use.role == CONSUMED for use in uses):
+            found[name] = Coupling(name, uses, together, paired, leaf, walked)
+    return found
+
+
+def _uses(walked: Trace, note: Note, leaf: Axis) -> list[Use]:
+    """The places of `leaf` on the axis of a note, as the tensor itself is laid out."""
+    if leaf not in leaves(note.axis):
+        return []
+    own = walked.tensors[note.tensor]
+    result = []
+    for number, axis in enumerate(own):
+        parts = leaves(axis)
+        if axis is note.axis or (leaf in parts and note.axis not in own):  # the note is about a view of the tensor
+            place = parts.index(leaf)
+            outer, inner = prod(p.size for p in parts[:place]), prod(p.size for p in parts[place + 1 :])
+            result.append(Use(note.tensor, number, outer, inner, note.role, note.fan_in, note.reads))
+    return result

@@ -1,0 +1,122 @@
+"""The vocabulary of a trace: what is known of a tensor, and what is noted about the units on its axes."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+
+from mmstudy.tracing.axes import Axis, leaves, unify
+
+# What a tensor does with the units on one of its axes.
+WEIGHT = "weight"  # makes each unit from the layer's input
+BIAS = "bias"  # is added to each unit
+SCALE, SHIFT = "scale", "shift"  # multiplies, then is added to, each unit, most often behind a normalization
+MEAN, VARIANCE = "mean", "variance"  # running statistics of each unit
+CONSUMED = "consumed"  # sums over the units
+
+
+@dataclass
+class Value:
+    """A tensor of the graph: its axes, the parameters whose affine operation wrote it, the parameter that it is."""
+
+    axes: list[Axis]
+    writers: tuple[str, ...] = ()
+    tensor: str | None = None
+
+    @property
+    def shape(self) -> list[int]:
+        return [axis.size for axis in self.axes]
+
+
+@dataclass
+class Note:
+    """What one operation does with one axis of a parameter or buffer; `fan_in` is that of the layer that draws it."""
+
+    tensor: str
+    axis: Axis
+    role: str
+    fan_in: int | None = None  # inputs of each unit; None: the tensor is not a layer's
+    reads: tuple[str, ...] = ()  # CONSUMED: the parameters that wrote what is consumed
+
+
+@dataclass
+class Normalization:
+    """Units that are normalized together, hence see each other: x → (x − mean) / √(variance + eps) · scale + shift."""
+
+    axis: Axis
+    kind: str  # layer: the mean over these units is taken off; rms: it is not; group: as layer, over positions too
+    scale: str | None
+    shift: str | None
+    eps: float | None
+    module: str
+
+
+@dataclass
+class Pairing:
+    """Units of two activations that are multiplied and summed (queries and keys); `writers` made the first one."""
+
+    axis: Axis
+    writers: tuple[str, ...]
+    scaled: bool  # the sum is divided by the root of the number of units
+
+
+@dataclass
+class Trace:
+    """All that the walk through the graph noted."""
+
+    tensors: dict[str, list[Axis]] = field(default_factory=dict)  # parameters and buffers, by name
+    parameters: set[str] = field(default_factory=set)  # the names of the former
+    notes: list[Note] = field(default_factory=list)
+    normalizations: list[Normalization] = field(default_factory=list)
+    pairings: list[Pairing] = field(default_factory=list)
+    sums: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)  # (module path, writers of one summand)
+    seen: dict[str, list[Axis]] = field(default_factory=dict)  # module path → axes of all that it touches
+    shapes: list[tuple[str, list[Axis]]] = field(default_factory=list)  # (operation, axes of its result), in order
+    kept: dict[Axis, dict[int, list]] = field(default_factory=dict)  # see `couplings.Coupling.kept`
+    module: str = ""  # path of the module whose operation is being followed
+
+    def structure(
+        self, sizes: Mapping[Axis, int] = MappingProxyType({})
+    ) -> list[tuple[str, tuple[tuple[int, ...], ...]]]:
+        """(operation, its result's axes as products of the finest ones), in order; some may be given other sizes."""
+        return [
+            (name, tuple(tuple(sizes.get(leaf, leaf.size) for leaf in leaves(axis)) for axis in axes))
+            for name, axes in self.shapes
+        ]
+
+    def note(self, value: Value | None, axis: int, role: str, fan_in: int | None = None, reads: Value | None = None):
+        if value is not None and value.tensor:
+            self.notes.append(Note(value.tensor, value.axes[axis], role, fan_in, reads.writers if reads else ()))
+
+
+Rule = Callable[..., Value | list[Value]]  # (trace, shape of the result, *arguments of the operation) → its result
+
+
+class Rules(dict[object, Rule]):
+    """What operations do, by operation. A rule unifies axes, notes what parameters do to units, returns the result."""
+
+    def of(self, *names: str) -> Callable[[Rule], Rule]:
+        """Register a rule for operations of ATen by name, e.g. "linear", in all their overloads."""
+        packets = [getattr(torch.ops.aten, name) for name in names]
+        return self.also(*(getattr(packet, overload) for packet in packets for overload in packet.overloads()))
+
+    def also(self, *operations: object) -> Callable[[Rule], Rule]:
+        """Register a rule for the operations themselves."""
+
+        def register(function: Rule) -> Rule:
+            self.update(dict.fromkeys(operations, function))
+            return function
+
+        return register
+
+
+def data(sizes: Iterable[int]) -> list[Axis]:
+    """Axes that belong to the data: they cannot grow."""
+    return [Axis(size, fixed=True) for size in sizes]
+
+
+def alike(left: Iterable[Axis], right: Iterable[Axis]) -> None:
+    """Unify axes pair by pair."""
+    for a, b in zip(left, right, strict=True):
+        unify(a, b)
