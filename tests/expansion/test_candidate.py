@@ -45,9 +45,9 @@ def test_a_candidate_prints_what_it_does():
 def test_a_candidate_builds_the_same_network_in_another_process():
     code = """
 import torch
-from mmstudy.expand import Candidate
-from mmstudy.networks import MLP, initialize
-from mmstudy.seeds import generator
+from mmstudy.core.networks import MLP, initialize
+from mmstudy.core.seeds import generator
+from mmstudy.expansion.candidate import Candidate
 torch.manual_seed(5)
 network = initialize(MLP(7, (6, 4), 4), generator("case", 0))
 for operator in ("net2net", "lemon", "random", "orthogonal"):

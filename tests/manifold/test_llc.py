@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmstudy.batched import ensemble as en
+from mmstudy.batched import replay
 from mmstudy.batched.objective import of_landscape, of_networks
 from mmstudy.core.networks import initialize
 from mmstudy.core.seeds import generator
