@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmstudy.batched.replay import Function, recorded
+from mmstudy.batched.replay import ALONE, recorded
+from mmstudy.batched.tape import Function
 
 Batch = Any  # a tree (tuple, dict, …) of tensors whose first axis counts examples
 Model = Callable[..., Any]  # what a loss function may call as it would call the module
@@ -141,16 +142,21 @@ def _allowed(bytes_of_cpu: int, device: torch.device) -> int:
 def mapped(network: nn.Module, loss_fn: LossFn, parameters: dict, buffers: dict, batch: Batch, shared: bool) -> Tensor:
     """The losses of K networks, (K,), differentiable: on one shared batch, or each on its own (first axis K)."""
     single = loss_of(network, loss_fn)
-    if len(next(iter(parameters.values()))) > 1:
-        return vmap(single, in_dims=(0, 0, None if shared else 0), randomness="different")(parameters, buffers, batch)
-    alone = [{n: t.squeeze(0) for n, t in tensors.items()} for tensors in (parameters, buffers)]  # cheaper than t[0]
-    return single(*alone, batch if shared else take(batch, 0)).unsqueeze(0)
+    with ALONE:
+        if len(next(iter(parameters.values()))) > 1:
+            axes = (0, 0, None if shared else 0)
+            return vmap(single, in_dims=axes, randomness="different")(parameters, buffers, batch)
+        alone = [{n: t.squeeze(0) for n, t in tensors.items()} for tensors in (parameters, buffers)]  # faster than t[0]
+        return single(*alone, batch if shared else take(batch, 0)).unsqueeze(0)
 
 
-def gradients(losses: Callable[..., Tensor]) -> Function:
+def gradients(losses: Callable[..., Tensor], sets_mode_of: nn.Module | None = None) -> Function:
     """(points (n, dim), …) → their losses (n,) and gradients (n, dim), of which none may depend on another point.
 
     One ordinary backward pass of the summed losses gives every point its own.
+
+    Args:
+        sets_mode_of: a network whose training mode the losses set.
     """
 
     def slopes(points: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +166,7 @@ def gradients(losses: Callable[..., Tensor]) -> Function:
             (slope,) = torch.autograd.grad(loss.sum(), here)
         return loss.detach(), slope
 
-    return recorded(slopes)
+    return recorded(slopes, sets_mode_of)
 
 
 def in_pieces(function: Function, most: int, *inputs: Tensor) -> tuple[Tensor, ...]:

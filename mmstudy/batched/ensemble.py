@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn, Model
+from mmstudy.batched.replay import ALONE
 from mmstudy.core.networks import evaluating
 
 CALIBRATION_BINS = 15
@@ -249,7 +250,7 @@ def measuring(network: nn.Module, normalization: str = "frozen", training: bool 
         raise ValueError(f"unknown normalization {normalization!r}; known: {', '.join(NORMALIZATION)}")
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     tracked, shortcuts = [m.track_running_stats for m in norms], torch.backends.mha.get_fastpath_enabled()
-    with evaluating(network), engine.exact():
+    with ALONE, evaluating(network), engine.exact():
         try:
             torch.backends.mha.set_fastpath_enabled(False)  # it has no derivative
             network.train(training)

@@ -8,13 +8,14 @@ from functools import cached_property, lru_cache, partial, reduce
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import Ensemble, at, at_once, classification, measuring, parts_of
-from mmstudy.batched.replay import Function, recorded
+from mmstudy.batched.replay import recorded
+from mmstudy.batched.tape import Function
 from mmstudy.batched.training import minibatches
 
 Landscape = Callable[[Tensor], Tensor]  # points (..., dim) → losses (...); an `Objective` is one too
@@ -39,6 +40,7 @@ class Objective:
     at_once: int
     noisy_at_once: int
     normalization: str = "none"  # what batch normalization uses, if there is any
+    network: nn.Module | None = None  # whose training mode the losses set
 
     def __call__(self, points: Float[Tensor, "m *many dim"]) -> Float[Tensor, "m *many"]:
         """The loss at points of each parent (first axis), float64, without gradient."""
@@ -85,14 +87,18 @@ class Objective:
 
     @cached_property
     def _losses(self) -> Function:
-        def losses(points: Tensor, owner: Tensor) -> tuple[Tensor]:
-            return (reduce(operator.add, (term(points, owner).double() for term in self.terms)),)
+        terms = self.terms
 
-        return recorded(losses)
+        def losses(points: Tensor, owner: Tensor) -> tuple[Tensor]:
+            return (reduce(operator.add, (term(points, owner).double() for term in terms)),)
+
+        return recorded(losses, self.network)
 
     @cached_property
     def _slopes(self) -> Function:
-        parts = [engine.gradients(term) for term in self.terms]  # one after another: one graph at a time is kept
+        parts = [
+            engine.gradients(term, self.network) for term in self.terms
+        ]  # one after another: one graph at a time is kept
 
         def slopes(points: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
             value, slope = zip(*(part(points, owner) for part in parts), strict=True)
@@ -102,7 +108,7 @@ class Objective:
 
     @cached_property
     def _noisy_slopes(self) -> Function:
-        return engine.gradients(self.noisy)
+        return engine.gradients(self.noisy, self.network)
 
 
 def of_landscape(landscape: Callable[[Tensor], Tensor], dim: int, noise: float = 0.0) -> Objective:
@@ -162,7 +168,9 @@ def of_networks(
         most = at_once(ensemble, parts[0], loss_fn)
     with measuring(network, "recomputed", training=True):
         noisy_most = at_once(ensemble, engine.take(training, slice(minibatch)), loss_fn)
-    return Objective(tuple(map(term, parts)), noisy, draws, examples, minibatch, most, noisy_most, normalization)
+    return Objective(
+        tuple(map(term, parts)), noisy, draws, examples, minibatch, most, noisy_most, normalization, network
+    )
 
 
 def _curved(term: Term, points: Tensor, owner: Tensor, probes: Float[Tensor, "p n dim"], together: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import Ensemble, at, at_once, classification, vectors
+from mmstudy.batched.replay import ALONE
 
 # (points, step) → the loss at each, stochastic where it draws on the step, and its gradient
 Gradient = Callable[[Float[Tensor, "n dim"], int], tuple[Float[Tensor, " n"], Float[Tensor, "n dim"]]]
@@ -101,11 +102,12 @@ def train(
     most = at_once(ensemble, engine.take(data, order[0, 0]), loss_fn)
 
     def losses(points: Tensor, some: Tensor, *statistics: Tensor) -> Tensor:
-        network.train()  # whoever evaluated meanwhile has switched the mode
         here, running = at(ensemble, points).parameters, dict(zip(names, statistics, strict=True))
-        return engine.mapped(network, loss_fn, here, running, engine.take(data, some), shared=False)
+        with ALONE:
+            network.train()  # whoever evaluated meanwhile has switched the mode
+            return engine.mapped(network, loss_fn, here, running, engine.take(data, some), shared=False)
 
-    learn, seen_at = engine.gradients(losses), order.unbind(1)
+    learn, seen_at = engine.gradients(losses, network), order.unbind(1)
 
     def gradient(points: Tensor, step: int) -> tuple[Tensor, Tensor]:
         return engine.in_pieces(learn, most, points, seen_at[step], *buffers)

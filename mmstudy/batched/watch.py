@@ -1,0 +1,190 @@
+"""All that the Python of a function can reach and that may change between two calls, and whether it has changed."""
+
+import enum
+import functools
+import inspect
+import sys
+import types
+import weakref
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter, is_, itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
+
+MOST = 20_000  # things that are watched; with more, the look at each call would cost more than it saves
+# code without state of a user
+LIBRARIES = {"torch", "numpy", "mmstudy", "jaxtyping", "beartype", *sys.stdlib_module_names}
+LOUD = {"print", "open", "input", "exec", "eval"}  # a list of tensor operations does not do what these do
+CLOCKS = {"time", "random", "secrets", "datetime"}  # modules that say something else at every call
+CONSTANTS = (
+    *(type(None), bool, int, float, complex, str, bytes, range, slice, type(...), enum.Enum, torch.Size),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.finfo, torch.iinfo, inspect.Signature),
+    *(torch._ops.OpOverload, torch._ops.OpOverloadPacket, types.BuiltinFunctionType, types.MethodDescriptorType),
+    *(types.WrapperDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType, types.GenericAlias),
+    *(types.CodeType, types.UnionType),
+)
+CONTAINERS = (list, tuple, set, frozenset, deque)
+# from which an object may inherit without state that Python does not show; of other classes in C there is no telling
+TRANSPARENT = {object, dict, *CONTAINERS, OrderedDict, defaultdict, types.SimpleNamespace, types.MappingProxyType}
+TRANSPARENT_MODULES = {"abc", "collections", "collections.abc", "contextlib", "dataclasses", "typing"}
+IN_C = {"torch._C", "numpy", *sys.stdlib_module_names}
+HOOKS = {name for name in vars(nn.Module()) if name.endswith("_hooks")}
+HOOKS_OF_ALL = [hooks for name, hooks in vars(torch_modules).items() if name.startswith("_global") and "_hooks" in name]
+
+Values = Callable[[], Iterable]
+
+
+class Opaque(Exception):
+    """A function reaches something whose changes cannot be seen."""
+
+
+def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable[[], bool]:
+    """A function that says whether all that `function` reaches is still what it is now.
+
+    That is its closure, its defaults, the globals that its code names, and all that these lead to: modules with their
+    attributes and modes, losses, containers, tensors with their versions.
+
+    Args:
+        sets_mode_of: a network whose training mode the function itself sets, so that it may have any when it is called.
+
+    Raises:
+        Opaque: something whose changes cannot be seen (a generator, a file, an array of numpy, …), a hook, or code that
+            prints, or that reads a clock or random numbers.
+    """
+    any_mode = set() if sets_mode_of is None else {id(module) for module in sets_mode_of.modules()}
+    seen: dict[int, Any] = {}  # kept alive, so that nothing else gets the same id
+    watched: list[tuple[Values, tuple]] = []
+    waiting: list[Any] = [function]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or isinstance(value, CONSTANTS):
+            continue
+        seen[id(value)] = value
+        if len(seen) > MOST:
+            raise Opaque(f"more than {MOST} things")
+        for values in _inside(value, any_mode):
+            watched.append((values, tuple(values())))
+            waiting.extend(watched[-1][1])
+    tensors = [value for value in seen.values() if isinstance(value, Tensor)]
+    modules = [vars(value) for value in seen.values() if isinstance(value, nn.Module)]
+    hooks = [*HOOKS_OF_ALL, *(module[name] for module in modules for name in HOOKS & module.keys())]
+    if any(hooks):
+        raise Opaque("hooks")
+    versions = [tensor._version for tensor in tensors]
+
+    def same() -> bool:
+        if any(hooks) or versions != [tensor._version for tensor in tensors]:
+            return False
+        return all(_agree(values(), before) for values, before in watched)
+
+    return same
+
+
+def _agree(values: Iterable, before: tuple) -> bool:
+    now = tuple(values)
+    return len(now) == len(before) and all(map(is_, now, before))
+
+
+def _inside(value: Any, any_mode: set[int]) -> list[Values]:
+    """What a value consists of, as functions that say what it consists of now."""
+    if isinstance(value, Tensor):
+        if value.is_inference():
+            raise Opaque("a tensor of inference mode, which counts no changes")
+        return [vars(value).values] if vars(value) else []
+    if isinstance(value, nn.Module):
+        own = vars(value)
+        names = [name for name in own if name not in HOOKS and not (name == "training" and id(value) in any_mode)]
+        return [lambda: (type(value), *itemgetter(*names)(own)), lambda: own]
+    if isinstance(value, types.FunctionType):
+        return _inside_function(value)
+    if isinstance(value, types.MethodType):
+        return _constant(value.__self__, value.__func__)
+    if isinstance(value, functools.partial):
+        return [lambda: (value.func, value.args, value.keywords)]
+    if isinstance(value, staticmethod | classmethod | functools._lru_cache_wrapper):
+        return [] if _of_library(value) else _constant(value.__wrapped__)
+    if isinstance(value, weakref.ref):
+        return [lambda: (value(),)]
+    if isinstance(value, property):
+        return _constant(value.fget, value.fset)
+    if isinstance(value, types.ModuleType):
+        if value.__name__ in CLOCKS or value.__name__.startswith("numpy.random"):
+            raise Opaque(f"the module {value.__name__}")
+        return []
+    if isinstance(value, type):
+        return [] if _of_library(value) else [vars(value).values, *_constant(*value.__mro__[1:])]
+    return _inside_object(value)
+
+
+def _inside_function(function: types.FunctionType) -> list[Values]:
+    if function.__module__ == "mmstudy.batched.replay":
+        return []  # a recorded function, which watches for itself
+    cells = function.__closure__ or ()
+    try:
+        tuple(map(attrgetter("cell_contents"), cells))
+    except ValueError:
+        raise Opaque("a name that has no value yet") from None
+    closure = [lambda: map(attrgetter("cell_contents"), cells)] if cells else []
+    if _of_library(function):
+        return closure
+    names = set(_names(function.__code__))
+    if loud := names & LOUD:
+        raise Opaque(f"{', '.join(sorted(loud))}")
+    globals_ = function.__globals__
+    used = [name for name in names if name in globals_]
+    return [
+        *closure,
+        lambda: [globals_.get(name) for name in used],
+        lambda: (function.__code__, function.__defaults__, function.__kwdefaults__),
+        *([vars(function).values] if vars(function) else []),
+    ]
+
+
+def _inside_object(value: Any) -> list[Values]:
+    found: list[Values] = []
+    if any(map(_hides_state, type(value).__mro__)):
+        raise Opaque(f"a {type(value).__name__}")
+    if isinstance(value, Mapping):
+        found += [value.keys, value.values]
+    elif isinstance(value, CONTAINERS):
+        found.append(lambda: value)
+    slots = [name for kind in type(value).__mro__ for name in _slots(kind) if not name.startswith("__")]
+    if hasattr(value, "__dict__"):
+        found.append(vars(value).values)
+    elif slots:
+        found.append(lambda: [getattr(value, name, None) for name in slots])
+    if not found:
+        raise Opaque(f"a {type(value).__name__}")
+    return [*found, *_constant(type(value))]
+
+
+def _hides_state(kind: type) -> bool:
+    if kind in TRANSPARENT or kind.__module__ in TRANSPARENT_MODULES:
+        return False
+    return kind.__module__ in IN_C or kind.__module__.partition(".")[0] in IN_C
+
+
+def _slots(kind: type) -> Sequence[str]:
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _constant(*values: Any) -> list[Values]:
+    return [lambda: values]
+
+
+def _of_library(value: Any) -> bool:
+    """Whether code belongs to a library: no loss keeps its state there."""
+    return str(getattr(value, "__module__", "")).partition(".")[0] in LIBRARIES
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The names of globals and attributes that code uses, and that code inside it does."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
