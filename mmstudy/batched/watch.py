@@ -8,6 +8,7 @@ import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter, is_, itemgetter
 from typing import Any
 
@@ -35,6 +36,8 @@ IN_C = {"torch._C", "numpy", *sys.stdlib_module_names}
 HOOKS = {name for name in vars(nn.Module()) if name.endswith("_hooks")}
 HOOKS_OF_ALL = [hooks for name, hooks in vars(torch_modules).items() if name.startswith("_global") and "_hooks" in name]
 
+END = object()  # after what one thing consists of
+
 Values = Callable[[], Iterable]
 
 
@@ -57,7 +60,7 @@ def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable
     """
     any_mode = set() if sets_mode_of is None else {id(module) for module in sets_mode_of.modules()}
     seen: dict[int, Any] = {}  # kept alive, so that nothing else gets the same id
-    watched: list[tuple[Values, tuple]] = []
+    watched: list[Values] = []
     waiting: list[Any] = [function]
     while waiting:
         value = waiting.pop()
@@ -66,9 +69,11 @@ def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable
         seen[id(value)] = value
         if len(seen) > MOST:
             raise Opaque(f"more than {MOST} things")
-        for values in _inside(value, any_mode):
-            watched.append((values, tuple(values())))
-            waiting.extend(watched[-1][1])
+        constant, changing = _inside(value, any_mode)
+        waiting.extend(constant)
+        for values in changing:
+            waiting.extend(values())
+        watched.extend(changing)
     tensors = [value for value in seen.values() if isinstance(value, Tensor)]
     modules = [vars(value) for value in seen.values() if isinstance(value, nn.Module)]
     hooks = [*HOOKS_OF_ALL, *(module[name] for module in modules for name in HOOKS & module.keys())]
@@ -76,53 +81,54 @@ def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable
         raise Opaque("hooks")
     versions = [tensor._version for tensor in tensors]
 
+    def look() -> list:
+        return list(chain.from_iterable([(*values(), END) for values in watched]))
+
+    before = look()
+
     def same() -> bool:
         if any(hooks) or versions != [tensor._version for tensor in tensors]:
             return False
-        return all(_agree(values(), before) for values, before in watched)
+        now = look()
+        return len(now) == len(before) and all(map(is_, now, before))
 
     return same
 
 
-def _agree(values: Iterable, before: tuple) -> bool:
-    now = tuple(values)
-    return len(now) == len(before) and all(map(is_, now, before))
-
-
-def _inside(value: Any, any_mode: set[int]) -> list[Values]:
-    """What a value consists of, as functions that say what it consists of now."""
+def _inside(value: Any, any_mode: set[int]) -> tuple[Iterable, list[Values]]:
+    """What a value consists of: what cannot change, and functions that say what it consists of now."""
     if isinstance(value, Tensor):
         if value.is_inference():
             raise Opaque("a tensor of inference mode, which counts no changes")
-        return [vars(value).values] if vars(value) else []
+        return (), [vars(value).values] if vars(value) else []
     if isinstance(value, nn.Module):
         own = vars(value)
         names = [name for name in own if name not in HOOKS and not (name == "training" and id(value) in any_mode)]
-        return [lambda: (type(value), *itemgetter(*names)(own)), lambda: own]
+        return (), [lambda: (type(value), *itemgetter(*names)(own)), lambda: own]
     if isinstance(value, types.FunctionType):
         return _inside_function(value)
     if isinstance(value, types.MethodType):
-        return _constant(value.__self__, value.__func__)
+        return (value.__self__, value.__func__), []
     if isinstance(value, functools.partial):
-        return [lambda: (value.func, value.args, value.keywords)]
+        return (value.func, value.args, value.keywords), []
     if isinstance(value, staticmethod | classmethod | functools._lru_cache_wrapper):
-        return [] if _of_library(value) else _constant(value.__wrapped__)
+        return () if _of_library(value) else (value.__wrapped__,), []
     if isinstance(value, weakref.ref):
-        return [lambda: (value(),)]
+        return (), [lambda: (value(),)]
     if isinstance(value, property):
-        return _constant(value.fget, value.fset)
+        return (value.fget, value.fset), []
     if isinstance(value, types.ModuleType):
         if value.__name__ in CLOCKS or value.__name__.startswith("numpy.random"):
             raise Opaque(f"the module {value.__name__}")
-        return []
+        return (), []
     if isinstance(value, type):
-        return [] if _of_library(value) else [vars(value).values, *_constant(*value.__mro__[1:])]
+        return ((), []) if _of_library(value) else (value.__mro__[1:], [vars(value).values])
     return _inside_object(value)
 
 
-def _inside_function(function: types.FunctionType) -> list[Values]:
+def _inside_function(function: types.FunctionType) -> tuple[Iterable, list[Values]]:
     if function.__module__ == "mmstudy.batched.replay":
-        return []  # a recorded function, which watches for itself
+        return (), []  # a recorded function, which watches for itself
     cells = function.__closure__ or ()
     try:
         tuple(map(attrgetter("cell_contents"), cells))
@@ -130,13 +136,13 @@ def _inside_function(function: types.FunctionType) -> list[Values]:
         raise Opaque("a name that has no value yet") from None
     closure = [lambda: map(attrgetter("cell_contents"), cells)] if cells else []
     if _of_library(function):
-        return closure
+        return (), closure
     names = set(_names(function.__code__))
     if loud := names & LOUD:
         raise Opaque(f"{', '.join(sorted(loud))}")
     globals_ = function.__globals__
     used = [name for name in names if name in globals_]
-    return [
+    return (), [
         *closure,
         lambda: [globals_.get(name) for name in used],
         lambda: (function.__code__, function.__defaults__, function.__kwdefaults__),
@@ -144,22 +150,23 @@ def _inside_function(function: types.FunctionType) -> list[Values]:
     ]
 
 
-def _inside_object(value: Any) -> list[Values]:
+def _inside_object(value: Any) -> tuple[Iterable, list[Values]]:
     found: list[Values] = []
     if any(map(_hides_state, type(value).__mro__)):
         raise Opaque(f"a {type(value).__name__}")
     if isinstance(value, Mapping):
         found += [value.keys, value.values]
-    elif isinstance(value, CONTAINERS):
+    elif isinstance(value, list | set | deque):
         found.append(lambda: value)
+    fixed = value if isinstance(value, tuple | frozenset) else ()
     slots = [name for kind in type(value).__mro__ for name in _slots(kind) if not name.startswith("__")]
     if hasattr(value, "__dict__"):
         found.append(vars(value).values)
     elif slots:
         found.append(lambda: [getattr(value, name, None) for name in slots])
-    if not found:
+    if not found and not isinstance(value, tuple | frozenset):
         raise Opaque(f"a {type(value).__name__}")
-    return [*found, *_constant(type(value))]
+    return (*fixed, type(value)), found
 
 
 def _hides_state(kind: type) -> bool:
@@ -171,10 +178,6 @@ def _hides_state(kind: type) -> bool:
 def _slots(kind: type) -> Sequence[str]:
     slots = vars(kind).get("__slots__", ())
     return (slots,) if isinstance(slots, str) else tuple(slots)
-
-
-def _constant(*values: Any) -> list[Values]:
-    return [lambda: values]
 
 
 def _of_library(value: Any) -> bool:
