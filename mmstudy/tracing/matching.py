@@ -62,7 +62,7 @@ def matched(network: nn.Module, reference: nn.Module, inputs: Tensor, seed: int 
 def weight_matching(
     groups: Mapping[str, Coupling], reference: Mapping[str, Tensor], tensors: Mapping[str, Tensor], seed: int = 0
 ) -> Order:
-    """The order of units, by coupling, that maximizes Σ ⟨reference, ordered tensor⟩ as far as coordinate descent goes."""
+    """The order of units, by coupling, that maximizes Σ ⟨reference, ordered tensor⟩, by coordinate descent."""
     layouts = _layouts(groups, tensors)
     a = {name: reference[name].detach().cpu().double().reshape(layout.shape) for name, layout in layouts.items()}
     b = {name: tensors[name].detach().cpu().double() for name in layouts}

@@ -49,7 +49,7 @@ def test_a_permuted_copy_is_matched_back(name):
 
 @pytest.mark.parametrize("name", ["MLP", "ResNet, batch norm", "ViT"])
 def test_a_match_is_the_same_function_and_nearer(name):
-    family, network, inputs, _ = cases.of_family(name)
+    _, network, inputs, _ = cases.of_family(name)
     other = cases.of_family(name, seed=3)[1]
     near = matched(other, network, inputs)
     assert cases.change(other, near, inputs) < 1e-12
