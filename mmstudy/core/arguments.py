@@ -148,12 +148,10 @@ def explained(given: Any) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, IndexError, AttributeError, ZeroDivisionError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, NotImplementedError):
-            raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"the loss of the network on this batch ({described(given)}) fails: {first}. Check shapes, types and values "
-            "of inputs and targets, and how loss_fn calls the model"
+            f"the loss of the network on this batch ({described(given)}) fails: {first}. Check shapes, types and "
+            "values of inputs and targets, and how loss_fn calls the model"
         ) from error
 
 

@@ -64,7 +64,7 @@ def size(
         raise ValueError(
             f"level must be above the networks' losses, the least of which is {min(losses):g}; got {level}"
         )
-    needed = max(4 * count_parameters(each) * each_bytes(each) * budget.samples for each in networks)
+    needed = max(4 * count_parameters(each) * _bytes(each) * budget.samples for each in networks)
     arguments.fits(needed, f"{budget.samples} samples of a network's parameters")
     found: list[dict[str, Any]] = [{} for _ in networks]
     for group in _of_one_shape(networks):
@@ -88,16 +88,16 @@ def sizes(
     seed: int = 0,
     loss_fn: LossFn = classification,
 ) -> xr.Dataset:
-    """Several sizes of each network at one level, over (method, network); see `size`."""
+    """Several sizes of each network at one level, over (estimator, network), the former being the method; see `size`."""
     if isinstance(methods, str) or not isinstance(methods, list | tuple) or not methods:
         raise TypeError(f"methods must be a list of names of {', '.join(ESTIMATORS)}; got {methods!r}")
     for method in methods:
         arguments.one_of(method, ESTIMATORS, "method")
     found = [size(network, batch, level, method, seed, loss_fn) for method in methods]
-    units = {"unit": ("method", [each.attrs["unit"] for each in found])}
-    whole = xr.concat([each.drop_vars("level").drop_attrs() for each in found], "method")
+    units = {"unit": ("estimator", [each.attrs["unit"] for each in found])}
+    whole = xr.concat([each.drop_vars("level").drop_attrs() for each in found], "estimator")
     about = {"seed": seed, "normalization": "frozen"}
-    return whole.assign(level=found[0]["level"]).assign_coords(method=list(methods), **units).assign_attrs(about)
+    return whole.assign(level=found[0]["level"]).assign_coords(estimator=list(methods), **units).assign_attrs(about)
 
 
 def check(
@@ -121,7 +121,7 @@ def _fit(network: Any, batch: Any, loss_fn: Any) -> tuple[list[nn.Module], Batch
     return networks, batch, asked.tried(networks, batch, loss_fn)
 
 
-def each_bytes(network: nn.Module) -> int:
+def _bytes(network: nn.Module) -> int:
     """Bytes of one parameter."""
     return next(network.parameters()).element_size()
 
