@@ -170,8 +170,8 @@ BROKEN.head.weight.data.fill_(float("nan"))
 WRONG_NETWORKS = (None, "MLP", 3, X, [], [None], nn.ReLU())
 WRONG_BATCHES = (
     None, "digits", 3, (), {}, (X[:0], Y[:0]), (X, Y[:5]), (X, -1 - Y), (X, Y + CLASSES), (X, Y.float()),
-    (X, Y[:, None]), (X[:, :3], Y), (X.long(), Y), (X.double(), Y), (X * float("nan"), Y), (X, "y"), (X, Y, Y), torch.tensor(1.0),
-    (X, Y.bool()),
+    (X, Y[:, None]), (X[:, :3], Y), (X.long(), Y), (X.double(), Y), (X * float("nan"), Y), (X, "y"), (X, Y, Y),
+    torch.tensor(1.0), (X, Y.bool()),
 )  # fmt: skip
 CALLS = []
 for wrong in WRONG_NETWORKS:

@@ -88,7 +88,7 @@ def sizes(
     seed: int = 0,
     loss_fn: LossFn = classification,
 ) -> xr.Dataset:
-    """Several sizes of each network at one level, over (estimator, network), the former being the method; see `size`."""
+    """Several sizes of each network at one level, over (estimator, network); see `size`."""
     if isinstance(methods, str) or not isinstance(methods, list | tuple) or not methods:
         raise TypeError(f"methods must be a list of names of {', '.join(ESTIMATORS)}; got {methods!r}")
     for method in methods:
