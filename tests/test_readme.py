@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from mmstudy.core import tasks
 from mmstudy.core.networks import MLP, ViT
@@ -13,36 +14,43 @@ TEXT = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
+def trained(seed, inputs, targets):
+    torch.manual_seed(seed)
+    network = MLP(64, (32, 16), 10)
+    optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9)
+    for _ in range(100):
+        optimizer.zero_grad()
+        cross_entropy(network(inputs), targets).backward()
+        optimizer.step()
+    return network
+
+
 @pytest.fixture
-def names(tmp_path, monkeypatch):
-    """A network, data and an optimizer by the names that the README uses."""
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
+def names():
+    """Two trained networks and their data by the names that the README uses."""
     inputs, targets = tasks.load(tasks.Task("digits", (), 300)).training
-    return {"network": MLP(64, (32, 16), 10), "inputs": inputs, "targets": targets}
+    networks = {"network": trained(0, inputs, targets), "other": trained(1, inputs, targets)}
+    return networks | {"inputs": inputs, "targets": targets}
 
 
-def test_a_size_is_measured_as_shown(names):
+def test_sizes_and_barriers_are_what_is_printed(names):
     exec(BLOCKS[0], names)
-    assert (names["extent"]["radius"] >= 0).all()
-    assert names["extent"].sizes == {"parent": 1, "ray": 8}
-    assert names["curved"]["status"].item() in ("ok", "few_samples", "saddle")
     assert names["wider"].hidden[0].out_features == 64
+    assert list(names["found"]["status"].values) == ["ok", "ok"]
+    shown = [float(number) for number in re.search(r"round\(1\)  # \[(.*?)\]", BLOCKS[0])[1].split()]
+    assert names["found"]["size"].values == pytest.approx(shown, abs=0.2)
+    near, far = map(float, re.search(r"# ([\d.]+) nats; without match ([\d.]+)", BLOCKS[0]).groups())
+    mm, pair = names["mm"], (names["network"], names["other"], names["batch"])
+    assert mm.barrier(*pair, match=True) == pytest.approx(near, abs=0.05)
+    assert mm.barrier(*pair) == pytest.approx(far, abs=0.05)
 
 
 def test_a_network_is_expanded_as_shown(names):
-    definition, use = BLOCKS[1].split("candidate = Candidate", 1)
-    exec(definition, names)
-    vit = names["vit"]
-    groups = {name: group.size for name, group in names["couplings"](vit, names["inputs"]).items()}
-    shown = eval(re.search(r"# (\{.*?)\.\.\.", definition, re.DOTALL)[1].replace("\n#", "\n") + "}")
+    exec(BLOCKS[1], names)
+    groups = {name: group.size for name, group in names["mm"].couplings(names["vit"], names["inputs"]).items()}
+    shown = eval(re.search(r"# (\{.*?)\.\.\.", BLOCKS[1], re.DOTALL)[1].replace("\n#", "\n") + "}")
     assert list(shown.items()) == list(groups.items())[: len(shown)]
-    names["optimizer"] = torch.optim.Adam(vit.parameters())
-    exec("candidate = Candidate" + use, names)
-    network = names["network"]
-    assert isinstance(network, ViT)
-    assert len(network.blocks) == 3
-    assert len(network.norm.weight) == 18
-    for expected, found in zip(names["expansion"].network.parameters(), network.parameters(), strict=True):
-        assert torch.equal(expected, found)
-    assert len(names["optimizer"].param_groups[0]["params"]) == len(list(network.parameters()))
+    larger = names["larger"]
+    assert isinstance(larger, ViT)
+    assert len(larger.blocks) == 3
+    assert len(larger.norm.weight) == 18

@@ -1,3 +1,5 @@
 """K networks as one: how they run, repeat what repeats, train, and are a function of their parameters."""
 
-__all__ = ["connectivity", "determinism", "engine", "ensemble", "objective", "replay", "tape", "training", "watch"]
+__all__ = [
+    *("asked", "connectivity", "determinism", "engine", "ensemble", "objective", "replay", "tape", "training", "watch"),
+]

@@ -1,6 +1,7 @@
 """A trained network in, a wider or deeper one out: candidates, operators, and how a network is rebuilt."""
 
 __all__ = [
+    "asked",
     "candidate",
     "checkpoints",
     "copies",

@@ -1,6 +1,8 @@
 """The size of the manifold of connected minima around a network: every estimator, and what they share."""
 
 __all__ = [
+    "asked",
+    "between",
     "children",
     "curvature",
     "dimension",

@@ -1,0 +1,77 @@
+"""What the face asks of networks and a batch before any work: are they fit for each other?"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmstudy.batched.engine import Batch, LossFn
+from mmstudy.batched.ensemble import measuring
+from mmstudy.core import arguments
+
+
+def inputs_of(network: nn.Module, batch: Batch, loss_fn: LossFn) -> Tensor:
+    """What the network is called with: the batch where it is a tensor, else what `loss_fn` gives to the model first.
+
+    Raises:
+        ValueError: the loss doesn't call the network, or calls it with something else than one tensor.
+    """
+    if isinstance(batch, Tensor):
+        return batch
+    calls: list[tuple] = []
+
+    def watched(*args: Any, **kw: Any) -> Any:
+        calls.append((args, kw))
+        return network(*args, **kw)
+
+    with arguments.explained(batch), torch.no_grad(), torch.random.fork_rng(devices=[]), measuring(network):
+        loss_fn(watched, batch)
+    if not calls or len(calls[0][0]) != 1 or calls[0][1] or not isinstance(calls[0][0][0], Tensor):
+        found = [arguments.described(call) for call in calls[:1]] or "no call"
+        raise ValueError(f"only networks of one input tensor can be traced; loss_fn called the model with {found}")
+    return calls[0][0][0]
+
+
+def tried(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, normalization: str = "frozen") -> list[float]:
+    """The loss of each network on the batch, once every problem that one call shows is ruled out.
+
+    Raises:
+        ValueError: targets that the loss would misread, a call that fails, or a loss that is no finite number.
+    """
+    found = []
+    for network in networks:
+        quiet = torch.random.fork_rng(devices=[])
+        with arguments.explained(batch), torch.no_grad(), quiet, measuring(network, normalization):
+            loss = loss_fn(network, batch)
+        if not isinstance(loss, Tensor) or loss.ndim or loss.is_complex() or not loss.is_floating_point():
+            raise ValueError(f"the loss must be one number, the mean over examples; got {arguments.described(loss)}")
+        if not bool(loss.isfinite()):
+            raise ValueError(
+                f"the loss of {type(network).__name__} on this batch is {loss.item()}: look at its weights"
+            )
+        found.append(loss.item())
+    return found
+
+
+def classes(network: nn.Module, batch: Batch) -> None:
+    """Refuse what the default loss, a classifier's on (inputs, targets), would misread or fail on.
+
+    Raises:
+        ValueError, TypeError: no pair; targets that are no class numbers of the shape and range of the outputs.
+    """
+    if not isinstance(batch, tuple) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+        wanted = "(inputs, targets); for any other batch pass loss_fn(model, batch)"
+        raise TypeError(f"the default loss, cross-entropy, takes {wanted}. Got {arguments.described(batch)}")
+    inputs, targets = batch
+    with arguments.explained(batch), torch.no_grad(), torch.random.fork_rng(devices=[]), measuring(network):
+        outputs = network(inputs)
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+        raise ValueError(f"the default loss takes outputs (batch, classes); got {arguments.described(outputs)}")
+    found, count = arguments.described(targets), outputs.shape[-1]
+    if targets.dtype != torch.long:
+        raise ValueError(f"targets must be class numbers, int64; got {found}: call .long(), or pass a loss_fn")
+    if targets.shape != outputs.shape[:-1]:
+        raise ValueError(f"targets must have the shape {tuple(outputs.shape[:-1])}; got {found}")
+    if int(targets.min()) < 0 or int(targets.max()) >= count:
+        raise ValueError(f"targets must lie in 0 … {count - 1}, as the network has {count} outputs; got {found}")

@@ -1,0 +1,124 @@
+"""Expansion as the face offers it: a network and a batch in, arguments checked, one loss convention."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmstudy.batched import asked, engine
+from mmstudy.batched.engine import Batch, LossFn
+from mmstudy.batched.ensemble import classification
+from mmstudy.core import arguments
+from mmstudy.expansion import pools
+from mmstudy.expansion.candidate import Candidate
+from mmstudy.expansion.operators import OPERATORS
+from mmstudy.tracing import couplings as traced
+from mmstudy.tracing.couplings import Coupling
+
+Step = tuple[str, Mapping[str, int]]  # (operator, location → its new size, or the number of layers to insert there)
+
+
+def couplings(network: nn.Module, batch: Batch, loss_fn: LossFn = classification) -> dict[str, Coupling]:
+    """Where a network can get wider, by name: the groups of hidden units that must grow together.
+
+    Args:
+        batch: a tensor is what the network is called with; of any other batch `loss_fn` calls the network.
+        loss_fn: (model, batch) → mean loss.
+    """
+    return traced.couplings(*_called(network, batch, loss_fn))
+
+
+def candidate_pool(
+    network: nn.Module, batch: Batch, loss_fn: LossFn = classification, **options: Any
+) -> dict[str, Candidate]:
+    """Candidates that are worth comparing, by label; the options are those of `pools.candidate_pool`."""
+    return pools.candidate_pool(*_called(network, batch, loss_fn), **options)
+
+
+def expand(
+    network: nn.Module,
+    batch: Batch,
+    how: str | Candidate | Sequence[Step],
+    where: Mapping[str, int] | None = None,
+    seed: int = 0,
+    loss_fn: LossFn = classification,
+) -> nn.Module:
+    """The expanded network; the old one is not touched.
+
+    Args:
+        how: an operator (a key of `OPERATORS`) with `where`; or a list of such steps (operator, where), done one after
+            another; or a `Candidate`, which has its own seed.
+        where: location → its new number of units; for operators that deepen, → the number of layers to insert there.
+        loss_fn: (model, batch) → mean loss; operators that learn do so from it.
+
+    Raises:
+        TypeError, ValueError: an argument of another kind or out of range; a location that the network does not have;
+            an operator that does not fit there.
+    """
+    candidate = _candidate(how, where, arguments.whole(seed, "seed"))
+    network, inputs = _called(network, batch, loss_fn)
+    if not _learns(candidate):
+        return candidate.expand(network, inputs)
+    batch = arguments.batch(batch)
+    return candidate.expand(network, inputs, torch.arange(len(inputs)), _of_outputs(loss_fn, batch))
+
+
+def _called(network: Any, batch: Any, loss_fn: Any) -> tuple[nn.Module, Tensor]:
+    """The network, and what it is called with, once both are known to be fit for each other."""
+    network, batch = arguments.network(network), arguments.batch(batch)
+    loss_fn = arguments.function(loss_fn)
+    if not isinstance(batch, Tensor) and loss_fn is classification:
+        asked.classes(network, batch)
+    inputs = asked.inputs_of(network, batch, loss_fn)
+    asked.tried([network], inputs, lambda model, x: _probe(model(x)))
+    return network, inputs
+
+
+def _probe(outputs: Any) -> Tensor:
+    return sum((t.double().mean() for t in engine.tensors(outputs)), torch.zeros((), dtype=torch.float64))
+
+
+def _candidate(how: Any, where: Any, seed: int) -> Candidate:
+    if isinstance(how, Candidate):
+        if where is not None:
+            raise TypeError(f"a Candidate says where it grows: leave out where={arguments.described(where)}")
+        return how
+    steps = [(how, where)] if isinstance(how, str) else how
+    if not isinstance(steps, list | tuple) or not steps or not all(isinstance(s, tuple) and len(s) == 2 for s in steps):
+        raise TypeError(
+            f"needs an operator, a Candidate or a list of (operator, where); got {arguments.described(how)}"
+        )
+    candidate = None
+    for operator, places in reversed(steps):
+        arguments.one_of(operator, OPERATORS, "operator")
+        if not isinstance(places, Mapping) or not places or not all(isinstance(name, str) for name in places):
+            example = "e.g. {'hidden.0': 64}"
+            raise TypeError(f"where must map locations to whole numbers, {example}; got {arguments.described(places)}")
+        sizes = tuple(arguments.whole(size, f"where[{name!r}]", 1, 10**6) for name, size in places.items())
+        candidate = Candidate(operator, tuple(places), sizes, seed, candidate)
+    return candidate
+
+
+def _learns(candidate: Candidate | None) -> bool:
+    return candidate is not None and (OPERATORS[candidate.operator].learns or _learns(candidate.then))
+
+
+def _of_outputs(loss_fn: LossFn, batch: Batch):
+    """The loss as a function of outputs and of which examples they belong to, as operators that learn take it."""
+
+    def loss(outputs: Tensor, index: Tensor) -> Tensor:
+        calls = 0
+
+        def model(*args: Any, **kw: Any) -> Tensor:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                raise ValueError(
+                    "operators that learn take a loss_fn that calls the model once; this one does it again"
+                )
+            return outputs
+
+        return loss_fn(model, engine.take(batch, index))
+
+    return loss

@@ -1,0 +1,142 @@
+"""Sizes as the face offers them: networks and a batch in, one size for each network, in the order given."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import nn
+
+from mmstudy.batched import asked, determinism, engine
+from mmstudy.batched.engine import Batch, LossFn
+from mmstudy.batched.ensemble import classification, stack, vectors
+from mmstudy.batched.objective import of_networks
+from mmstudy.core import arguments
+from mmstudy.core.networks import count_parameters
+from mmstudy.core.seeds import generator
+from mmstudy.manifold.estimate import Budget
+from mmstudy.manifold.estimators import ESTIMATORS, FIRST_LOOK, OPTIONS
+
+MARGIN = 0.1  # nats above the first network's loss: the default level
+DEFAULT = "extent" if "extent" in ESTIMATORS else "rays"
+COLUMNS = ("size", "size_se", "status", "cost")
+
+
+def size(
+    network: nn.Module | Sequence[nn.Module],
+    batch: Batch,
+    level: float | int | None = None,
+    method: str = DEFAULT,
+    seed: int = 0,
+    loss_fn: LossFn = classification,
+    samples: int | None = None,
+    minibatch: int | None = None,
+) -> xr.Dataset:
+    """The size of the manifold of connected minima around each network.
+
+    Args:
+        network: one or several, of any architectures; those of one shape are measured together.
+        level: one height of the loss for all networks; by default the first network's loss + 0.1.
+        method: a key of `ESTIMATORS`, which says what it measures and in which unit.
+        seed: of all draws.
+        loss_fn: (model, batch) → mean loss; batch normalization uses its stored statistics.
+        samples: rays, children, …; by default what a first look takes.
+        minibatch: of training, where a method trains; by default at most 128.
+
+    Returns:
+        Dataset over network: `size`, its standard error `size_se`, `status` ("ok" where the number can be trusted),
+        `cost` in example-evaluations, and `level`.
+
+    Raises:
+        TypeError, ValueError: an argument of another kind or out of range.
+    """
+    networks, batch, losses = _fit(network, batch, loss_fn)
+    arguments.one_of(method, ESTIMATORS, "method")
+    arguments.whole(seed, "seed")
+    budget = FIRST_LOOK.get(method, Budget())
+    if samples is not None:
+        budget = replace(budget, samples=arguments.whole(samples, "samples", 2))
+    examples = engine.count(batch)
+    few = min(128, examples) if minibatch is None else arguments.whole(minibatch, "minibatch", 1, examples)
+    height = losses[0] + MARGIN if level is None else arguments.number(level, "level")
+    if height < min(losses):
+        raise ValueError(
+            f"level must be above the networks' losses, the least of which is {min(losses):g}; got {level}"
+        )
+    needed = max(4 * count_parameters(each) * _bytes(each) * budget.samples for each in networks)
+    arguments.fits(needed, f"{budget.samples} samples of a network's parameters")
+    found: list[dict[str, Any]] = [{} for _ in networks]
+    for group in _of_one_shape(networks):
+        ensemble = stack([networks[i] for i in group])
+        objective = of_networks(ensemble, batch, loss_fn, minibatch=few)
+        stream = generator("size", method, seed)
+        estimate = ESTIMATORS[method].estimate
+        measured = estimate(objective, vectors(ensemble), height, budget, stream, **OPTIONS.get(method, {}))
+        for row, i in enumerate(group):
+            found[i] = {name: measured[name].values[row] for name in COLUMNS}
+    dataset = xr.Dataset({name: ("network", np.array([each[name] for each in found])) for name in COLUMNS})
+    about = {"method": method, "unit": ESTIMATORS[method].unit, "seed": seed, "normalization": "frozen"}
+    return dataset.assign(level=height).assign_attrs(about)
+
+
+def sizes(
+    network: nn.Module | Sequence[nn.Module],
+    batch: Batch,
+    level: float | int | None = None,
+    methods: Sequence[str] = tuple(ESTIMATORS),
+    seed: int = 0,
+    loss_fn: LossFn = classification,
+) -> xr.Dataset:
+    """Several sizes of each network at one level, over (estimator, network); see `size`."""
+    if isinstance(methods, str) or not isinstance(methods, list | tuple) or not methods:
+        raise TypeError(f"methods must be a list of names of {', '.join(ESTIMATORS)}; got {methods!r}")
+    for method in methods:
+        arguments.one_of(method, ESTIMATORS, "method")
+    found = [size(network, batch, level, method, seed, loss_fn) for method in methods]
+    units = {"unit": ("estimator", [each.attrs["unit"] for each in found])}
+    whole = xr.concat([each.drop_vars("level").drop_attrs() for each in found], "estimator")
+    about = {"seed": seed, "normalization": "frozen"}
+    return whole.assign(level=found[0]["level"]).assign_coords(estimator=list(methods), **units).assign_attrs(about)
+
+
+def check(
+    network: nn.Module | Sequence[nn.Module],
+    batch: Batch,
+    loss_fn: LossFn = classification,
+    normalization: str = "frozen",
+) -> None:
+    """Refuse what would turn a measurement into noise, by name: dropout that stays on, a loss that is no mean, NaN."""
+    arguments.one_of(normalization, ("frozen", "recomputed"), "normalization")
+    networks, batch, _ = _fit(network, batch, loss_fn)
+    for each in networks:
+        determinism.check(each, batch, loss_fn, normalization)
+
+
+def _fit(network: Any, batch: Any, loss_fn: Any) -> tuple[list[nn.Module], Batch, list[float]]:
+    networks, batch = arguments.networks(network), arguments.batch(batch)
+    loss_fn = arguments.function(loss_fn)
+    for each in networks if loss_fn is classification else ():
+        asked.classes(each, batch)
+    return networks, batch, asked.tried(networks, batch, loss_fn)
+
+
+def _bytes(network: nn.Module) -> int:
+    """Bytes of one parameter."""
+    return next(network.parameters()).element_size()
+
+
+def _of_one_shape(networks: Sequence[nn.Module]) -> list[list[int]]:
+    """The networks' places, those that can be stacked together."""
+    groups: list[list[int]] = []
+    for i, network in enumerate(networks):
+        for group in groups:
+            try:
+                stack([networks[group[0]], network])
+            except ValueError:
+                continue
+            group.append(i)
+            break
+        else:
+            groups.append([i])
+    return groups

@@ -1,0 +1,126 @@
+"""The loss between networks, as the face offers it: on the line through two, its barrier, the plane through three."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmstudy.batched import asked, connectivity
+from mmstudy.batched.engine import Batch, LossFn
+from mmstudy.batched.ensemble import Ensemble, at, classification, losses, stack, vectors
+from mmstudy.core import arguments
+from mmstudy.tracing.matching import matched
+
+POINTS = 11
+MARGIN = 0.2  # of the corners' extent, around them
+
+
+def line(
+    a: nn.Module,
+    b: nn.Module,
+    batch: Batch,
+    points: int = POINTS,
+    match: bool = False,
+    loss_fn: LossFn = classification,
+    seed: int = 0,
+) -> xr.Dataset:
+    """The `loss` over `alpha` on the straight line from network a (0) to network b (1), both ends included.
+
+    Args:
+        match: whether b's hidden units are first put into the order in which they resemble a's most (`matching`).
+        seed: of that matching.
+
+    Batch normalization uses running statistics that are interpolated as the weights are; the attribute `normalization`
+    says so.
+
+    Raises:
+        TypeError, ValueError: an argument of another kind, networks of different shapes.
+    """
+    pair, batch = _together([a, b], ("a", "b"), batch, loss_fn)
+    arguments.whole(points, "points", 2, 10**5)
+    if not isinstance(match, bool):
+        raise TypeError(f"match must be True or False; got {match!r}")
+    if match:
+        near = matched(b, a, asked.inputs_of(a, batch, loss_fn), arguments.whole(seed, "seed"))
+        pair = stack([a, near])
+    alphas = torch.linspace(0, 1, points, dtype=torch.float64)
+    along = losses(connectivity.interpolated(pair[:1], pair[1:], alphas), batch, loss_fn)
+    used = "running statistics, interpolated" if _normalized(a) else "none"
+    return xr.Dataset({"loss": ("alpha", along.cpu().numpy())}, {"alpha": alphas.numpy()}, {"normalization": used})
+
+
+def barrier(
+    a: nn.Module,
+    b: nn.Module,
+    batch: Batch,
+    points: int = POINTS,
+    match: bool = False,
+    loss_fn: LossFn = classification,
+    seed: int = 0,
+) -> float:
+    """The highest rise of the loss on the line between two networks over its ends; arguments as in `line`."""
+    along = line(a, b, batch, points, match, loss_fn, seed)
+    return connectivity.barrier(*(torch.tensor(along[name].values) for name in ("loss", "alpha"))).item()
+
+
+def plane(
+    a: nn.Module, b: nn.Module, c: nn.Module, batch: Batch, points: int = POINTS, loss_fn: LossFn = classification
+) -> xr.Dataset:
+    """The `loss` over (y, x) on the plane through three networks, with a margin around them.
+
+    x and y are distances from a in parameter space, x in the direction of b. `corner_x` and `corner_y` over network say
+    where a, b and c lie. Batch normalization uses the statistics of the batch at every point; the attribute
+    `normalization` says so.
+
+    Raises:
+        TypeError, ValueError: an argument of another kind, networks of different shapes or on one line.
+    """
+    three, batch = _together([a, b, c], ("a", "b", "c"), batch, loss_fn)
+    arguments.whole(points, "points", 2, 10**3)
+    corners = vectors(three).double()
+    u, v = corners[1] - corners[0], corners[2] - corners[0]
+    height = v - (v @ u) / (u @ u) * u if u.any() else u
+    if not float(height.norm()) > 1e-6 * float(v.norm()):
+        apart = f"distances {float(u.norm()):.3g} (a to b), {float(v.norm()):.3g} (a to c)"
+        raise ValueError(f"a, b and c must not lie on one line; got {apart}: take other networks, or mm.line")
+    ends = [0.0, float(u.norm()), float(v @ u / u.norm())]
+    x, y = _around(ends, points), _around([0.0, float(height.norm())], points)
+    how = "recomputed" if _normalized(a) else "frozen"
+
+    def loss(where: Tensor) -> Tensor:
+        flat = where.reshape(-1, where.shape[-1]).to(vectors(three))
+        parts = [losses(at(three[:1], some), batch, loss_fn, how) for some in flat.split(64)]
+        return torch.cat(parts).view(where.shape[:-1])
+
+    height_at, places = connectivity.plane(loss, corners, x, y)
+    used = "statistics of the batch at every point" if _normalized(a) else "none"
+    return xr.Dataset(
+        {
+            "loss": (("y", "x"), height_at.cpu().numpy()),
+            "corner_x": ("network", places[:, 0].cpu().numpy()),
+            "corner_y": ("network", places[:, 1].cpu().numpy()),
+        },
+        {"x": x.numpy(), "y": y.numpy(), "network": np.array(["a", "b", "c"])},
+        {"normalization": used},
+    )
+
+
+def _around(ends: list[float], points: int) -> Tensor:
+    margin = MARGIN * (max(ends) - min(ends))
+    return torch.linspace(min(ends) - margin, max(ends) + margin, points, dtype=torch.float64)
+
+
+def _together(given: list[Any], names: tuple[str, ...], batch: Any, loss_fn: Any) -> tuple[Ensemble, Batch]:
+    networks = [arguments.network(each, name) for each, name in zip(given, names, strict=True)]
+    batch, loss_fn = arguments.batch(batch), arguments.function(loss_fn)
+    for each in networks if loss_fn is classification else ():
+        asked.classes(each, batch)
+    asked.tried(networks, batch, loss_fn)
+    return stack(networks), batch
+
+
+def _normalized(network: nn.Module) -> bool:
+    return any(isinstance(module, _BatchNorm) for module in network.modules())

@@ -1,0 +1,267 @@
+"""The face: one import, one call each; and bad calls, each answered by a sentence that names the value."""
+
+import subprocess
+import sys
+from collections import UserDict
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+from cases import CLASSES, INPUTS, batch, change, mlp, of_family
+from torch import nn
+
+import mmstudy as mm
+from mmstudy.batched.ensemble import classification, losses, stack
+from mmstudy.core.networks import MLP
+from mmstudy.core.sources import files
+from mmstudy.expansion.candidate import Candidate
+from mmstudy.manifold.asked import DEFAULT
+from mmstudy.manifold.estimators import ESTIMATORS
+
+NETWORK, OTHER, THIRD = mlp(), mlp(seed=1), mlp(seed=2)
+BATCH = batch()
+X, Y = BATCH
+
+
+def squared(model, part):
+    return (model(part["x"]) - part["y"]).square().mean()
+
+
+def test_all_that_the_face_names_is_there():
+    assert set(mm.__all__) <= set(dir(mm))
+    assert all(callable(getattr(mm, name)) for name in mm.__all__)
+    with pytest.raises(AttributeError, match="'nothing'"):
+        mm.nothing  # noqa: B018
+
+
+def test_the_table_of_names_says_what_type_checkers_see():
+    for name, module in mm._MODULES.items():
+        assert f"mmstudy.{module}" in sys.modules or getattr(mm, name)
+        assert f"{module.replace('.', '/')}.py" in " ".join(map(str, files("import mmstudy")))
+    assert set(mm._MODULES) == set(mm.__all__)
+
+
+def test_the_bare_package_needs_no_torch():
+    code = "import sys, mmstudy; print(mmstudy.__version__, 'torch' in sys.modules, 'xarray' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.split() == [mm.__version__, "False", "False"]
+
+
+def test_modules_do_not_depend_on_what_the_face_offers():
+    assert not any(path.name == "between.py" for path in files("from mmstudy.core import seeds"))
+    assert any(path.name == "between.py" for path in files("import mmstudy"))
+
+
+def test_sizes_come_in_the_order_given_whatever_the_architectures():
+    wider = mm.expand(NETWORK, BATCH, "lemon", {"hidden.0": 9})
+    found = mm.size([NETWORK, wider, OTHER], BATCH, level=3.0, method="rays")
+    assert dict(found.sizes) == {"network": 3}
+    for i, network in enumerate((NETWORK, wider, OTHER)):
+        alone = mm.size(network, BATCH, level=3.0, method="rays")
+        assert found["size"].values[i] == pytest.approx(alone["size"].item(), rel=1e-4)
+        assert found["status"].values[i] == alone["status"].item()
+    assert (found["cost"] > 0).all()
+    assert found["level"] == 3.0
+
+
+def test_the_default_level_and_method_are_stated():
+    found = mm.size(NETWORK, BATCH)
+    assert found["level"].item() == pytest.approx(losses(stack([NETWORK]), BATCH).item() + 0.1, rel=1e-6)
+    assert found.attrs["method"] == DEFAULT == ("extent" if "extent" in ESTIMATORS else "rays")
+
+
+def test_a_seed_says_which_draws():
+    first, again, other = (mm.size(NETWORK, BATCH, method="rays", seed=seed)["size"].item() for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_several_sizes_at_one_level():
+    found = mm.sizes([NETWORK, OTHER], BATCH, methods=["rays", "curvature"])
+    assert dict(found.sizes) == {"estimator": 2, "network": 2}
+    assert list(found["unit"].values) == [ESTIMATORS[name].unit for name in ("rays", "curvature")]
+    single = mm.size([NETWORK, OTHER], BATCH, method="curvature")
+    assert np.array_equal(found.sel(estimator="curvature")["size"], single["size"], equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict])
+def test_a_batch_may_be_a_mapping(kind):
+    examples = kind({"x": X, "y": torch.randn(len(X), CLASSES)})
+    assert list(mm.couplings(NETWORK, examples, loss_fn=squared)) == ["hidden.0", "hidden.1"]
+    assert mm.size(NETWORK, examples, method="rays", loss_fn=squared)["size"].item() > 0
+    wider = mm.expand(NETWORK, examples, "gradmax", {"hidden.0": 8}, loss_fn=squared)
+    assert change(NETWORK, wider, X) < 1e-5
+    assert mm.barrier(NETWORK, NETWORK, examples, loss_fn=squared) == pytest.approx(0, abs=1e-6)
+
+
+def test_expansions_are_those_of_candidates():
+    expected = Candidate("lemon", ("hidden.0",), (9,), 5, Candidate("deeper_identity", ("hidden.0",), (1,), 5))
+    steps = [("lemon", {"hidden.0": 9}), ("deeper_identity", {"hidden.0": 1})]
+    by_steps, by_candidate = mm.expand(NETWORK, BATCH, steps, seed=5), mm.expand(NETWORK, X, expected)
+    for p, q in zip(by_steps.parameters(), by_candidate.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert len(by_steps.hidden) == 3
+
+
+@pytest.mark.parametrize("operator", ["firefly", "gradmax", "ligo"])
+def test_operators_learn_from_the_same_loss_as_measurements(operator):
+    found = mm.expand(NETWORK, BATCH, operator, {"hidden.0": 8})
+    expected = Candidate(operator, ("hidden.0",), (8,)).expand(NETWORK, X, Y)
+    assert change(expected, found, X) < 1e-5
+
+
+def test_a_pool():
+    assert all(isinstance(candidate, Candidate) for candidate in mm.candidate_pool(NETWORK, BATCH).values())
+
+
+def test_a_line_ends_at_its_networks():
+    along = mm.line(NETWORK, OTHER, BATCH)
+    ends = losses(stack([NETWORK, OTHER]), BATCH)
+    assert along["alpha"].values[[0, -1]].tolist() == [0, 1]
+    assert along["loss"].values[[0, -1]] == pytest.approx(ends.numpy(), rel=1e-6)
+    assert along.attrs["normalization"] == "none"
+
+
+def test_matching_lowers_a_barrier_to_nothing_between_permuted_copies():
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
+    copy = mlp()
+    copy.hidden[0].weight.data = NETWORK.hidden[0].weight[order]
+    copy.hidden[0].bias.data = NETWORK.hidden[0].bias[order]
+    copy.hidden[1].weight.data = NETWORK.hidden[1].weight[:, order]
+    along, near = (mm.line(NETWORK, copy, BATCH, match=match)["loss"] for match in (False, True))
+    assert abs(along - along[0]).max() > 1e-4
+    assert abs(near - near[0]).max() == 0
+    assert mm.barrier(NETWORK, copy, BATCH, match=True) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_plane_holds_its_networks_and_says_where():
+    found = mm.plane(NETWORK, OTHER, THIRD, BATCH, points=5)
+    assert found["loss"].sizes == {"y": 5, "x": 5}
+    for axis in ("x", "y"):
+        corners = found[f"corner_{axis}"]
+        assert float(found[axis].min()) < float(corners.min()) < float(corners.max()) < float(found[axis].max())
+    apart = [nn.utils.parameters_to_vector(n.parameters()) for n in (NETWORK, OTHER, THIRD)]
+    places = torch.tensor([found["corner_x"].values, found["corner_y"].values])
+    assert (places[:, 1] - places[:, 2]).norm().item() == pytest.approx((apart[1] - apart[2]).norm().item(), rel=1e-4)
+
+
+def test_batch_normalization_is_named():
+    _, network, inputs, targets = of_family("MLP, batch norm")
+    other, third = (of_family("MLP, batch norm", seed=seed)[1] for seed in (1, 2))
+    examples = (inputs, targets)
+    assert "interpolated" in mm.line(network, other, examples).attrs["normalization"]
+    assert "batch" in mm.plane(network, other, third, examples, points=2).attrs["normalization"]
+
+
+def test_a_good_network_passes_the_check():
+    mm.check([NETWORK, OTHER], BATCH)
+    with pytest.raises(ValueError, match="mean over the examples"):
+        mm.check(
+            NETWORK, BATCH, lambda model, part: nn.functional.cross_entropy(model(part[0]), part[1], reduction="sum")
+        )
+
+
+def call(name, *args, **options):
+    return pytest.param(name, args, options, id=f"{name}-{len(CALLS)}")
+
+
+BROKEN = mlp()
+BROKEN.head.weight.data.fill_(float("nan"))
+WRONG_NETWORKS = (None, "MLP", 3, X, [], [None], nn.ReLU())
+WRONG_BATCHES = (
+    None, "digits", 3, (), {}, (X[:0], Y[:0]), (X, Y[:5]), (X, -1 - Y), (X, Y + CLASSES), (X, Y.float()),
+    (X, Y[:, None]), (X[:, :3], Y), (X.long(), Y), (X.double(), Y), (X * float("nan"), Y), (X, "y"), (X, Y, Y),
+    torch.tensor(1.0), (X, Y.bool()),
+)  # fmt: skip
+CALLS = []
+for wrong in WRONG_NETWORKS:
+    for name in ("size", "couplings", "check"):
+        CALLS.append(call(name, wrong, BATCH))
+    CALLS.append(call("expand", wrong, BATCH, "lemon", {"hidden.0": 9}))
+    CALLS.append(call("barrier", NETWORK, wrong, BATCH))
+for wrong in WRONG_BATCHES:
+    for name in ("size", "couplings", "check"):
+        CALLS.append(call(name, NETWORK, wrong))
+    CALLS.append(call("expand", NETWORK, wrong, "lemon", {"hidden.0": 9}))
+    CALLS.append(call("line", NETWORK, OTHER, wrong))
+for wrong in (None, 3, "lemmon", "", [], [("lemon",)], ["lemon"], ("lemon", {}), torch.Generator()):
+    CALLS.append(call("expand", NETWORK, BATCH, wrong, {"hidden.0": 9}))
+for wrong in (
+    None, {}, "hidden.0", {"hidden.9": 9}, {"hidden.0": 6}, {"hidden.0": 0}, {"hidden.0": -1}, {"hidden.0": 2.5},
+    {"hidden.0": None}, {"hidden.0": True}, {"hidden.0": 10**9}, {0: 9}, ["hidden.0"],
+):  # fmt: skip
+    CALLS.append(call("expand", NETWORK, BATCH, "lemon", wrong))
+for options in (
+    {"level": float("nan")}, {"level": float("inf")}, {"level": 0.01}, {"level": "high"}, {"level": True},
+    {"method": "ray"}, {"method": None}, {"method": 3}, {"seed": None}, {"seed": -1}, {"seed": 0.5},
+    {"seed": torch.Generator()}, {"samples": 0}, {"samples": 1}, {"samples": -3}, {"samples": 2.5}, {"samples": 10**9},
+    {"minibatch": 0}, {"minibatch": 33}, {"minibatch": "8"}, {"loss_fn": None}, {"loss_fn": nn.CrossEntropyLoss()},
+    {"loss_fn": lambda model, part: model(part[0])}, {"loss_fn": lambda model, part: 1.0},
+    {"loss_fn": lambda model, part: model(part["x"]).mean()},
+    {"loss_fn": lambda model, part: torch.tensor(float("nan"))},
+):  # fmt: skip
+    CALLS.append(call("size", NETWORK, BATCH, **options))
+CALLS += [
+    call("sizes", NETWORK, BATCH, methods=[]), call("sizes", NETWORK, BATCH, methods="rays"),
+    call("sizes", NETWORK, BATCH, methods=["rayz"]), call("sizes", NETWORK, BATCH, methods=None),
+    call("size", BROKEN, BATCH), call("check", BROKEN, BATCH), call("line", NETWORK, BROKEN, BATCH),
+    call("check", NETWORK, BATCH, normalization="thawed"), call("line", NETWORK, mlp((6, 5)), BATCH),
+    call("line", NETWORK, OTHER, BATCH, points=1), call("line", NETWORK, OTHER, BATCH, points=2.5),
+    call("line", NETWORK, OTHER, BATCH, match="yes"), call("barrier", NETWORK, OTHER, BATCH, match=True, seed=None),
+    call("plane", NETWORK, NETWORK, NETWORK, BATCH), call("plane", NETWORK, OTHER, OTHER, BATCH),
+    call("plane", NETWORK, OTHER, NETWORK, BATCH), call("plane", NETWORK, OTHER, None, BATCH),
+    call("plane", NETWORK, OTHER, THIRD, BATCH, points=0), call("plane", NETWORK, OTHER, mlp((5,)), BATCH),
+    call("candidate_pool", None, BATCH), call("candidate_pool", NETWORK, None),
+    call("candidate_pool", NETWORK, BATCH, loss_fn=3), call("couplings", NETWORK, {"x": X, "y": Y}),
+    call("expand", NETWORK, BATCH, "lemon", {"hidden.0": 9}, seed="one"),
+    call("expand", NETWORK, BATCH, Candidate("lemon", ("hidden.0",), (9,)), {"hidden.0": 9}),
+    call("expand", NETWORK, X, "gradmax", {"hidden.0": 9}), call("expand", NETWORK, BATCH, "stack", {"nowhere.0": 1}),
+    call("expand", MLP(INPUTS, (5,), 4).double(), BATCH, "lemon", {"hidden.0": 9}),
+]  # fmt: skip
+
+
+@pytest.fixture
+def unchecked():
+    """As a user calls it, without this suite's checks of annotations, which would answer first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("name", "args", "options"), CALLS)
+def test_a_bad_call_is_answered_by_a_sentence(name, args, options):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        getattr(mm, name)(*args, **options)
+    said = str(caught.value)
+    assert type(caught.value) in (ValueError, TypeError), type(caught.value)
+    assert len(said) > 30
+    assert "positional argument" not in said
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("size", {"method": "ray"}, ["'ray'", "'rays'"]),
+        ("size", {"minibatch": 33}, ["33", "32"]),
+        ("size", {"level": float("nan")}, ["nan"]),
+        ("size", {"samples": 10**9}, ["GB"]),
+        ("expand", {"how": "lemmon", "where": {"hidden.0": 9}}, ["'lemmon'", "'lemon'"]),
+        ("expand", {"how": "lemon", "where": {"hidden.9": 9}}, ["hidden.9", "hidden.0", "hidden.1"]),
+        ("expand", {"how": "lemon", "where": {"hidden.0": 2.5}}, ["2.5", "whole"]),
+        ("size", {"batch": (X, Y + CLASSES)}, ["0 … 3", "7"]),
+        ("size", {"batch": (X[:, :3], Y)}, ["(32, 3)"]),
+        ("size", {"loss_fn": nn.CrossEntropyLoss()}, ["CrossEntropyLoss", "loss_fn(model, batch)"]),
+    ],
+)
+def test_a_message_names_the_value_and_what_to_give_instead(name, options, words):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        getattr(mm, name)(**{"network": NETWORK, "batch": BATCH, **options})
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_the_default_loss_is_named_once():
+    assert mm.size(NETWORK, BATCH, method="rays", loss_fn=classification).identical(
+        mm.size(NETWORK, BATCH, method="rays")
+    )
