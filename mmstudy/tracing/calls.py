@@ -32,7 +32,7 @@ class Call:
         return tensors((self.arguments, self.options))
 
 
-def called(network: nn.Module, batch: Any) -> Call:
+def called(network: Any, batch: Any) -> Call:
     """How the network is called on a batch, as losses of `mmstudy.batched` do: `model(inputs)` of (inputs, targets).
 
     A tensor is the network's input. Of a tuple or list, the network takes as many of the first elements as its

@@ -75,7 +75,7 @@ class Trace:
     seen: dict[str, list[Axis]] = field(default_factory=dict)  # module path → axes of all that it touches
     shapes: list[tuple[str, list[Axis]]] = field(default_factory=list)  # (operation, axes of its result), in order
     kept: dict[Axis, dict[int, list]] = field(default_factory=dict)  # see `couplings.Coupling.kept`
-    unread: tuple[str, ...] = ()  # parameters and buffers of numbers that no operation of the call reads
+    unread: dict[str, tuple[int, ...]] = field(default_factory=dict)  # tensors that no operation reads, their shapes
     padding: dict[str, int] = field(default_factory=dict)  # embedding → its row that stays zero and never learns
     module: str = ""  # path of the module whose operation is being followed
     operation: str = ""  # its name

@@ -59,8 +59,8 @@ def trace(network: nn.Module, batch: Any) -> Trace:
                 fix(*values[source].axes, why="it is an axis of the network's output")
         else:
             values[node] = _follow(result, node, values)
-    own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    result.unread = tuple(name for name, t in own.items() if t.is_floating_point() and name not in read)
+    own = (*network.named_parameters(), *network.named_buffers())
+    result.unread = {name: tuple(t.shape) for name, t in own if t.is_floating_point() and name not in read}
     return result
 
 
@@ -80,27 +80,34 @@ class _Called(nn.Module):
 
 
 def _exported(network: nn.Module, call: Call) -> torch.export.ExportedProgram:
+    if _other_type(network, call):  # the shapes that an export computes with do not show it
+        _try(network, call)
     try:
         return torch.export.export(_Called(network, call), (tuple(call.tensors),), strict=False)
     except Exception as error:  # whatever the network, or the export, does not take
-        _explain(network, call)
+        _try(network, call)
         first = str(error).strip().partition("\n")[0]
         raise NotImplementedError(f"the network runs, but torch.export cannot follow it: {first}") from error
 
 
-def _explain(network: nn.Module, call: Call) -> None:
-    """Raise what is wrong with the call, if it fails by itself too."""
+def _try(network: nn.Module, call: Call) -> None:
+    """Raise what is wrong with the call, if it fails by itself."""
     try:
         with torch.no_grad(), torch.random.fork_rng():
             call.of(network)
     except Exception as error:
-        kinds = [{t.dtype for t in some if t.is_floating_point()} for some in (network.parameters(), call.tensors)]
-        hint = ""
-        if all(len(kind) == 1 for kind in kinds) and kinds[0] != kinds[1]:
-            own, given = (str(*kind).removeprefix("torch.") for kind in kinds)
-            hint = f" The network is {own} and the batch {given}: convert one of them"
         shapes = ", ".join(f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in call.tensors)
-        raise ValueError(f"the network cannot be called on this batch ({shapes}): {error}.{hint}") from error
+        hint = _other_type(network, call)
+        raise ValueError(f"the network cannot be called on this batch ({shapes}): {error}{hint}") from error
+
+
+def _other_type(network: nn.Module, call: Call) -> str:
+    """What to say of a network and a batch that have one type of numbers each, and not the same; else nothing."""
+    kinds = [{t.dtype for t in some if t.is_floating_point()} for some in (network.parameters(), call.tensors)]
+    if any(len(kind) != 1 for kind in kinds) or kinds[0] == kinds[1]:
+        return ""
+    own, given = (str(*kind).removeprefix("torch.") for kind in kinds)
+    return f". The network is {own} and the batch {given}: convert one of them"
 
 
 def _first_names(network: nn.Module) -> dict[str, str]:
