@@ -4,6 +4,9 @@
 dimension, and the rule of each operation (see `layers`, `views`) says which axes are the same.
 """
 
+import linecache
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -83,11 +86,25 @@ def _exported(network: nn.Module, call: Call) -> torch.export.ExportedProgram:
     if _other_type(network, call):  # the shapes that an export computes with do not show it
         _try(network, call)
     try:
-        return torch.export.export(_Called(network, call), (tuple(call.tensors),), strict=False)
+        with _sources_forgotten():
+            return torch.export.export(_Called(network, call), (tuple(call.tensors),), strict=False)
     except Exception as error:  # whatever the network, or the export, does not take
         _try(network, call)
         first = str(error).strip().partition("\n")[0]
         raise NotImplementedError(f"the network runs, but torch.export cannot follow it: {first}") from error
+
+
+@contextmanager
+def _sources_forgotten() -> Iterator[None]:
+    """Take back the source code that torch.fx otherwise keeps for ever of every graph that it makes."""
+    kept = fx.graph_module._loader.eval_cache
+    before = set(kept)
+    try:
+        yield
+    finally:
+        for key in kept.keys() - before:
+            del kept[key]
+            linecache.cache.pop(key, None)
 
 
 def _try(network: nn.Module, call: Call) -> None:
