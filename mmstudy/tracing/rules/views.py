@@ -11,7 +11,7 @@ RULES = Rules()
 
 
 @RULES.of("relu", "relu_", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "elu", "softplus", "hardtanh", "exp", "neg")
-@RULES.of("pow", "abs")
+@RULES.of("pow", "abs", "reciprocal")
 def _pointwise(t, shape, x, *options, **more):
     if any(isinstance(option, Value) for option in options):
         raise ValueError("one of its options is a tensor")
