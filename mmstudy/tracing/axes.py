@@ -7,7 +7,6 @@ operation says which are the same. In the end, the axes that share an unknown mu
 from collections.abc import Iterable, Sequence
 from math import prod
 
-
 ONE = "it is an axis of size 1 that an operation added"
 
 

@@ -131,7 +131,8 @@ def _permuted(t, shape, x, order):
 def _expanded(t, shape, x, *options, **more):
     old = [None] * (len(shape) - len(x.axes)) + x.axes
     axes = [
-        a if a is not None and a.size == size else Axis(size, why="a tensor is expanded along it") for a, size in zip(old, shape, strict=True)
+        a if a is not None and a.size == size else Axis(size, why="a tensor is expanded along it")
+        for a, size in zip(old, shape, strict=True)
     ]
     return Value(axes, x.writers, x.tensor)
 
