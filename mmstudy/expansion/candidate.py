@@ -17,7 +17,7 @@ from mmstudy.core.seeds import generator as substream
 from mmstudy.expansion import deeper, surgery
 from mmstudy.expansion.growth import Growth, LossFn
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE, named
-from mmstudy.tracing.couplings import of_trace
+from mmstudy.tracing.couplings import fixed_in, of_trace
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
 
@@ -167,7 +167,14 @@ def deepen(
 def _growth(walked: Trace, network: nn.Module, location: str, size: int, *rest) -> Growth:
     groups = of_trace(walked)
     if location not in groups:
-        raise ValueError(f"unknown location {location!r}; this network can grow at: {', '.join(groups)}")
+        reason = fixed_in(walked).get(location)
+        wrong = f"{location} cannot grow: {reason}" if reason else f"unknown location {location!r}"
+        raise ValueError(f"{wrong}; this network can grow at: {', '.join(groups)}")
+    if unread := groups[location].unread:
+        raise ValueError(
+            f"{location} cannot grow: {', '.join(unread)} may have its {groups[location].size} units too, and this "
+            "call never reads them. Give a batch on which the network reads them in evaluation mode, or take them out"
+        )
     if size <= groups[location].size:
         raise ValueError(f"{location} has {groups[location].size} units; widening to {size} would not expand it")
     return Growth(network, groups[location], size, *rest)

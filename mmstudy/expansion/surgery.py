@@ -121,7 +121,15 @@ def transform(tensors: Mapping[str, Tensor], plan: Plan, touch: Touch | None = N
         if use.role in (SCALE, VARIANCE):  # a unit that is nothing has scale and variance 1
             nothing = (plan.shown == 0).all(1).to(tensor.device)
             tensor = torch.where(nothing.view(-1, *[1] * (tensor.ndim - 1)), 1.0, tensor)
-        return touch(use, tensor) if touch else tensor
+        if touch is None:
+            return tensor
+        if (row := plan.coupling.padding.get(use.tensor)) is None:
+            return touch(use, tensor)
+        padding = slice(row * use.outer, (row + 1) * use.outer)  # it never learns, so that nothing is drawn for it
+        untouched = tensor[:, padding].clone()
+        touched = touch(use, tensor)
+        touched[:, padding] = untouched
+        return touched
 
     return _mapped(tensors, plan, partial(matrix, plan), finish)
 

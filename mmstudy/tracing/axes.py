@@ -7,13 +7,22 @@ operation says which are the same. In the end, the axes that share an unknown mu
 from collections.abc import Iterable, Sequence
 from math import prod
 
+ONE = "it is an axis of size 1 that an operation added"
+
 
 class Axis:
-    """A set of units, ordered; once `parts` is set, the product of finer axes, the slowest first (row-major)."""
+    """A set of units, ordered; once `parts` is set, the product of finer axes, the slowest first (row-major).
 
-    def __init__(self, size: int, parts: Sequence["Axis"] | None = None, fixed: bool = False):
-        self.size, self.parts, self.fixed = size, parts, fixed
+    `why` says why none of its units may be added to; it is empty where they may.
+    """
+
+    def __init__(self, size: int, parts: Sequence["Axis"] | None = None, why: str = ""):
+        self.size, self.parts, self.why = size, parts, why
         self.same_as: Axis | None = None
+
+    @property
+    def fixed(self) -> bool:
+        return bool(self.why)
 
     def root(self) -> "Axis":
         axis = self
@@ -35,11 +44,11 @@ def leaves(axis: Axis) -> list[Axis]:
     return [axis]
 
 
-def fix(*axes: Axis) -> None:
+def fix(*axes: Axis, why: str) -> None:
     """These axes belong to the data (or to something that cannot grow): none of their units may be added to."""
     for axis in axes:
         for leaf in leaves(axis):
-            leaf.fixed = True
+            leaf.why = leaf.why or why
 
 
 def split(axis: Axis, outer: int) -> tuple[Axis, Axis]:
@@ -50,7 +59,7 @@ def split(axis: Axis, outer: int) -> tuple[Axis, Axis]:
     """
     if axis.size % outer:
         raise ValueError(f"an axis of {axis.size} cannot be split into {outer} parts")
-    axis.parts = [Axis(outer, fixed=axis.fixed), Axis(axis.size // outer, fixed=axis.fixed)]
+    axis.parts = [Axis(outer, why=axis.why), Axis(axis.size // outer, why=axis.why)]
     return axis.parts[0], axis.parts[1]
 
 
@@ -69,7 +78,7 @@ def unify(a: Axis, b: Axis) -> None:
             left[:1], right[:1] = leaves(x), leaves(y)
         elif x.size == y.size:
             if x is not y:
-                x.same_as, y.fixed = y, x.fixed or y.fixed
+                x.same_as, y.why = y, x.why or y.why
             del left[0], right[0]
         elif x.size == 1 or y.size == 1:
             del (left if x.size == 1 else right)[0]
@@ -102,5 +111,5 @@ def regroup(axes: Iterable[Axis], shape: Sequence[int]) -> list[Axis]:
                 raise ValueError(f"an axis of {size} cannot be made of whole axes of {leaf.size}")
             taken.append(leaf)
             rest //= leaf.size
-        result.append(product(taken) if taken else Axis(1, fixed=True))
+        result.append(product(taken) if taken else Axis(1, why=ONE))
     return result

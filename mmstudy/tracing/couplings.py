@@ -4,10 +4,12 @@ A *coupling* is one group of hidden units: neurons, channels, heads, the width o
 make the units and those that consume them share an axis; a network gets wider when that axis grows in all of them.
 """
 
+import warnings
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from mmstudy.tracing.axes import Axis, leaves
 from mmstudy.tracing.graph import BIAS, CONSUMED, WEIGHT, Normalization, Note, Pairing, Trace
@@ -51,6 +53,21 @@ class Coupling:
         """Number of units → (module path, attribute, value) of what modules keep, once `surgery` has found out."""
         return self._trace.kept.setdefault(self._axis, {})
 
+    @property
+    def padding(self) -> dict[str, int]:
+        """Embedding → its row for padding, which is no example's and never learns."""
+        return self._trace.padding
+
+    @property
+    def unread(self) -> list[str]:
+        """Tensors that no operation of the call reads, and that have an axis as long as one of this coupling's.
+
+        A head for training only, a branch that other batches take: they may belong to these units, and nothing shows
+        it, so that they would not grow.
+        """
+        lengths = {use.outer * self.size * use.inner for use in self.uses}
+        return [name for name, shape in self._trace.unread.items() if lengths & set(shape)]
+
     def parameters(self, size: int) -> int:
         """How many parameters the network would have with `size` units."""
         tensors = (self._trace.tensors[name] for name in self._trace.parameters)
@@ -87,39 +104,67 @@ class Coupling:
         return prod(size if leaf is self._axis else leaf.size for leaf in leaves(axis))
 
 
-def couplings(network: nn.Module, inputs: Tensor) -> dict[str, Coupling]:
+def couplings(network: nn.Module, batch: Any) -> dict[str, Coupling]:
     """The couplings of `network`, by name, in the order in which the network first makes their units.
 
     The name is the path of the module that first makes the units, e.g. "hidden.0"; where its axis holds several
     groups, their place is added: in an attention of several heads "query[0]" are the heads, "query[1]" their width.
+    What is not among them, and why, says `fixed`. A warning names the tensors that this call never reads: they are in
+    no coupling.
 
     Args:
-        inputs: an example batch (batch, ...); only its shape and type matter.
+        batch: an example: a tensor (batch, ...), or what else `calls.called` understands; only shapes and types matter.
 
     Raises:
         NotImplementedError: the network uses an operation that is not known; the message names it.
+        TypeError, ValueError: no network, no batch, or the network cannot be called on it.
     """
-    return of_trace(trace(network, inputs))
+    walked = trace(network, batch)
+    if walked.unread:
+        warnings.warn(f"{', '.join(walked.unread)}: {UNREAD}, so that no coupling knows of it", stacklevel=2)
+    return of_trace(walked)
+
+
+def fixed(network: nn.Module, batch: Any) -> dict[str, str]:
+    """What cannot grow: units that layers make, named as in `couplings`, and tensors never read → the reason."""
+    return fixed_in(trace(network, batch))
+
+
+UNREAD = "no operation of this call reads it"
 
 
 def of_trace(walked: Trace) -> dict[str, Coupling]:
     """The couplings of a network that has been traced already; see `couplings`."""
-    groups: dict[Axis, str] = {}
-    for note in walked.notes:
-        parts = [leaf for leaf in leaves(note.axis) if leaf.size > 1] or leaves(note.axis)
-        for place, leaf in enumerate(parts):
-            if note.role == WEIGHT and not leaf.fixed and leaf not in groups:
-                path, suffix = note.tensor.rpartition(".")[0], f"[{place}]" if len(parts) > 1 else ""
-                taken = not path or path + suffix in groups.values()
-                groups[leaf] = (note.tensor if taken else path) + suffix
     found = {}
-    for leaf, name in groups.items():
+    for leaf, name in _made(walked, fixed=False).items():
         uses = tuple(dict.fromkeys(use for note in walked.notes for use in _uses(walked, note, leaf)))
         together = tuple(n for n in walked.normalizations if leaf in leaves(n.axis))
         paired = tuple(p for p in walked.pairings if leaf in leaves(p.axis))
         if paired or any(use.role == CONSUMED for use in uses):
             found[name] = Coupling(name, uses, together, paired, leaf, walked)
     return found
+
+
+def fixed_in(walked: Trace) -> dict[str, str]:
+    """What cannot grow in a network that has been traced already; see `fixed`."""
+    growing = of_trace(walked)
+    free = _made(walked, fixed=False)
+    idle = {name: "no layer sums over these units" for name in free.values() if name not in growing}
+    tied = {name: leaf.why for leaf, name in _made(walked, fixed=True, taken=tuple(free.values())).items()}
+    return idle | tied | dict.fromkeys(walked.unread, UNREAD)
+
+
+def _made(walked: Trace, fixed: bool, taken: tuple[str, ...] = ()) -> dict[Axis, str]:
+    """The groups of units that layers make, those that are fixed or the others, with names that are not taken yet."""
+    groups: dict[Axis, str] = {}
+    for note in walked.notes:
+        parts = [leaf for leaf in leaves(note.axis) if leaf.size > 1] or leaves(note.axis)
+        for place, leaf in enumerate(parts):
+            if note.role == WEIGHT and leaf.fixed == fixed and leaf not in groups:
+                path, suffix = note.tensor.rpartition(".")[0], f"[{place}]" if len(parts) > 1 else ""
+                known = not path or path + suffix in (*groups.values(), *taken)
+                groups[leaf] = (note.tensor if known else path) + suffix
+    return groups
 
 
 def _uses(walked: Trace, note: Note, leaf: Axis) -> list[Use]:

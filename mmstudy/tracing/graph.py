@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import torch
 
-from mmstudy.tracing.axes import Axis, leaves, unify
+from mmstudy.tracing.axes import Axis, fix, leaves, unify
 
 # What a tensor does with the units on one of its axes.
 WEIGHT = "weight"  # makes each unit from the layer's input
@@ -23,6 +23,7 @@ class Value:
     axes: list[Axis]
     writers: tuple[str, ...] = ()
     tensor: str | None = None
+    moved: str | None = None  # the parameter or buffer that it is, but for a number that was added
 
     @property
     def shape(self) -> list[int]:
@@ -74,7 +75,10 @@ class Trace:
     seen: dict[str, list[Axis]] = field(default_factory=dict)  # module path → axes of all that it touches
     shapes: list[tuple[str, list[Axis]]] = field(default_factory=list)  # (operation, axes of its result), in order
     kept: dict[Axis, dict[int, list]] = field(default_factory=dict)  # see `couplings.Coupling.kept`
+    unread: dict[str, tuple[int, ...]] = field(default_factory=dict)  # tensors that no operation reads, their shapes
+    padding: dict[str, int] = field(default_factory=dict)  # embedding → its row that stays zero and never learns
     module: str = ""  # path of the module whose operation is being followed
+    operation: str = ""  # its name
 
     def structure(
         self, sizes: Mapping[Axis, int] = MappingProxyType({})
@@ -84,6 +88,10 @@ class Trace:
             (name, tuple(tuple(sizes.get(leaf, leaf.size) for leaf in leaves(axis)) for axis in axes))
             for name, axes in self.shapes
         ]
+
+    def fix(self, *axes: Axis, why: str) -> None:
+        """None of the units on these axes may be added to, because of the operation that is being followed."""
+        fix(*axes, why=f"{why} ({self.operation} in {self.module or 'the network itself'})")
 
     def note(self, value: Value | None, axis: int, role: str, fan_in: int | None = None, reads: Value | None = None):
         if value is not None and value.tensor:
@@ -111,9 +119,9 @@ class Rules(dict[object, Rule]):
         return register
 
 
-def data(sizes: Iterable[int]) -> list[Axis]:
+def data(sizes: Iterable[int], why: str = "it has the size of the data") -> list[Axis]:
     """Axes that belong to the data: they cannot grow."""
-    return [Axis(size, fixed=True) for size in sizes]
+    return [Axis(size, why=why) for size in sizes]
 
 
 def alike(left: Iterable[Axis], right: Iterable[Axis]) -> None:

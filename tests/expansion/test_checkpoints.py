@@ -1,3 +1,7 @@
+import json
+import struct
+import tracemalloc
+
 import pytest
 import torch
 from cases import change, mlp, of_family
@@ -89,3 +93,121 @@ def test_every_operator_that_learns_has_a_stand_in_that_does_not():
     learning = {name for name, operator in OPERATORS.items() if operator.learns}
     assert learning == checkpoints.STAND_INS.keys()
     assert not any(OPERATORS[name].learns for name in checkpoints.STAND_INS.values())
+
+
+PLAIN = {"operator": "zero_outgoing", "locations": ["hidden.0"], "sizes": [9], "seed": 0, "then": None}
+FORGED = {
+    "no JSON": ("{", "has no valid recipe"),
+    "no object": ("[1, 2]", "an expansion has operator, locations, sizes, seed and then; found"),
+    "nothing": ("null", "it is empty"),
+    "a number of lines": ("1" * 5000, "has no valid recipe"),
+    "a field more": (PLAIN | {"code": "import os"}, "an expansion has"),
+    "a field less": ({k: v for k, v in PLAIN.items() if k != "seed"}, "an expansion has"),
+    "unknown operator": (PLAIN | {"operator": "os.system"}, "unknown operator 'os.system'"),
+    "operator of another kind": (PLAIN | {"operator": ["lemon"]}, "operator is no str"),
+    "locations as a word": (PLAIN | {"locations": "hidden.0"}, "locations is no list"),
+    "locations of numbers": (PLAIN | {"locations": [0]}, "locations are not all of type str"),
+    "other lengths": (PLAIN | {"sizes": [9, 9]}, "needs a whole number > 0 for each"),
+    "sizes as words": (PLAIN | {"sizes": ["9"]}, "sizes are not all of type int"),
+    "a size of true": (PLAIN | {"sizes": [True]}, "sizes are not all of type int"),
+    "a size below one": (PLAIN | {"sizes": [-9]}, "needs a whole number > 0 for each"),
+    "half a seed": (PLAIN | {"seed": 0.5}, "seed is no int"),
+    "then a word": (PLAIN | {"then": "again"}, "an expansion has"),
+    "a location of others": (PLAIN | {"locations": ["__class__"]}, "cannot be expanded from this base: unknown"),
+    "a thousand million units": (PLAIN | {"sizes": [10**9]}, "asks for a network of 12,0.* parameters"),
+    "ten million layers": (
+        PLAIN | {"operator": "deeper_random", "locations": ["hidden.1"], "sizes": [10**7]},
+        "asks for 10000000 more layers",
+    ),
+    "many units after others": (PLAIN | {"then": PLAIN | {"sizes": [10**8]}}, "asks for a network of"),
+    "many units at several places": (
+        PLAIN | {"locations": ["hidden.0", "hidden.1"], "sizes": [9, 10**7]}, "asks for a network of"
+    ),
+}  # fmt: skip
+
+
+def forged(path, recipe) -> None:
+    tensors = {name: t.contiguous() for name, t in mlp((9, 4)).named_parameters()}
+    save_file({k: t.detach() for k, t in tensors.items()}, path, {"candidate": recipe})
+
+
+@pytest.mark.parametrize("case", FORGED)
+def test_a_forged_recipe_is_refused_before_anything_is_built(case, tmp_path):
+    recipe, message = FORGED[case]
+    forged(path := tmp_path / "forged.safetensors", recipe if isinstance(recipe, str) else json.dumps(recipe))
+    with pytest.raises(ValueError, match=rf"forged\.safetensors.*{message}"):
+        checkpoints.load(path, mlp(), torch.zeros(2, 7))
+
+
+@pytest.mark.parametrize("depth", [65, 100_000])
+def test_a_recipe_that_is_nested_deep_is_refused(depth, tmp_path):
+    head, tail = json.dumps(PLAIN).rsplit("null", 1)
+    forged(path := tmp_path / "deep.safetensors", head * depth + "null" + tail * depth)
+    with pytest.raises(ValueError, match=r"deep\.safetensors has no valid recipe: (more than 64|.*recursion)"):
+        checkpoints.load(path, mlp(), torch.zeros(2, 7))
+
+
+def test_a_chain_that_could_not_be_read_is_not_written_and_one_of_many_places_is(tmp_path):
+    chain = None
+    for size in range(80, 10, -1):
+        chain = Candidate("zero_outgoing", ("hidden.0",), (size,), then=chain)
+    with pytest.raises(ValueError, match="at most 64 expansions one after another; got 70"):
+        checkpoints.save(tmp_path / "n.safetensors", chain, mlp())
+    base, inputs = mlp((3,) * 4), torch.randn(2, 7)
+    wide = Candidate(
+        "lemon", tuple(f"hidden.{i}" for i in range(4)), (5,) * 4, then=Candidate("stack", ("hidden.1",), (3,))
+    )
+    network = wide.expand(base, inputs)
+    found, again = checkpoints.load(checkpoints.save(tmp_path / "n.safetensors", wide, network), base, inputs)
+    assert found == wide
+    assert change(network, again, inputs) == 0
+
+
+def raw(path, header: dict | bytes, data: bytes = b"") -> None:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+BROKEN = {
+    "more than there is": ({"w": ONE | {"shape": [10**12], "data_offsets": [0, 4 * 10**12]}}, bytes(8)),
+    "another shape than the bytes": ({"w": ONE | {"shape": [10**12]}}, bytes(8)),
+    "bytes beyond": ({"w": ONE}, bytes(80)),
+    "overlapping": ({"w": ONE, "v": ONE}, bytes(8)),
+    "unknown type": ({"w": ONE | {"dtype": "object"}}, bytes(8)),
+    "no JSON": (b"x" * 50, b""),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_header_that_does_not_fit_its_file_is_refused(case, tmp_path):
+    raw(path := tmp_path / "broken.safetensors", *BROKEN[case])
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"broken\.safetensors cannot be read"):
+        checkpoints.load(path, mlp(), torch.zeros(2, 7))
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+def test_a_folder_and_a_pickle_are_no_checkpoints(tmp_path):
+    with pytest.raises(ValueError, match="is no file"):
+        checkpoints.load(tmp_path, mlp(), torch.zeros(2, 7))
+    torch.save(mlp().state_dict(), tmp_path / "p.pt")
+    with pytest.raises(ValueError, match=r"p\.pt cannot be read"):
+        checkpoints.load(tmp_path / "p.pt", mlp(), torch.zeros(2, 7))
+
+
+def test_an_operator_from_outside_is_known_while_it_is_registered(tmp_path, monkeypatch):
+    base, inputs = mlp(), torch.randn(2, 7)
+    monkeypatch.setitem(OPERATORS, "mine", OPERATORS["zero_outgoing"])
+    monkeypatch.setitem(OPERATORS, "learned", OPERATORS["ligo"])
+    candidate = Candidate("mine", ("hidden.0",), (9,))
+    network = candidate.expand(base, inputs)
+    path = checkpoints.save(tmp_path / "mine.safetensors", candidate, network)
+    assert change(network, checkpoints.load(path, base, inputs)[1], inputs) == 0
+    other = checkpoints.save(tmp_path / "l.safetensors", Candidate("learned", ("hidden.0",), (9,)), network)
+    with pytest.raises(ValueError, match="learned learns from data; name an operator that makes the same"):
+        checkpoints.load(other, base, inputs)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"mine\.safetensors has no valid recipe: unknown operator 'mine'"):
+        checkpoints.load(path, base, inputs)

@@ -245,3 +245,29 @@ def test_ligo_makes_new_tensors_linearly_of_the_old_ones():
     torch.testing.assert_close(new.hidden[0].bias, plan.make @ network.hidden[0].bias)
     torch.testing.assert_close(new.hidden[1].weight, network.hidden[1].weight @ plan.read.mT)
     assert (plan.make[:6] - torch.eye(6)).abs().max() > 1e-3  # learned
+
+
+class ByHand(nn.Module):
+    """Normalization by running statistics, written out: as frozen ones often are."""
+
+    def __init__(self, root):
+        super().__init__()
+        self.root, self.a, self.b = root, nn.Linear(3, 5), nn.Linear(5, 2)
+        self.register_buffer("mean", torch.rand(5))
+        self.register_buffer("variance", 0.5 + torch.rand(5))
+        self.scale = nn.Parameter(torch.rand(5))
+
+    def forward(self, x):
+        return self.b((self.a(x) - self.mean) * self.root(self.variance) * self.scale)
+
+
+@pytest.mark.parametrize(
+    "root", [lambda v: (v + 1e-5).rsqrt(), lambda v: v.rsqrt(), lambda v: 1 / torch.sqrt(1e-5 + v)]
+)
+def test_a_running_variance_that_is_written_out_is_no_bias_to_be_drawn(root):
+    network, inputs = ByHand(root), torch.randn(4, 3)
+    for seed in range(4):
+        for way in (new_units.random, new_units.zero_outgoing):
+            new = carried_out(way, growth(network, "a", 9, (inputs, torch.zeros(4)), seed=seed))
+            assert torch.equal(new.variance, torch.cat([network.variance, torch.ones(4)]))
+            assert new(inputs).isfinite().all()

@@ -1,13 +1,16 @@
 """An optimizer's state follows the parameters that it belongs to, and training goes on without a jump."""
 
 import copy
+from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
-from cases import of_family
+from cases import batch, mlp, of_family
 
 from mmstudy.core.networks import evaluating
-from mmstudy.expansion.candidate import Candidate
+from mmstudy.expansion.candidate import Candidate, Expansion
+from mmstudy.expansion.operators import OPERATORS
 from mmstudy.expansion.optimizers import carried
 
 OPTIMIZERS = {
@@ -129,3 +132,118 @@ def test_new_units_begin_at_rest_and_are_not_taken_for_flat():
     assert torch.equal(state["exp_avg"][:12], old["exp_avg"])
     assert (state["exp_avg"][12:] == 0).all()
     torch.testing.assert_close(state["exp_avg_sq"][12:], old["exp_avg_sq"].mean(0).expand(6, -1))
+
+
+EVERY = {
+    name: kind
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and name not in ("Optimizer", "SparseAdam")
+}
+SETTINGS = [
+    *((name, {}) for name in EVERY),
+    ("SGD", {"momentum": 0.9, "nesterov": True}),
+    ("RMSprop", {"centered": True, "momentum": 0.5}),
+    ("Adam", {"amsgrad": True}),
+    ("ASGD", {"t0": 0}),
+]
+
+
+@cache
+def expanded(operator: str) -> tuple[torch.nn.Module, Expansion]:
+    network, (inputs, targets) = mlp((7, 7)), batch()
+    place, size = (
+        ("hidden.0", 14 if operator == "hypercloning" else 9) if OPERATORS[operator].widens else ("hidden.1", 1)
+    )
+    return network, Candidate(operator, (place,), (size,)).grow(network, inputs, targets)
+
+
+@pytest.mark.parametrize("operator", [name for name in OPERATORS if name not in ("zero_residual", "identity_block")])
+def test_steps_stay_finite_whatever_optimizer_goes_on_after_whatever_operator(operator):
+    network, expansion = expanded(operator)
+    inputs, targets = batch()
+    for name, settings in SETTINGS:
+        old, new = copy.deepcopy(network), replace(expansion, network=copy.deepcopy(expansion.network))
+        some = [p for p in old.parameters() if p.ndim == 2 or name != "Muon"]  # takes matrices alone
+        optimizer = EVERY[name](some, **settings)
+        steps(old, optimizer, inputs, targets)
+        found = carried(optimizer, old, new)
+        assert (len(found.state) > 0) == (len(optimizer.state) > 0 and name != "LBFGS")
+        for entry in found.state.values():
+            for key, value in entry.items():
+                if key in ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta", "exp_inf", "step_size"):
+                    assert (value >= 0).all(), (name, key)
+        steps(new.network, found, inputs, targets)
+        for key, parameter in new.network.named_parameters():
+            assert parameter.isfinite().all(), (name, settings, key)
+
+
+def steps(network, optimizer, inputs, targets, count=3):
+    def loss():
+        optimizer.zero_grad()
+        value = torch.nn.functional.cross_entropy(network(inputs), targets)
+        value.backward()
+        return value
+
+    for _ in range(count):
+        optimizer.step(loss)
+
+
+@pytest.mark.parametrize("name", ["Rprop", "ASGD", "Adafactor"])
+def test_what_cannot_follow_begins_anew_where_a_parameter_has_grown_and_stays_elsewhere(name):
+    network, expansion = expanded("lemon")
+    old, new = copy.deepcopy(network), replace(expansion, network=copy.deepcopy(expansion.network))
+    optimizer = EVERY[name](old.parameters())
+    steps(old, optimizer, *batch())
+    found = carried(optimizer, old, new)
+    names = {parameter: key for key, parameter in new.network.named_parameters()}
+    assert {names[parameter] for parameter in found.state} == {"hidden.1.bias", "head.weight", "head.bias"}
+    for key in ("head.weight", "head.bias"):
+        theirs, own = (o.state[n.get_parameter(key)] for o, n in ((optimizer, old), (found, new.network)))
+        assert theirs.keys() == own.keys()
+        assert all(torch.equal(torch.as_tensor(theirs[k]), torch.as_tensor(own[k])) for k in own)
+
+
+def test_magnitudes_of_copies_are_those_that_they_would_have_gathered():
+    network, expansion = expanded("bert2bert")
+    old, new = copy.deepcopy(network), replace(expansion, network=copy.deepcopy(expansion.network))
+    gathered = copy.deepcopy(new.network)
+    optimizers = [torch.optim.Adamax(n.parameters(), lr=0) for n in (old, gathered)]
+    for n, optimizer in zip((old, gathered), optimizers, strict=True):
+        steps(n, optimizer, *batch())
+    found = carried(optimizers[0], old, new)
+    for mine, expected in zip(new.network.parameters(), gathered.parameters(), strict=True):
+        torch.testing.assert_close(found.state[mine]["exp_inf"], optimizers[1].state[expected]["exp_inf"])
+
+
+@pytest.mark.parametrize("flag", ["foreach", "fused", "maximize"])
+def test_defaults_flags_and_names_stay_as_they_were(flag):
+    network, expansion = expanded("lemon")
+    optimizer = torch.optim.AdamW(
+        network.named_parameters(), lr=0.3, betas=(0.5, 0.6), weight_decay=0.7, **{flag: True}
+    )
+    found = carried(optimizer, network, expansion)
+    assert found.defaults == optimizer.defaults
+    for old, new in zip(optimizer.param_groups, found.param_groups, strict=True):
+        assert {k: v for k, v in old.items() if k != "params"} == {k: v for k, v in new.items() if k != "params"}
+    found.add_param_group({"params": [("more", torch.nn.Parameter(torch.zeros(2)))]})
+    assert found.param_groups[1]["betas"] == (0.5, 0.6)
+    assert getattr(found, "_step_supports_amp_scaling", False) == (flag == "fused")
+
+
+def test_an_optimizer_without_defaults_of_its_own_class_is_made_with_those_that_it_has():
+    class Strict(torch.optim.SGD):
+        def __init__(self, params, lr):
+            super().__init__(params, lr=lr)
+
+    network, expansion = expanded("lemon")
+    found = carried(Strict(network.parameters(), 0.25), network, expansion)
+    assert isinstance(found, Strict)
+    assert found.defaults["lr"] == found.param_groups[0]["lr"] == 0.25
+
+
+def test_a_parameter_that_the_network_lacks_is_named_by_its_shape():
+    network, expansion = expanded("lemon")
+    other = torch.nn.Parameter(torch.zeros(3, 8))
+    optimizer = torch.optim.SGD([{"params": network.head.parameters()}, {"params": [other]}], lr=0.1)
+    with pytest.raises(ValueError, match=r"group 1 of the optimizer .* lacks, of shapes \[\(3, 8\)\]"):
+        carried(optimizer, network, expansion)

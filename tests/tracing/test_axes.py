@@ -14,7 +14,7 @@ def sizes(axes: list[Axis]) -> list[int]:
 
 def test_what_is_unified_has_one_root_and_is_fixed_as_soon_as_one_of_it_is():
     for fixed in ((True, False, False), (False, True, False), (False, False, True), (False, False, False)):
-        a, b, c = (Axis(5, fixed=f) for f in fixed)
+        a, b, c = (Axis(5, why="data" if f else "") for f in fixed)
         unify(a, b)
         unify(c, a)
         assert a.root() is b.root() is c.root()
@@ -74,13 +74,13 @@ def test_what_cannot_be_the_same_is_refused_by_size():
 
 def test_parts_of_what_is_fixed_are_fixed():
     axis = Axis(6)
-    fix(axis)
+    fix(axis, why="data")
     assert all(part.fixed for part in split(axis, 2))
     free = Axis(6)
-    unify(product([Axis(2, fixed=True), Axis(3)]), free)
+    unify(product([Axis(2, why="data"), Axis(3)]), free)
     assert [leaf.fixed for leaf in leaves(free)] == [True, False]
-    fix(free)
-    assert all(leaf.fixed for leaf in leaves(free))
+    fix(free, why="output")
+    assert [leaf.why for leaf in leaves(free)] == ["data", "output"]  # the first reason stays
 
 
 def grouped(units: list[int], ends: set[int]) -> list[int]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from mmstudy.core.networks import MLP, Decoder, ResNet, ViT, count_parameters
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.tracing.couplings import Use, couplings, of_trace
+from mmstudy.tracing.couplings import Use, couplings, fixed, fixed_in, of_trace
 from mmstudy.tracing.trace import trace
 from mmstudy.validation.preservation import FAMILIES
 
@@ -181,3 +181,91 @@ def test_lengths_are_those_that_involve_the_units():
 def test_units_that_nothing_reads_are_no_coupling():
     network = Wired(lambda net, x: net.b(x) + 0 * net.a(x).sum(), a=nn.Linear(3, 5), b=nn.Linear(3, 2))
     assert couplings(network, torch.randn(2, 3)) == {}
+
+
+FIXED = {
+    "head": (lambda: mlp(), lambda: batch()[0], {"head": "it is an axis of the network's output"}),
+    "residual on the inputs": (
+        lambda: Wired(lambda net, x: net.b(x + net.a(x)), a=nn.Linear(3, 3), b=nn.Linear(3, 2)),
+        lambda: torch.randn(2, 3),
+        {"a": "it is an axis of the network's inputs", "b": "it is an axis of the network's output"},
+    ),
+    "softmax": (
+        lambda: nn.Sequential(nn.Linear(3, 5), nn.Softmax(-1), nn.Linear(5, 2)),
+        lambda: torch.randn(2, 3),
+        {"0": "a softmax sums over it (aten.softmax.int in 1)", "2": "it is an axis of the network's output"},
+    ),
+    "nothing reads it": (
+        lambda: Wired(lambda net, x: net.b(x) + 0 * net.a(x).sum(), a=nn.Linear(3, 5), b=nn.Linear(3, 2)),
+        lambda: torch.randn(2, 3),
+        {"a": "it is reduced to one number (aten.sum.default in the network itself)",
+         "b": "it is an axis of the network's output"},
+    ),
+    "never read": (
+        lambda: Wired(lambda net, x: net.b(x), a=nn.Linear(3, 5), b=nn.Linear(3, 2)),
+        lambda: torch.randn(2, 3),
+        {"b": "it is an axis of the network's output", "a.weight": "no operation of this call reads it",
+         "a.bias": "no operation of this call reads it"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FIXED)
+def test_what_cannot_grow_is_named_with_what_fixed_it(case):
+    build, inputs, expected = FIXED[case]
+    assert fixed(build(), inputs()) == expected
+
+
+@pytest.mark.parametrize("name", [*CASES, *FAMILIES])
+def test_units_that_a_layer_makes_grow_or_have_a_reason(name):
+    walked = trace(*example(name))
+    growing, reasons = of_trace(walked), fixed_in(walked)
+    assert not growing.keys() & reasons.keys()
+    assert all(reasons.values())
+    made = {note.tensor for note in walked.notes if note.role == "weight"}
+    covered = {use.tensor for group in growing.values() for use in group.of("weight")}
+    named = {name.partition("[")[0] for name in reasons}
+    assert not [tensor for tensor in made - covered if not {tensor, tensor.rpartition(".")[0]} & named]
+
+
+def test_a_location_that_cannot_grow_is_refused_by_its_reason():
+    with pytest.raises(ValueError, match=r"head cannot grow: it is an axis of the network's output; .*hidden\.0"):
+        Candidate("random", ("head",), (9,)).grow(mlp(), batch()[0])
+
+
+class Auxiliary(nn.Module):
+    """A head for training only, an average that nobody reads, a branch for large batches."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind, self.body, self.head = kind, nn.Linear(3, 6), nn.Linear(6, 2)
+        self.other = nn.Linear(6, 2) if kind != "average" else None
+        if kind == "average":
+            self.register_buffer("average", torch.zeros(6))
+
+    def forward(self, x):
+        y = self.body(x).relu()
+        if self.kind == "training" and self.training:
+            return self.head(y) + self.other(y)
+        return self.other(y) if self.kind == "batch" and len(x) > 8 else self.head(y)
+
+
+@pytest.mark.parametrize(
+    ("kind", "never"), [("training", ["other.weight"]), ("batch", ["other.weight"]), ("average", ["average"])]
+)
+def test_tensors_that_the_call_never_reads_are_named_and_units_that_may_be_theirs_do_not_grow(kind, never):
+    network, inputs = Auxiliary(kind), torch.randn(2, 3)
+    with pytest.warns(UserWarning, match=rf"{never[0]}.*no operation of this call reads it"):
+        groups = couplings(network, inputs)
+    assert groups["body"].unread == never
+    with pytest.raises(ValueError, match=rf"body cannot grow: {never[0]} may have its 6 units too"):
+        Candidate("zero_outgoing", ("body",), (9,)).grow(network, inputs)
+
+
+def test_tensors_of_other_lengths_and_masks_are_in_nobodys_way():
+    network = Auxiliary("training")
+    network.other = nn.Linear(5, 2)
+    network.register_buffer("mask", torch.ones(6, 6, dtype=torch.bool))
+    new = Candidate("zero_outgoing", ("body",), (9,)).expand(network, inputs := torch.randn(2, 3))
+    assert change(network, new, inputs) < 1e-6
+    assert new.body.out_features == 9

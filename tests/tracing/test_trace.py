@@ -1,3 +1,5 @@
+import linecache
+
 import pytest
 import torch
 from cases import CASES, Wired, batch, convolutional, mlp, of_family
@@ -295,3 +297,13 @@ def test_equal_sizes_are_no_reason_to_take_axes_for_the_same():
     assert [[use.tensor for use in group.uses] for group in found.values()] == [
         ["0.weight", "0.bias", "2.weight"], ["2.weight", "2.bias", "4.weight"]
     ]  # fmt: skip
+
+
+def test_the_source_of_a_graph_is_not_kept():
+    caches = (linecache.cache, torch.fx.graph_module._loader.eval_cache)
+    couplings(network := mlp(), batch()[0])
+    before = [set(cache) for cache in caches]
+    for _ in range(2):
+        couplings(network, batch()[0])
+    for cache, known in zip(caches, before, strict=True):
+        assert not [key for key in cache.keys() - known if "eval_with_key" in key]

@@ -2,7 +2,7 @@
 
 from math import prod
 
-from mmstudy.tracing.axes import Axis, fix, product, unify
+from mmstudy.tracing.axes import Axis, product, unify
 from mmstudy.tracing.graph import (
     BIAS,
     CONSUMED,
@@ -52,7 +52,7 @@ def _addmm(t, shape, bias, x, weight):
 
 @RULES.of("conv1d", "conv2d")
 def _convolution(t, shape, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-    fix(*weight.axes[2:])
+    t.fix(*weight.axes[2:], why="it is the extent of a kernel")
     summed = x.axes[1]
     if groups > 1:
         summed, group = Axis(weight.shape[1]), Axis(groups)
@@ -64,8 +64,10 @@ def _convolution(t, shape, x, weight, bias=None, stride=1, padding=0, dilation=1
 
 
 @RULES.of("embedding")
-def _embedding(t, shape, weight, tokens, *options):
-    fix(weight.axes[0])
+def _embedding(t, shape, weight, tokens, padding_idx=-1, *options, **more):
+    t.fix(weight.axes[0], why="it is the number of rows of a table")
+    if padding_idx >= 0:
+        t.padding[weight.tensor] = padding_idx
     t.note(weight, 1, WEIGHT)
     return Value([*tokens.axes, weight.axes[1]], (weight.tensor,))
 
@@ -122,11 +124,19 @@ def _attention(t, shape, q, k, v, mask=None, dropout_p=0.0, is_causal=False, sca
     else:
         alike(q.axes[:-2], k.axes[:-2])
     alike(k.axes[:-1], v.axes[:-1])
-    fix(queries, keys)
+    t.fix(queries, keys, why="it counts positions")
     _pair(t, q, k, scaled=scale is None)
     if mask is not None:
-        fix(*mask.axes)
+        t.fix(*mask.axes, why="it is an axis of a mask")
     return Value([*batch, queries, v.axes[-1]])
+
+
+@RULES.of("cross_entropy_loss", "nll_loss", "nll_loss_nd", "mse_loss")
+def _loss(t, shape, outputs, targets, weight=None, *options, **more):
+    for value in (outputs, targets, weight):
+        if isinstance(value, Value):
+            t.fix(*value.axes, why="a loss is taken of it")
+    return Value(data(shape))
 
 
 @RULES.of("matmul", "bmm", "mm")
@@ -137,7 +147,7 @@ def _matmul(t, shape, x, y):
         return result
     alike(x.axes[:-2], y.axes[:-2])
     unify(x.axes[-1], y.axes[-2])
-    fix(x.axes[-1])  # how the sum is scaled afterwards is not known
+    t.fix(x.axes[-1], why="activations are multiplied and summed over it, and how the sum is scaled is not known")
     return Value([*x.axes[:-1], y.axes[-1]])
 
 
@@ -147,7 +157,7 @@ def _pair(t: Trace, q: Value, k: Value, scaled: bool) -> None:
     if q.writers and not set(q.writers) & set(k.writers):
         t.pairings.append(Pairing(width, q.writers, scaled))
     else:  # what makes up for more units in the sum cannot be put into the queries alone
-        fix(width)
+        t.fix(width, why="queries and keys are summed over it, and no layer writes the queries alone")
 
 
 def _names(*values: Value | None) -> list[str | None]:

@@ -4,17 +4,26 @@ import operator
 
 from torch import Tensor
 
-from mmstudy.tracing.axes import Axis, fix, product, regroup, unify
-from mmstudy.tracing.graph import BIAS, SCALE, Rules, Trace, Value, alike, data
+from mmstudy.tracing.axes import ONE, Axis, product, regroup, unify
+from mmstudy.tracing.graph import BIAS, SCALE, VARIANCE, Rules, Trace, Value, alike, data
 
 RULES = Rules()
 
 
 @RULES.of("relu", "relu_", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "elu", "softplus", "hardtanh", "exp", "neg")
-@RULES.of("pow", "rsqrt", "sqrt", "abs")
+@RULES.of("pow", "abs", "reciprocal")
 def _pointwise(t, shape, x, *options, **more):
     if any(isinstance(option, Value) for option in options):
         raise ValueError("one of its options is a tensor")
+    return Value(x.axes)
+
+
+@RULES.of("rsqrt", "sqrt")
+def _root(t, shape, x):
+    if name := x.tensor or x.moved:  # a variance, most often with its eps
+        t.notes = [note for note in t.notes if (note.tensor, note.role) != (name, BIAS)]
+        for i in range(len(x.axes)):
+            t.note(Value(x.axes, tensor=name), i, VARIANCE)
     return Value(x.axes)
 
 
@@ -31,7 +40,10 @@ def _sum(t, shape, x, y, **options):
                 t.note(one, i, BIAS)
         elif isinstance(one, Value) and isinstance(other, Value) and not other.tensor:
             t.sums.append((t.module, one.writers))
-    return _broadcast(shape, x, y)
+    result = _broadcast(shape, x, y)
+    if isinstance(x, Value) and not isinstance(y, Value):
+        result.moved = x.tensor
+    return result
 
 
 @RULES.of("mul", "mul_", "div")
@@ -66,7 +78,7 @@ def _broadcast(shape: list[int], *operands: object) -> Value:
 
 @RULES.of("softmax", "_softmax", "log_softmax")
 def _softmax(t, shape, x, dim, *options):
-    fix(x.axes[dim])
+    t.fix(x.axes[dim], why="a softmax sums over it")
     return Value(x.axes)
 
 
@@ -74,8 +86,8 @@ def _softmax(t, shape, x, dim, *options):
 def _reduction(t, shape, x, dims=None, keepdim=False, **options):
     dims = range(len(x.axes)) if dims is None else [dims] if isinstance(dims, int) else dims
     gone = {d % len(x.axes) for d in dims}
-    fix(*(x.axes[d] for d in gone))
-    kept = [Axis(1, fixed=True) if i in gone else axis for i, axis in enumerate(x.axes)]
+    t.fix(*(x.axes[d] for d in gone), why="it is reduced to one number")
+    kept = [Axis(1, why=ONE) if i in gone else axis for i, axis in enumerate(x.axes)]
     return Value(kept if keepdim else [axis for i, axis in enumerate(x.axes) if i not in gone])
 
 
@@ -89,7 +101,7 @@ def _reshaped(t, shape, x, *options):
     same = [a for a in x.axes if a.size != 1]
     if [a.size for a in same] == [size for size in shape if size != 1]:  # only axes of size 1 come or go
         same = iter(same)
-        return Value([next(same) if size != 1 else Axis(1, fixed=True) for size in shape], x.writers, x.tensor)
+        return Value([next(same) if size != 1 else Axis(1, why=ONE) for size in shape], x.writers, x.tensor)
     return Value(regroup(x.axes, shape), x.writers, x.tensor)
 
 
@@ -119,7 +131,8 @@ def _permuted(t, shape, x, order):
 def _expanded(t, shape, x, *options, **more):
     old = [None] * (len(shape) - len(x.axes)) + x.axes
     axes = [
-        a if a is not None and a.size == size else Axis(size, fixed=True) for a, size in zip(old, shape, strict=True)
+        a if a is not None and a.size == size else Axis(size, why="a tensor is expanded along it")
+        for a, size in zip(old, shape, strict=True)
     ]
     return Value(axes, x.writers, x.tensor)
 
@@ -137,9 +150,9 @@ def _sliced(t, shape, x, dim=0, *options):
     if len(shape) == len(x.axes):
         if shape[dim] == x.axes[dim].size:
             return Value(x.axes, x.writers, x.tensor)
-        fix(x.axes[dim])
+        t.fix(x.axes[dim], why="it is cut at a fixed place")
         return Value([*x.axes[:dim], *data([shape[dim]]), *x.axes[dim + 1 :]], x.writers, x.tensor)
-    fix(x.axes[dim])
+    t.fix(x.axes[dim], why="it is cut at a fixed place")
     return Value([*x.axes[:dim], *x.axes[dim + 1 :]], x.writers, x.tensor)
 
 
@@ -158,7 +171,7 @@ def _pieces(t: Trace, shapes: list[Tensor], x: Value, dim: int, kept: bool) -> l
     dim, count = dim % len(x.axes), len(shapes)
     if len({tuple(piece.shape) for piece in shapes}) > 1:
         raise ValueError(f"an axis of {x.axes[dim].size} is cut into uneven pieces")
-    pieces, each = Axis(count, fixed=True), Axis(x.axes[dim].size // count)
+    pieces, each = Axis(count, why="it counts the pieces that an axis is cut into"), Axis(x.axes[dim].size // count)
     unify(x.axes[dim], product([pieces, each]))
     axes = [*x.axes[:dim], *([each] if kept else []), *x.axes[dim + 1 :]]
     return [Value(axes, x.writers, x.tensor) for _ in range(count)]
@@ -168,7 +181,7 @@ def _pieces(t: Trace, shapes: list[Tensor], x: Value, dim: int, kept: bool) -> l
 def _concatenated(t, shape, tensors, dim=0):
     dim %= len(shape)
     for value in tensors:
-        fix(value.axes[dim])
+        t.fix(value.axes[dim], why="it is one part of a concatenated axis")
         for i in range(len(value.axes)):  # a parameter among them (a class token) makes units
             t.note(value, i, BIAS)
         alike([a for i, a in enumerate(value.axes) if i != dim], [a for i, a in enumerate(tensors[0].axes) if i != dim])

@@ -1,0 +1,150 @@
+"""How a network is called on an example batch: with which arguments, and without its user's noticing."""
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules import module as modules
+
+HOOKS = ("forward", "forward_pre", "backward", "backward_pre", "state_dict", "state_dict_pre")
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a call: `network(*arguments, **options)`."""
+
+    arguments: tuple = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def of(self, network: nn.Module) -> Any:
+        return network(*self.arguments, **self.options)
+
+    def mapped(self, function) -> "Call":
+        """The call with every tensor replaced by a function of it, in order."""
+        return Call(_mapped(self.arguments, function), _mapped(dict(self.options), function))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return tensors((self.arguments, self.options))
+
+
+def called(network: Any, batch: Any) -> Call:
+    """How the network is called on a batch, as losses of `mmstudy.batched` do: `model(inputs)` of (inputs, targets).
+
+    A tensor is the network's input. Of a tuple or list, the network takes as many of the first elements as its
+    `forward` requires, at least one: the rest are targets. A mapping gives arguments by name, those that `forward`
+    knows; so does a dataclass whose fields have these names, any other is the tuple of its fields. A `Call` says itself
+    what it is.
+
+    Raises:
+        TypeError: `network` is no module, or the batch holds no tensor.
+        ValueError: the batch lacks what the network requires, holds no example, or numbers that are NaN.
+    """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"a network must be a torch.nn.Module; got {network!r}")
+    call = _call(network, batch)
+    found = call.tensors
+    if not found:
+        raise TypeError(f"a batch must be a tensor, or a tuple, dict or dataclass of tensors; got {batch!r}")
+    for tensor in found:
+        if not tensor.numel():
+            raise ValueError(f"an empty batch, of shape {tuple(tensor.shape)}: give at least one example")
+        if tensor.is_floating_point() and not tensor.is_meta and (broken := int(tensor.isnan().sum())):
+            raise ValueError(f"{broken} of {tensor.numel()} numbers in the batch are NaN: leave such examples out")
+    return call
+
+
+def _call(network: nn.Module, batch: Any) -> Call:
+    if isinstance(batch, Call):
+        return batch
+    taken = inspect.signature(network.forward).parameters.values()
+    if is_dataclass(batch) and not isinstance(batch, type | Mapping):
+        named = {f.name: getattr(batch, f.name) for f in fields(batch)}
+        batch = named if _required(taken) <= named.keys() else tuple(named.values())
+    if isinstance(batch, Mapping):
+        return _by_name(network, taken, batch)
+    if not isinstance(batch, tuple | list):
+        return Call((batch,))
+    places = [p for p in taken if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default is p.empty]
+    count = max(1, len(places))
+    if len(batch) < count:
+        names = ", ".join(p.name for p in places) or "one argument"
+        raise ValueError(f"{type(network).__name__} takes {names}, and the batch has {len(batch)} parts")
+    return Call(tuple(batch[:count]))
+
+
+def _by_name(network: nn.Module, taken, batch: Mapping[str, Any]) -> Call:
+    anything = any(p.kind is p.VAR_KEYWORD for p in taken)
+    known = {p.name for p in taken if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    options = {name: value for name, value in batch.items() if anything or name in known}
+    if not options or not _required(taken) <= options.keys():
+        wanted = ", ".join(sorted(known))
+        raise ValueError(f"{type(network).__name__} takes {wanted} by name; the batch has {', '.join(map(str, batch))}")
+    return Call((), options)
+
+
+def _required(taken) -> set[str]:
+    return {p.name for p in taken if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors of a tree of tuples, lists, mappings and dataclasses; other objects hold none that counts."""
+    found: list[Tensor] = []
+    _mapped(value, found.append)
+    return found
+
+
+def _mapped(value: Any, function) -> Any:
+    """The tree, a mapping as a dict, with every tensor replaced by a function of it."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(part, function) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        parts = [_mapped(part, function) for part in value]
+        if isinstance(value, list):
+            return parts
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if is_dataclass(value) and not isinstance(value, type):
+        new = copy.copy(value)
+        for each in fields(value):
+            object.__setattr__(new, each.name, _mapped(getattr(value, each.name), function))
+        return new
+    return value
+
+
+@contextmanager
+def unnoticed(network: nn.Module) -> Iterator[None]:
+    """Calls of the network for a while run no hooks of its user's, and leave its modules' attributes as they were.
+
+    All kinds of hooks are taken off, global ones too, and put back in their order. Those that torch itself puts on
+    modules stay, as they compute weights (weight norm, pruning).
+    """
+    own = list(network.modules())
+    states = [(vars(module), dict(vars(module))) for module in own]
+    local = [hooks for module in own for kind in HOOKS if (hooks := vars(module).get(f"_{kind}_hooks"))]
+    everywhere = [hooks for name, hooks in vars(modules).items() if name.startswith("_global_") and "_hooks" in name]
+    saved = [(hooks, dict(hooks)) for hooks in (*local, *everywhere)]
+    try:
+        for hooks in local:
+            for key in [key for key, hook in hooks.items() if not _of_torch(hook)]:
+                del hooks[key]
+        for hooks in everywhere:
+            hooks.clear()
+        yield
+    finally:
+        for hooks, before in saved:
+            hooks.clear()
+            hooks.update(before)
+        for state, before in states:
+            for key in state.keys() - before.keys():
+                del state[key]
+            state.update(before)
+
+
+def _of_torch(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).split(".")[0] == "torch"
