@@ -1,5 +1,18 @@
 """K networks as one: how they run, repeat what repeats, train, and are a function of their parameters."""
 
 __all__ = [
-    *("asked", "connectivity", "determinism", "engine", "ensemble", "objective", "replay", "tape", "training", "watch"),
+    *(
+        "asked",
+        "connectivity",
+        "determinism",
+        "engine",
+        "ensemble",
+        "likeness",
+        "objective",
+        "replay",
+        "scoring",
+        "tape",
+        "training",
+        "watch",
+    ),
 ]

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmstudy.batched.ensemble import Ensemble
+from mmstudy.batched.ensemble import Ensemble, same_kind
 from mmstudy.batched.objective import Landscape
 
 
@@ -15,10 +15,11 @@ def interpolated(start: Ensemble, end: Ensemble, alphas: Float[Tensor, " points"
     the start's. Evaluate with `ensemble.losses`, under the normalization of your choice.
 
     Raises:
-        ValueError: ensembles of different lengths.
+        ValueError: ensembles of different lengths, or of networks that differ in more than their numbers.
     """
     if len(start) != len(end):
         raise ValueError(f"needs as many starts as ends; got {len(start)} and {len(end)}")
+    same_kind(start, end, "the end", "the start")
 
     def mixed(a: Tensor, b: Tensor) -> Tensor:
         if not a.is_floating_point():
@@ -36,7 +37,11 @@ def segment(
     end: Float[Tensor, "*many dim"],
     alphas: Float[Tensor, " points"],
 ) -> Float[Tensor, "*many points"]:
-    """L((1−α) start + α end) on a grid of α, all segments at once."""
+    """L((1−α) start + α end) on a grid of α, all segments at once.
+
+    With an objective of networks, the first axis is that of its parents, and all points of a segment have the batch
+    statistics of its parent; `interpolated` interpolates these too.
+    """
     a = alphas.to(start).unsqueeze(-1)
     return loss(torch.lerp(start.unsqueeze(-2), end.unsqueeze(-2), a))
 
@@ -65,11 +70,17 @@ def plane(
 
     Returns the losses on the grid `second` × `first` and the corners' own coordinates (Garipov et al. 2018,
     arXiv 1802.10026, section 3).
+
+    Raises:
+        ValueError: the corners lie on one line, up to rounding.
     """
     u = corners[1] - corners[0]
     u = u / u.norm()
     v = corners[2] - corners[0]
+    away = v.norm()
     v = v - (v @ u) * u
+    if not v.norm() > 1e-6 * away:
+        raise ValueError(f"three corners on one line span no plane: the third is {v.norm():.3g} away from the line")
     v = v / v.norm()
     rows, columns = torch.meshgrid(second.to(u), first.to(u), indexing="ij")
     points = corners[0] + columns.unsqueeze(-1) * u + rows.unsqueeze(-1) * v

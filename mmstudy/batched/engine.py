@@ -18,9 +18,11 @@ from torch.func import functional_call, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from mmstudy.batched.replay import ALONE, recorded
 from mmstudy.batched.tape import Function
+from mmstudy.core import arguments
 
 Batch = Any  # a tree (tuple, dict, …) of tensors whose first axis counts examples
 Model = Callable[..., Any]  # what a loss function may call as it would call the module
@@ -46,7 +48,12 @@ class Cost:
 
 
 def loss_of(network: nn.Module, loss_fn: LossFn) -> Callable[[dict, dict, Batch], Tensor]:
-    """The loss as a function of (parameters, buffers, batch), as `torch.func` wants it."""
+    """The loss as a function of (parameters, buffers, batch), as `torch.func` wants it.
+
+    Raises:
+        TypeError: a loss that is no function of (model, batch), such as `nn.CrossEntropyLoss()`.
+    """
+    arguments.function(loss_fn)
 
     def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Batch) -> Tensor:
         return loss_fn(lambda *args, **kw: functional_call(network, (parameters, buffers), args, kw), batch)
@@ -76,30 +83,38 @@ def take(batch: Batch, index: Tensor | slice | int) -> Batch:
     return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, batch)
 
 
-def cost(network: nn.Module, parameters: dict, buffers: dict, batch: Batch, loss_fn: LossFn) -> Cost:
+def cost(
+    network: nn.Module, parameters: dict, buffers: dict, batch: Batch, loss_fn: LossFn, shared: bool = True
+) -> Cost:
     """What the loss of one network takes on this batch: measured once for every shape, then remembered.
 
     Remembered for this very network: two may differ in a number that neither their class nor their printout shows.
+
+    Args:
+        shared: whether several networks would share the batch, or have one each: what selects examples by a mask, say,
+            can be a batch only with the same mask for all.
     """
     leaves, tree = tree_flatten(batch)
     first = next(iter(parameters.values()))
     shapes = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x for x in leaves)
-    key = (network.training, first.dtype, first.device, str(tree), shapes)
-    known = _costs.setdefault(network, WeakKeyDictionary()).setdefault(loss_fn, {})
+    key = (shared, network.training, first.dtype, first.device, str(tree), shapes)
+    known = _costs.setdefault(network, WeakIdKeyDictionary()).setdefault(loss_fn, {})
     if key not in known:
         first = [{name: t[0].detach().clone() for name, t in tensors.items()} for tensors in (parameters, buffers)]
         with torch.no_grad(), torch.random.fork_rng(), FlopCounterMode(display=False) as flops, _Allocated() as memory:
             loss_of(network, loss_fn)(*first, batch)
-        known[key] = Cost(flops.get_total_flops(), memory.total, _batches(network, loss_fn, first, batch))
+        known[key] = Cost(flops.get_total_flops(), memory.total, _batches(network, loss_fn, first, batch, shared))
     return known[key]
 
 
-def _batches(network: nn.Module, loss_fn: LossFn, tensors: list[dict[str, Tensor]], batch: Batch) -> bool:
+def _batches(network: nn.Module, loss_fn: LossFn, tensors: list[dict[str, Tensor]], batch: Batch, shared: bool) -> bool:
     """Whether two such networks can run as one; recurrent layers, say, and choices that depend on numbers cannot."""
     two = tree_map(lambda t: torch.stack([t, t]), tensors)
+    axes = (0, 0, None if shared else 0)
+    given = batch if shared else tree_map(lambda t: torch.stack([t, t]) if isinstance(t, Tensor) else t, batch)
     try:
         with torch.no_grad(), torch.random.fork_rng():
-            vmap(loss_of(network, loss_fn), in_dims=(0, 0, None), randomness="different")(*two, batch)
+            vmap(loss_of(network, loss_fn), in_dims=axes, randomness="different")(*two, given)
     except RuntimeError:
         return False
     return True

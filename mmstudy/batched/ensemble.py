@@ -4,7 +4,7 @@ Any `nn.Module` goes in. Examples come as a batch: a tree of tensors that share 
 `tasks.Split`. The loss is a function of (model, batch); `classification` is what is used where none is given.
 """
 
-import math
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn, Model
+from mmstudy.batched.likeness import difference, tensors_differ
 from mmstudy.batched.replay import ALONE
+from mmstudy.core import arguments
 from mmstudy.core.networks import evaluating
 
-CALIBRATION_BINS = 15
 NORMALIZATION = ("frozen", "recomputed")
 
 
@@ -34,6 +34,17 @@ class Ensemble:
     def __len__(self) -> int:
         return len(next(iter(self.parameters.values())))
 
+    def members(self) -> list[nn.Module]:
+        """The networks, each a module of its own with copies of its tensors."""
+        found = []
+        for k in range(len(self)):
+            member = copy.deepcopy(self.network)
+            own = dict(member.named_parameters()) | dict(member.named_buffers())
+            for name, tensor in (self.parameters | self.buffers).items():
+                own[name].data = tensor[k].detach().clone()
+            found.append(member)
+        return found
+
     def __getitem__(self, index: Tensor | slice) -> "Ensemble":
         """The sub-ensemble (a copy) of the networks at `index`, which may repeat."""
         parameters, buffers = (
@@ -43,27 +54,21 @@ class Ensemble:
         return Ensemble(self.network, parameters, buffers)
 
 
-def stack(networks: Sequence[nn.Module]) -> Ensemble:
-    """The ensemble of the given networks, which must have one shape; tied tensors stay one.
+def stack(networks: nn.Module | Sequence[nn.Module]) -> Ensemble:
+    """The ensemble of the given networks, or of one, which must have one shape; tied tensors stay one.
 
     Parameters that are frozen (`requires_grad` is false) are buffers: they are no dimensions, and training leaves them.
 
     Raises:
-        ValueError: no network, or networks of different shapes, or parameters that are not all of one device and one
-            type, which must be float32 or float64; networks that are frozen altogether, or not in the same places.
+        TypeError: something else than modules.
+        ValueError: no network, or networks that differ in more than their numbers (`likeness.difference`), or
+            parameters that are not all of one device and one type, which must be float32 or float64; networks that are
+            frozen altogether.
     """
-    if not networks:
-        raise ValueError("an ensemble needs at least one network; got none")
-    shapes = [{name: tuple(tensor.shape) for name, tensor in n.state_dict().items()} for n in networks]
-    for i, shape in enumerate(shapes):
-        if shape != shapes[0]:
-            raise ValueError(f"network {i} has another shape than network 0: {shape} against {shapes[0]}")
+    networks = arguments.networks(networks)
+    for i, network in enumerate(networks):
+        _same_form(networks[0], network, f"network {i}", "network 0")
     own = [_tensors(network) for network in networks]
-    for i, network in enumerate(networks):  # the first one's forward pass is that of all
-        if str(network) != str(networks[0]) or list(own[i][0]) != list(own[0][0]):
-            raise ValueError(f"network {i} has other layers, tied or frozen tensors than network 0: {network}")
-    if not own[0][0]:
-        raise ValueError("the networks have no parameter to train: requires_grad_(True) on what shall be measured")
     kinds = {(p.device, p.dtype) for network in networks for p in network.parameters()}
     if len(kinds) != 1:
         raise ValueError(f"all parameters must be on one device and of one type; found {sorted(map(str, kinds))}")
@@ -83,8 +88,19 @@ def _tensors(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return {name: p for name, p in named.items() if p.requires_grad}, frozen | dict(network.named_buffers())
 
 
+def _same_form(first: nn.Module, other: nn.Module, name: str, than: str) -> None:
+    if found := difference(first, other):
+        raise ValueError(f"{name} is another network than {than}, whose forward pass all would have: {found}")
+
+
 def concatenate(ensembles: Sequence[Ensemble]) -> Ensemble:
-    """One ensemble of all the networks of several, in order; all of one shape."""
+    """One ensemble of all the networks of several, in order.
+
+    Raises:
+        ValueError: ensembles whose networks differ in more than their numbers, in device or type.
+    """
+    for i, other in enumerate(ensembles):
+        same_kind(ensembles[0], other, f"ensemble {i}", "ensemble 0")
     parameters, buffers = (
         {name: torch.cat([getattr(e, kind)[name] for e in ensembles]) for name in getattr(ensembles[0], kind)}
         for kind in ("parameters", "buffers")
@@ -92,9 +108,20 @@ def concatenate(ensembles: Sequence[Ensemble]) -> Ensemble:
     return Ensemble(ensembles[0].network, parameters, buffers)
 
 
+def same_kind(first: Ensemble, other: Ensemble, name: str, than: str) -> None:
+    """Check that networks of both may be in one ensemble.
+
+    Raises:
+        ValueError: they differ in more than their numbers, or in device, type or shape of their tensors.
+    """
+    _same_form(first.network, other.network, name, than)
+    if found := tensors_differ(first.parameters | first.buffers, other.parameters | other.buffers):
+        raise ValueError(f"{name} and {than} differ in {found}")
+
+
 def vectors(ensemble: Ensemble) -> Float[Tensor, "k dim"]:
     """Every network's parameters as one row, in the order of `named_parameters`."""
-    return torch.cat([p.flatten(1) for p in ensemble.parameters.values()], dim=1)
+    return torch.cat([p.reshape(len(p), -1) for p in ensemble.parameters.values()], dim=1)
 
 
 def at(ensemble: Ensemble, points: Float[Tensor, "*many dim"], owner: Int[Tensor, " *many"] | None = None) -> Ensemble:
@@ -111,7 +138,7 @@ def at(ensemble: Ensemble, points: Float[Tensor, "*many dim"], owner: Int[Tensor
         raise ValueError(f"points of dimension {points.shape[-1]}, but the network has {sum(sizes)} parameters")
     pieces = points.reshape(-1, points.shape[-1]).split(sizes, dim=1)
     parameters = {
-        name: piece.reshape(-1, *p.shape[1:])
+        name: piece.reshape(len(piece), *p.shape[1:])
         for (name, p), piece in zip(ensemble.parameters.items(), pieces, strict=True)
     }
     many = len(pieces[0])
@@ -123,15 +150,33 @@ def classification(model: Model, batch: tuple[Tensor, Tensor]) -> Float[Tensor, 
     """Mean cross-entropy (nats) of a batch (inputs, targets); of sentences, over their tokens too.
 
     `cross_entropy` in operations that `vmap` batches well.
+
+    Raises:
+        ValueError: targets of another shape than the outputs (*many, classes) have without their last axis.
     """
     inputs, targets = batch
-    return -model(inputs).log_softmax(-1).gather(-1, targets.unsqueeze(-1)).mean()
+    found = model(inputs)
+    if found.shape[:-1] != targets.shape:
+        shapes = f"outputs {tuple(found.shape)}, targets {tuple(targets.shape)}"
+        raise ValueError(f"the classes must be the outputs' last axis, and targets have the others; got {shapes}")
+    return -found.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).mean()
 
 
 def regression(model: Model, batch: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
-    """Mean squared error of a batch (inputs, targets)."""
+    """Mean squared error of a batch (inputs, targets).
+
+    Raises:
+        ValueError: targets of another shape than the outputs, which would broadcast.
+    """
     inputs, targets = batch
-    return (model(inputs) - targets).square().mean()
+    found = model(inputs)
+    if found.shape != targets.shape:
+        shapes = f"outputs {tuple(found.shape)}, targets {tuple(targets.shape)}"
+        raise ValueError(f"targets must have the shape of the outputs (unsqueeze(-1)?); got {shapes}")
+    return (found - targets).square().mean()
+
+
+MEANS = (classification, regression)  # of the examples, whatever they are
 
 
 def losses(
@@ -150,18 +195,44 @@ def losses(
 
 
 def parts_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, normalization: str) -> list[Batch]:
-    """The batch in parts that are evaluated one after another; one part where its statistics are what normalizes."""
+    """The batch in parts that are evaluated one after another, their losses to be weighted by their examples.
+
+    One part where the statistics of the batch are what normalizes, or where the loss is no mean over examples (class
+    weights, masks): whether it is one is tried on this batch, for other losses than those of this module.
+    """
     same_device(ensemble, batch)
-    most = engine.count(batch)
-    if normalization != "recomputed":
-        most = engine.examples_at_once(ensemble.network, ensemble.parameters, ensemble.buffers, batch, loss_fn)
-    return [engine.take(batch, part) for part in engine.pieces(engine.count(batch), most)]
+    if normalization == "recomputed":
+        return [batch]
+    most = engine.examples_at_once(ensemble.network, ensemble.parameters, ensemble.buffers, batch, loss_fn)
+    parts = [engine.take(batch, part) for part in engine.pieces(engine.count(batch), most)]
+    known = len(parts) == 1 or loss_fn in (*MEANS, _output)
+    return parts if known or _adds_up(ensemble, batch, parts, loss_fn) else [batch]
 
 
-def at_once(ensemble: Ensemble, batch: Batch, loss_fn: LossFn) -> int:
-    """How many networks of this shape, in the mode in which the network is, go into one call on such a batch."""
+def _adds_up(ensemble: Ensemble, batch: Batch, parts: list[Batch], loss_fn: LossFn) -> bool:
+    """Whether the loss of the batch is the mean of its parts', at a random place, where no two examples are alike."""
+    first = ensemble[:1]
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        moved = {
+            name: p + 0.1 * (p.square().mean().sqrt() + 0.01) * torch.randn_like(p) if p.numel() else p
+            for name, p in first.parameters.items()
+        }
+        there = Ensemble(first.network, moved, first.buffers)
+        whole, *found = [losses_of(there, some, loss_fn).double().item() for some in (batch, *parts)]
+    mean = sum(engine.count(part) * loss for part, loss in zip(parts, found, strict=True)) / engine.count(batch)
+    return abs(whole - mean) <= 1e-5 * max(1.0, abs(whole), *map(abs, found))
+
+
+def at_once(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, shared: bool = True) -> int:
+    """How many networks of this shape, in the mode in which the network is, go into one call on such a batch.
+
+    Args:
+        shared: whether all are called with the same batch, or each with one of its own.
+    """
     device = same_device(ensemble, batch)
-    return engine.at_once(engine.cost(ensemble.network, ensemble.parameters, ensemble.buffers, batch, loss_fn), device)
+    tensors = ensemble.parameters, ensemble.buffers
+    return engine.at_once(engine.cost(ensemble.network, *tensors, batch, loss_fn, shared), device)
 
 
 def losses_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, shared: bool = True) -> Float[Tensor, "k ..."]:
@@ -169,46 +240,12 @@ def losses_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, shared: bool = 
 
     On one batch that all networks share, or with batches of their own, (K, n, ...); in one call as many as fit.
     """
-    rows, most = [], at_once(ensemble, batch if shared else engine.take(batch, 0), loss_fn)
+    rows, most = [], at_once(ensemble, batch if shared else engine.take(batch, 0), loss_fn, shared)
     for some in engine.pieces(len(ensemble), most):
         tensors = [{n: t[some] for n, t in kind.items()} for kind in (ensemble.parameters, ensemble.buffers)]
         own = batch if shared else engine.take(batch, some)
         rows.append(engine.mapped(ensemble.network, loss_fn, *tensors, own, shared))
     return torch.cat(rows)
-
-
-def example_losses(ensemble: Ensemble, batch: Batch, loss_fn: LossFn = classification) -> Float[Tensor, "k n"]:
-    """The loss of every network on every example alone, (K, n) float64, in evaluation mode."""
-    single = tree_map(lambda leaf: leaf.unsqueeze(1) if isinstance(leaf, Tensor) else leaf, batch)
-    n, rows = engine.count(batch), []
-    with torch.no_grad(), measuring(ensemble.network):
-        for i, point in enumerate(vectors(ensemble)):
-            same = at(ensemble, point.expand(n, -1), torch.full((n,), i))  # a view: one network, not n
-            rows.append(losses_of(same, single, loss_fn, shared=False))
-    return torch.stack(rows).double()
-
-
-def examples_for(error: float, differences: Float[Tensor, "k n"]) -> int:
-    """How many examples tell two networks' losses apart to a standard error, both being evaluated on the same ones.
-
-    n = mean s²(l_a − l_b) / error², s² the variance over examples, the mean over pairs of networks (a, b): what is hard
-    for both cancels, so that pairing takes fewer examples than each network's own s² would.
-
-    Args:
-        error: of a difference of two mean losses, nats; its root mean square over pairs.
-        differences: l_a − l_b of some pairs like those to be told apart, on some examples (from `example_losses`).
-
-    Raises:
-        ValueError: an error that is not positive, no pair, fewer than two examples, differences that are not finite.
-    """
-    pairs, examples = differences.shape
-    broken = int((~differences.isfinite()).sum())
-    if not 0 < error < math.inf or not pairs or examples < 2 or broken:
-        found = f"error={error}, {pairs} pairs, {examples} examples, {broken} differences not finite"
-        raise ValueError(
-            f"needs an error > 0, and finite differences of a pair of networks on ≥ 2 examples; got {found}"
-        )
-    return max(1, math.ceil(differences.double().var(1).mean().item() / error**2))
 
 
 def outputs(ensemble: Ensemble, inputs: Tensor) -> Tensor:
@@ -217,24 +254,6 @@ def outputs(ensemble: Ensemble, inputs: Tensor) -> Tensor:
         return torch.cat(
             [losses_of(ensemble, some, _output) for some in parts_of(ensemble, inputs, _output, "frozen")], dim=1
         )
-
-
-def evaluate(ensemble: Ensemble, batch: tuple[Tensor, Tensor]) -> dict[str, Float[Tensor, " k"]]:
-    """Accuracy, negative log-likelihood (nats) and expected calibration error of every classifier, each (K,) float64.
-
-    ECE: Σ_b (n_b / n) |accuracy_b − confidence_b| over 15 equal bins of the top probability (Guo et al. 2017,
-    arXiv 1706.04599, equation 3). A network whose outputs are not numbers scores NaN.
-    """
-    inputs, targets = batch
-    logp = outputs(ensemble, inputs).double().log_softmax(-1)  # (K, n, classes)
-    k, n, _ = logp.shape
-    confidence, guess = logp.max(-1)
-    right = (guess == targets).double().where(~confidence.isnan(), torch.nan)
-    picked = logp.gather(-1, targets.expand(k, n).unsqueeze(-1)).squeeze(-1)
-    bins = (confidence.exp().nan_to_num() * CALIBRATION_BINS).ceil().clamp(1, CALIBRATION_BINS).long() - 1
-    gap = torch.zeros(k, CALIBRATION_BINS, dtype=torch.float64, device=logp.device)
-    gap.scatter_add_(1, bins, right - confidence.exp())
-    return {"accuracy": right.mean(1), "nll": -picked.mean(1), "ece": gap.abs().sum(1) / n}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn
@@ -41,10 +42,11 @@ class Objective:
     noisy_at_once: int
     normalization: str = "none"  # what batch normalization uses, if there is any
     network: nn.Module | None = None  # whose training mode the losses set
+    parents: int | None = None  # how many; None where they differ in nothing but their points
 
     def __call__(self, points: Float[Tensor, "m *many dim"]) -> Float[Tensor, "m *many"]:
         """The loss at points of each parent (first axis), float64, without gradient."""
-        return self.at_points(*_flat(points)).view(points.shape[:-1])
+        return self.at_points(*self._flat(points)).view(points.shape[:-1])
 
     def at_points(self, points: Float[Tensor, "n dim"], owner: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The loss at any points of these owners, float64, without gradient."""
@@ -59,7 +61,7 @@ class Objective:
     ) -> tuple[Float[Tensor, "m *many"], Float[Tensor, "m *many dim"]]:
         """The loss, float64, and its gradient at points of each parent."""
         with engine.exact():
-            value, slope = engine.in_pieces(self._slopes, self.at_once, *_flat(points))
+            value, slope = engine.in_pieces(self._slopes, self.at_once, *self._flat(points))
         return value.view(points.shape[:-1]), slope.view(points.shape)
 
     def noisy_gradient(
@@ -74,16 +76,23 @@ class Objective:
     ) -> Float[Tensor, "m p dim"]:
         """H(θ) v for several vectors at a point of each parent (Pearlmutter 1994), which share its gradient.
 
-        Attention runs unfused: fused, it has no H.
+        Attention runs unfused: fused, it has no H. Weight normalization is composed: torch's own has a wrong one on the
+        CPU.
         """
         owner, probes = torch.arange(len(points), device=points.device), vectors.transpose(0, 1)
         together = max(1, self.at_once // 2)  # a second backward pass keeps about twice as much
         rows = []
-        with sdpa_kernel(SDPBackend.MATH), engine.exact():
+        with sdpa_kernel(SDPBackend.MATH), _ComposedWeightNorm(), engine.exact():
             for some in engine.pieces(len(points), max(1, together // len(probes))):
                 products = [_curved(term, points[some], owner[some], probes[:, some], together) for term in self.terms]
                 rows.append(sum(products))
         return torch.cat(rows, dim=1).transpose(0, 1)
+
+    def _flat(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Points as rows, and the parent of each."""
+        if points.ndim < 2 or (self.parents is not None and len(points) > self.parents):
+            raise ValueError(f"points must be (parents, …, dim), of {self.parents} parents; got {tuple(points.shape)}")
+        return points.reshape(-1, points.shape[-1]), _owners(len(points), points.shape[1:-1].numel(), points.device)
 
     @cached_property
     def _losses(self) -> Function:
@@ -167,10 +176,21 @@ def of_networks(
     with measuring(network, normalization):
         most = at_once(ensemble, parts[0], loss_fn)
     with measuring(network, "recomputed", training=True):
-        noisy_most = at_once(ensemble, engine.take(training, slice(minibatch)), loss_fn)
-    return Objective(
-        tuple(map(term, parts)), noisy, draws, examples, minibatch, most, noisy_most, normalization, network
-    )
+        noisy_most = at_once(ensemble, engine.take(training, slice(minibatch)), loss_fn, shared=False)
+    parents = len(ensemble) if ensemble.buffers else None
+    costs = examples, minibatch, most, noisy_most
+    return Objective(tuple(map(term, parts)), noisy, draws, *costs, normalization, network, parents)
+
+
+class _ComposedWeightNorm(TorchFunctionMode):
+    """w = v g / ‖v‖ of `torch.nn.utils.weight_norm` in operations whose second derivatives are right."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not torch._weight_norm:
+            return function(*args, **(kwargs or {}))
+        v, g, dim = (*args, 0)[:3]
+        others = [i for i in range(v.ndim) if dim == -1 or i != dim % v.ndim]
+        return v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=dim != -1))
 
 
 def _curved(term: Term, points: Tensor, owner: Tensor, probes: Float[Tensor, "p n dim"], together: int) -> Tensor:
@@ -183,11 +203,6 @@ def _curved(term: Term, points: Tensor, owner: Tensor, probes: Float[Tensor, "p 
         with suppress(RuntimeError):  # group normalization, say, has no rule for several
             return torch.cat([again(some, is_grads_batched=True)[0].expand_as(some) for some in probes.split(together)])
     return torch.stack([again(probe)[0] for probe in probes])
-
-
-def _flat(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Points as rows, and the parent of each."""
-    return points.reshape(-1, points.shape[-1]), _owners(points.shape[0], points.shape[1:-1].numel(), points.device)
 
 
 @lru_cache(maxsize=64)  # a search asks for the same ones at every step

@@ -10,6 +10,7 @@ from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import Ensemble, at, at_once, classification, vectors
 from mmstudy.batched.replay import ALONE
+from mmstudy.core.networks import evaluating
 
 # (points, step) → the loss at each, stochastic where it draws on the step, and its gradient
 Gradient = Callable[[Float[Tensor, "n dim"], int], tuple[Float[Tensor, " n"], Float[Tensor, "n dim"]]]
@@ -88,6 +89,8 @@ def train(
 ) -> Iterator[tuple[int, Ensemble, Float[Tensor, "k since"]]]:
     """`sgd` on networks in training mode, each with minibatches of its own; running statistics follow.
 
+    The ensemble's network is in training mode only while it is called, and then in its own again.
+
     Args:
         ensemble: where to start; left as it is.
         data: the training examples.
@@ -98,13 +101,14 @@ def train(
     """
     network, order = ensemble.network, order.to(engine.tensors(data)[0].device)
     names, buffers = list(ensemble.buffers), [b.clone() for b in ensemble.buffers.values()]
-    network.train()
-    most = at_once(ensemble, engine.take(data, order[0, 0]), loss_fn)
+    with ALONE, evaluating(network):
+        network.train()
+        most = at_once(ensemble, engine.take(data, order[0, 0]), loss_fn, shared=False)
 
     def losses(points: Tensor, some: Tensor, *statistics: Tensor) -> Tensor:
         here, running = at(ensemble, points).parameters, dict(zip(names, statistics, strict=True))
-        with ALONE:
-            network.train()  # whoever evaluated meanwhile has switched the mode
+        with ALONE, evaluating(network):
+            network.train()
             return engine.mapped(network, loss_fn, here, running, engine.take(data, some), shared=False)
 
     learn, seen_at = engine.gradients(losses, network), order.unbind(1)

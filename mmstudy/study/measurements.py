@@ -9,7 +9,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from mmstudy.batched import ensemble as en
-from mmstudy.batched import training
+from mmstudy.batched import scoring, training
 from mmstudy.batched.objective import Objective, of_networks
 from mmstudy.core import networks
 from mmstudy.core.seeds import generator
@@ -93,7 +93,7 @@ def train_base(task: Task, data: Data, budget: Budget) -> xr.Dataset:
             "base_loss": ((), en.losses(base, probe_split(task, data, examples)).item()),
             "probe_examples": ((), examples),
             "examples_cost": ((), cost),
-            **{f"base_{name}": ((), score.item()) for name, score in en.evaluate(base, data.test).items()},
+            **{f"base_{name}": ((), score.item()) for name, score in scoring.evaluate(base, data.test).items()},
             **{f"control_{name}": (("seed", "checkpoint"), value) for name, value in control.items()},
         }
     )
@@ -131,13 +131,13 @@ def examples_needed(task: Task, data: Data, base: en.Ensemble, budget: Budget) -
     split, start = probe_split(task, data, FIRST_LOOK), en.vectors(base)
     objective = of_networks(base, split)
     ways = directions.filter_normalized(base, start, budget.random_rays, generator("first look", task))
-    own, far = en.example_losses(base, split), budget.random_farthest
+    own, far = scoring.example_losses(base, split), budget.random_farthest
     loss = own.mean(1)
     lines = crossings(objective, start, ways, loss.item() + budget.margin, far / 4, far, origin=loss)
     reached = torch.as_tensor(lines["multiple"].values).to(ways).unsqueeze(-1)
-    there = en.example_losses(en.at(base, (start.unsqueeze(1) + reached * ways)[0]), split)
+    there = scoring.example_losses(en.at(base, (start.unsqueeze(1) + reached * ways)[0]), split)
     evaluations = 1 + int(lines["evaluations"].sum()) + budget.random_rays
-    count = en.examples_for(budget.probe_error, there - own)
+    count = scoring.examples_for(budget.probe_error, there - own)
     return min(count, len(data.training.targets)), PASS * evaluations * len(split.targets)
 
 
@@ -154,11 +154,11 @@ def train_in_full(task: Task, data: Data, start: en.Ensemble, budget: Budget) ->
     points = en.vectors(start)
     trained = training.train(start, data.training, order, _schedule(budget), budget.momentum, marks)
     for _, now, _ in trained:
-        score = en.evaluate(now, data.validation)["accuracy"].cpu()
+        score = scoring.evaluate(now, data.validation)["accuracy"].cpu()
         better = score > best
         best = torch.where(better, score, best)
         points = torch.where(better.to(points.device).unsqueeze(1), en.vectors(now), points)
-    both = [en.evaluate(network, data.test) for network in (now, en.at(start, points))]
+    both = [scoring.evaluate(network, data.test) for network in (now, en.at(start, points))]
     broken = ~en.vectors(now).isfinite().all(1).cpu()
     return {
         name: torch.stack([scores[name].cpu() for scores in both], dim=1).masked_fill(broken.unsqueeze(1), math.nan)

@@ -194,7 +194,7 @@ def test_bare_operators_take_a_generator():
          r"unknown location 'hidden\.7'; this network can grow at: hidden\.0, hidden\.1"),
         (lambda: Candidate("random", ("hidden.0",), (3,)).expand(mlp(), batch()[0]), "6 units; widening to 3"),
         (lambda: Candidate("random", ("hidden.0",), (6,)).expand(mlp(), batch()[0]), "6 units; widening to 6"),
-        (lambda: Candidate("random", ("head",), (9,)).expand(mlp(), batch()[0]), "head cannot grow: .*network's output"),
+        (lambda: Candidate("random", ("head",), (9,)).expand(mlp(), batch()[0]), "head cannot grow: .*'s output"),
         (lambda: Candidate("random", ("hidden.0",), (9,)).expand(mlp(), batch()[0].to("meta")),
          "network is on cpu and its inputs on meta"),
         (lambda: Candidate("hypercloning", ("hidden.0",), (9,)).expand(mlp(), batch()[0]), "9 is no multiple of 6"),

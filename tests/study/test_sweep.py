@@ -15,6 +15,7 @@ import pytest
 import torch
 import xarray as xr
 
+from mmstudy.batched import scoring
 from mmstudy.batched.objective import of_networks
 from mmstudy.core import results, sources
 from mmstudy.core.seeds import generator
@@ -144,8 +145,8 @@ def test_as_few_examples_as_the_wanted_error_allows(task):
     lines = measurements.crossings(loss, start, ways, float(loss(start)) + budget.margin)
     assert (lines["status"] == "converged").all()
     there = start + torch.as_tensor(lines["multiple"].values[0]).float().unsqueeze(1) * ways[0]
-    own = measurements.en.example_losses(stacked, data.training)
-    apart = measurements.en.example_losses(measurements.en.at(stacked, there), data.training) - own
+    own = scoring.example_losses(stacked, data.training)
+    apart = scoring.example_losses(measurements.en.at(stacked, there), data.training) - own
     draws = [torch.randint(len(data.training.targets), (count,), generator=generator("draw", i)) for i in range(400)]
     scatter = torch.stack([apart[:, some].mean(1) for some in draws]).var(0).mean().sqrt().item()
     assert scatter == pytest.approx(budget.probe_error, rel=0.35)

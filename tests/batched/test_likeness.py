@@ -1,0 +1,125 @@
+"""The first network's forward pass is that of all: networks that only look alike are no ensemble."""
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from cases import batch, convolutional, mlp
+from torch import nn
+from torch.nn import functional as F
+
+from mmstudy.batched import connectivity
+from mmstudy.batched import ensemble as en
+from mmstudy.batched.likeness import difference
+from mmstudy.core.networks import ViT
+
+
+@dataclass
+class Config:
+    """A configuration that a network keeps."""
+
+    heads: int = 3
+    scale: float = 1.0
+
+
+class Net(nn.Module):
+    """A network with numbers, functions and objects in attributes that no printout shows."""
+
+    def __init__(self, eps=1e-5, activation=F.relu, heads=3, scales=(1.0, 2.0), table=0.0):
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.eps, self.activation, self.config = eps, activation, Config(heads)
+        self.options = {"scales": list(scales), "space": SimpleNamespace(depth=2)}
+        self.table = torch.full((6,), table)
+
+    def forward(self, x):
+        hidden = self.activation(self.body(x)) / (self.eps + 1) + self.table
+        return self.head(hidden * self.config.scale * self.options["scales"][0])
+
+
+def times(factor: float):
+    return lambda x: x * factor
+
+
+ALIKE = {
+    "numbers": (Net(), Net()),
+    "the same activation": (Net(activation=torch.tanh), Net(activation=torch.tanh)),
+    "functions of one code": (Net(activation=times(2.0)), Net(activation=times(2.0))),
+    "partial functions": (Net(activation=partial(F.leaky_relu, negative_slope=0.1)),
+                          Net(activation=partial(F.leaky_relu, negative_slope=0.1))),
+    "a copy": (Net(), copy.deepcopy(Net())),
+    "modes": (Net().train(), Net().eval()),
+    "perceptrons": (mlp(seed=0), mlp(seed=1)),
+    "convolutions": (convolutional(0), convolutional(1)),
+}  # fmt: skip
+UNLIKE = {
+    "eps": (Net(), Net(eps=1e-3), "eps: 1e-05 against 0.001"),
+    "activation": (Net(), Net(activation=torch.tanh), "activation"),
+    "a function's closure": (Net(activation=times(2.0)), Net(activation=times(3.0)), "activation"),
+    "an argument": (Net(activation=partial(F.leaky_relu, negative_slope=0.1)),
+                    Net(activation=partial(F.leaky_relu, negative_slope=0.2)), "activation"),
+    "a configuration": (Net(), Net(heads=4), "config.heads: 3 against 4"),
+    "a number in a list": (Net(), Net(scales=(1.0, 3.0)), r"options.scales\[1\]"),
+    "a tensor that is no buffer": (Net(), Net(table=1.0), "table"),
+    "type of a number": (Net(scales=(1.0, 2.0)), Net(scales=(1, 2.0)), r"scales\[0\]"),
+    "activation module": (nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Sequential(nn.Linear(2, 2), nn.Tanh()), "Tanh"),
+    "eps of a LayerNorm": (nn.LayerNorm(3), nn.LayerNorm(3, eps=1e-3), "eps"),
+    "what broadcasts": (nn.Linear(1, 3), nn.Linear(4, 3), r"\(3, 1\) against weight \(3, 4\)"),
+    "classes": (nn.Linear(2, 2), nn.Bilinear(1, 2, 2), "against"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_networks_that_differ_in_numbers_only_are_alike(name):
+    first, other = ALIKE[name]
+    assert difference(first, other) is None
+    assert len(en.stack([first, other])) == 2
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_a_difference_is_found_whoever_asks(name):
+    first, other, where = UNLIKE[name]
+    with pytest.raises(ValueError, match=where):
+        en.stack([first, other])
+    one, two = en.stack([first]), en.stack([other])
+    with pytest.raises(ValueError, match=where):
+        en.concatenate([one, two])
+    with pytest.raises(ValueError, match=where):
+        connectivity.interpolated(one, two, torch.linspace(0, 1, 3))
+
+
+def test_vits_of_other_heads_are_other_networks():
+    first, other = (ViT(image=(1, 8, 8), patch=(2, 2), width=12, depth=1, heads=heads, outputs=3) for heads in (3, 4))
+    with pytest.raises(ValueError, match=r"blocks\.0\.attention"):
+        en.stack([first, other])
+
+
+def test_members_are_modules_of_their_own():
+    nets = [convolutional(seed) for seed in range(3)]
+    stacked, inputs = en.stack(nets), batch(9)[0]
+    members = stacked.members()
+    for net, member in zip(nets, members, strict=True):
+        assert isinstance(member, nn.Module)
+        torch.testing.assert_close(member.eval()(inputs), net.eval()(inputs), rtol=0, atol=0)
+    with torch.no_grad():
+        for parameter in members[0].parameters():
+            parameter.zero_()
+    torch.testing.assert_close(stacked.members()[0].eval()(inputs), nets[0](inputs), rtol=0, atol=0)
+
+
+def test_members_keep_ties_and_what_is_frozen():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    net[1].bias.requires_grad_(False)
+    (member,) = en.stack(net).members()
+    assert member[1].weight is member[0].weight
+    assert not member[1].bias.requires_grad
+    assert member[0].bias.requires_grad
+
+
+def test_concatenated_ensembles_are_of_one_type():
+    with pytest.raises(ValueError, match=r"float32.*float64"):
+        en.concatenate([en.stack([mlp()]), en.stack([mlp().double()])])
