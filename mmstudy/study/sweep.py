@@ -18,6 +18,7 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
+from mmstudy.batched.replay import ALONE
 from mmstudy.core import results, sources
 from mmstudy.core.tasks import Data, Task, load
 from mmstudy.expansion.candidate import Candidate
@@ -44,7 +45,7 @@ def sweep(
         pools: for each task its candidates by label; all tasks have the same labels, operator by operator.
         workers: processes of one thread each; 0 means one per core.
         executor: anything with the interface of `concurrent.futures`, such as Dask's `Client.get_executor()`;
-            by default a pool of `workers` processes.
+            by default a pool of `workers` processes. Threads of one process take turns.
 
     Raises:
         ValueError: there is nothing to measure, or the pools differ in their labels or operators.
@@ -56,10 +57,10 @@ def sweep(
     try:
         data = {task: load(task, device) for task in pools}
         base_jobs = {task: ("base", task, (), budget) for task in pools}
-        bases = _finish(executor, base_jobs, cache, lambda task: (data[task], None), "bases")
+        bases = _finish(executor, base_jobs, cache, lambda task: (data[task], None), "bases", device)
         groups = {task: _architectures(pool) for task, pool in pools.items()}
         jobs = {(task, group): ("measure", task, group, budget) for task in pools for group in groups[task]}
-        pieces = _finish(executor, jobs, cache, lambda key: (data[key[0]], bases[key[0]]), "candidates")
+        pieces = _finish(executor, jobs, cache, lambda key: (data[key[0]], bases[key[0]]), "candidates", device)
     finally:
         if own:
             executor.shutdown(wait=False, cancel_futures=True)
@@ -105,9 +106,9 @@ def _architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candi
     return [tuple(group) for group in groups.values()]
 
 
-def _finish(executor: Executor, jobs: dict, cache: str | Path, materials, title: str) -> dict:
+def _finish(executor: Executor, jobs: dict, cache: str | Path, materials, title: str, device: str) -> dict:
     """The results of all jobs, by key: read from the cache where they are, computed and kept where they are not."""
-    paths = {key: Path(cache) / f"{title}-{_fingerprint(job)}.nc" for key, job in jobs.items()}
+    paths = {key: Path(cache) / f"{title}-{_fingerprint(job, device)}.nc" for key, job in jobs.items()}
     done = {key: results.read(path) for key, path in paths.items() if path.exists()}
     waiting = sorted(jobs.keys() - done.keys(), key=lambda key: -_work(jobs[key]))
     futures = {executor.submit(_run, jobs[key], paths[key], *materials(key)): key for key in waiting}
@@ -123,8 +124,15 @@ def _finish(executor: Executor, jobs: dict, cache: str | Path, materials, title:
 
 def _run(job: tuple, path: Path, data: Data, base: xr.Dataset | None) -> xr.Dataset:
     kind, task, candidates, budget = job
-    torch.set_num_threads(1)  # a process per core; and sums must not depend on the core count
-    dataset = train_base(task, data, budget) if kind == "base" else measure(task, data, base, candidates, budget)
+    with ALONE:  # an executor's threads take turns
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # a process per core; and sums must not depend on the core count
+        try:
+            dataset = (
+                train_base(task, data, budget) if kind == "base" else measure(task, data, base, candidates, budget)
+            )
+        finally:
+            torch.set_num_threads(threads)
     results.write(dataset, path)
     return dataset
 
@@ -144,9 +152,10 @@ def _work(job: tuple) -> float | int:
     return sum(sum(c.sizes) if OPERATORS[c.operator].widens else sum(task.widths) for _, c in candidates)
 
 
-def _fingerprint(job: tuple) -> str:
-    """A hash of the job's description and of the code and library that carry it out."""
-    text = json.dumps([repr(job), torch.__version__, _code()])
+def _fingerprint(job: tuple, device: str) -> str:
+    """A hash of the job's description, of the code and library that carry it out, and of another device than a CPU."""
+    elsewhere = [] if device == "cpu" else [device]
+    text = json.dumps([repr(job), torch.__version__, _code(), *elsewhere])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -340,6 +340,17 @@ def test_the_control_is_the_base_trained_on(experiment):
     assert len(np.unique(again["nll"][:, 0])) == BUDGET.seeds
 
 
+def test_threads_measure_the_same_in_turn(experiment, tmp_path):
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(3) as executor:
+        some = {TASKS[0]: {label: POOLS[TASKS[0]][label] for label in LABELS[:4]}}
+        found = sweep.sweep(some, BUDGET, tmp_path, executor=executor)
+    expected = experiment.isel(task=[0]).sel(candidate=LABELS[:4])
+    for name in ("accuracy", "nll", "early_loss", "extent_children"):
+        np.testing.assert_array_equal(found[name].values, expected[name].values)
+    assert torch.get_num_threads() == threads
+
+
 def test_a_piece_has_another_name_when_anything_it_depends_on_changes():
     job = ("measure", TASKS[0], tuple(POOL[:3]), BUDGET)
     others = [
@@ -350,8 +361,8 @@ def test_a_piece_has_another_name_when_anything_it_depends_on_changes():
         (*job[:2], ((POOL[0][0], replace(POOL[0][1], seed=1)), *POOL[1:3]), BUDGET),
         (*job[:3], replace(BUDGET, margin=0.2)),
     ]
-    names = [sweep._fingerprint(j) for j in (job, *others)]
-    assert sweep._fingerprint(("measure", replace(TASKS[0]), tuple(POOL[:3]), replace(BUDGET))) == names[0]
+    names = [sweep._fingerprint(j, "cpu") for j in (job, *others)] + [sweep._fingerprint(job, "cuda")]
+    assert sweep._fingerprint(("measure", replace(TASKS[0]), tuple(POOL[:3]), replace(BUDGET)), "cpu") == names[0]
     assert len(set(names)) == len(names)
 
 
@@ -372,7 +383,7 @@ def test_a_piece_outlives_comments_and_docstrings_but_not_its_code(another_packa
     def changed(text, name="manifold/rays.py"):
         (another_package / name).write_text((sources_of / name).read_text() + text)
         sweep._code.cache_clear()
-        return sweep._fingerprint(job)
+        return sweep._fingerprint(job, "cpu")
 
     sources_of = Path(measurements.__file__).parents[1]
     before = changed("")
