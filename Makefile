@@ -39,7 +39,7 @@ NOTEBOOKS := 1_expansion 2_estimators 3_manifold 4_experiment 5_figures
 imports = $(or $(shell $(PYTHON3) mmstudy/core/sources.py notebooks/$(1).ipynb),$(shell find mmstudy -name '*.py'))
 
 1_expansion.makes := data/expansion.nc \
-	$(call figures,expansion expansion_weights expansion_blocks expansion_contracts expansion_adam)
+	$(call figures,expansion expansion_all expansion_weights expansion_blocks expansion_contracts expansion_adam)
 
 2_estimators.makes := data/estimators.nc $(call figures,estimators_gallery estimators_rays estimators_truth \
 	estimators_symmetries estimators_normalization)

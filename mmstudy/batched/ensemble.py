@@ -45,8 +45,9 @@ class Ensemble:
             found.append(member)
         return found
 
-    def __getitem__(self, index: Tensor | slice) -> "Ensemble":
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "Ensemble":
         """The sub-ensemble (a copy) of the networks at `index`, which may repeat."""
+        index = [index] if isinstance(index, int) else index
         parameters, buffers = (
             {name: tensor[index].clone() for name, tensor in tensors.items()}
             for tensors in (self.parameters, self.buffers)

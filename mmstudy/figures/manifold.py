@@ -14,7 +14,7 @@ def _operators(dataset: xr.Dataset) -> list[str]:
     return [name for name in OPERATORS if name in present]
 
 
-def _strip(axis, values: np.ndarray, row: float, color) -> None:
+def _strip(axis, values: np.ndarray, row: float | int, color) -> None:
     """Dots on one row, spread a little in a fixed pattern so that equal values remain countable."""
     values = np.ravel(values)
     shift = 0.13 * np.sin(2.4 * np.arange(values.size))

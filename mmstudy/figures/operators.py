@@ -1,5 +1,6 @@
 """The figures of what operators do, for the first notebook: a Dataset in, a Figure out."""
 
+from collections.abc import Sequence
 from textwrap import fill
 
 import matplotlib.pyplot as plt
@@ -9,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from mmstudy.expansion.operators import OPERATORS, of_kind
-from mmstudy.figures.style import operator_color, operator_rows, plain, plain_log, with_zero
+from mmstudy.figures.style import label_ends, operator_color, operator_rows, plain, plain_log, with_zero
 from mmstudy.validation import preservation
 
+LINES = ["-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3))]  # of operators that share a panel
 MARKERS = dict(zip(preservation.FAMILIES, "osD^vP", strict=True))  # family of networks → marker
 
 
@@ -133,8 +135,38 @@ def expansion_contracts(dataset: xr.Dataset) -> Figure:
     return figure
 
 
-def expansion(dataset: xr.Dataset) -> Figure:
-    """The first steps of training after each operator, and how far apart the closest two units are meanwhile.
+def expansion(dataset: xr.Dataset, names: Sequence[str]) -> Figure:
+    """The first steps of training after a few operators, and how far apart the closest two units are meanwhile.
+
+    `dataset` has `curve` and `closest` over (grown, seed, step), `base_curve` over (seed, step).
+    """
+    relative = dataset["curve"] / dataset["base_curve"]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+    ends: list[dict] = [{}, {}]
+    for name, style in zip(names, LINES[: len(names)], strict=True):
+        color = operator_color(name)
+        for axis, values, end in zip(axes, (relative, dataset["closest"]), ends, strict=True):
+            low, middle, high = values.sel(grown=name).quantile((0, 0.5, 1), "seed").values
+            axis.plot(dataset["step"], middle, lw=1.6, ls=style, color=color)
+            axis.fill_between(dataset["step"], low, high, color=color, alpha=0.12, lw=0)
+            end[name] = (float(middle[-1]), color)
+    axes[0].axhline(1, color="k", lw=0.8)
+    plain_log(axes[0].yaxis)
+    with_zero(axes[1].yaxis, 1e-6, [0, 1e-6, 1e-4, 1e-2, 1])
+    for axis in axes:
+        with_zero(axis.xaxis, 1, [t for t in (0, 1, 10, 100, 1000) if t <= dataset["step"].max()])
+        axis.set_xlim(right=float(dataset["step"].max()))
+    axes[0].set_ylabel("training loss\n(share of the base's, trained on)")
+    axes[1].set_ylabel("distance of the closest two units\n(share of their mean length)")
+    figure.supxlabel("steps after the expansion (line: median over seeds, band: all of them)", fontsize="medium")
+    figure.tight_layout(w_pad=9)
+    for axis, end in zip(axes, ends, strict=True):
+        label_ends(axis, end)
+    return figure
+
+
+def expansion_all(dataset: xr.Dataset) -> Figure:
+    """`expansion` of every operator: the first steps of training, and how far apart the closest two units are.
 
     `dataset` has `curve` and `closest` over (grown, seed, step), `base_curve` over (seed, step).
     """
@@ -166,20 +198,21 @@ def expansion(dataset: xr.Dataset) -> Figure:
 def expansion_adam(dataset: xr.Dataset) -> Figure:
     """The loss during the first steps of Adam after an expansion, its state carried along or forgotten.
 
-    `dataset` has `adam` over (continued, state, seed, adam_step) and `base_adam` over (seed, adam_step).
+    `dataset` has `adam` over (continued, adam_state, seed, adam_step); `base_adam`, the base with its own state, and
+    `base_fresh`, the base with a fresh one, over (seed, adam_step).
     """
     names = dataset["continued"].values
     figure, axes = plt.subplots(1, len(names), figsize=(3.2 * len(names), 2.8), sharey=True, layout="constrained")
     steps = dataset["adam_step"]
     for axis, name in zip(np.ravel(axes), names, strict=True):
         color = operator_color(name)
-        for values in dataset["base_adam"]:
-            axis.plot(steps, values, color="k", lw=0.8, ls="--")
+        for base, look in (("base_adam", {"lw": 0.8}), ("base_fresh", {"lw": 0.8, "ls": ":"})):
+            axis.plot(steps, dataset[base].T, color="k", **look)
         for state, look in (("carried", {"lw": 1.4}), ("fresh", {"lw": 1.4, "ls": ":"})):
             lines = axis.plot(steps, dataset["adam"].sel(continued=name, adam_state=state).T, color=color, **look)
             lines[0].set_label(f"Adam's state {state}")
         axis.set_title(plain(name), color=color)
-        axis.legend(frameon=False, fontsize="small", title="dashed: the base, trained on", title_fontsize="small")
+        axis.legend(frameon=False, fontsize="small", title="black: the base, trained on", title_fontsize="small")
     axes[0].set_ylabel("training loss (nats)")
     figure.supxlabel("steps after the expansion (a line is a seed)", fontsize="medium")
     return figure

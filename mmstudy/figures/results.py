@@ -1,23 +1,35 @@
-"""The figures of the results: a Dataset in, a Figure out. Operator = colour, family of predictors = colour, marker."""
+"""The figures of the results: a Dataset in, a Figure out. Operators and families have a colour and a marker each."""
+
+from collections import Counter
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.markers import CARETRIGHTBASE
 
 from mmstudy.expansion.operators import OPERATORS
-from mmstudy.figures.style import COLORS, operator_color, plain
+from mmstudy.figures.style import COLORS, operator_color, operator_marker, plain
 from mmstudy.study.evaluation import bootstrap, front
 
 FAMILY_COLORS = {"static": "0.55", "early loss": COLORS[1], "size": COLORS[0]}
 FAMILY_MARKERS = {"static": "s", "early loss": "^", "size": "o"}
+FAMILY_LINES = {"static": ":", "early loss": "--", "size": "-"}
+OTHER_MARKERS = {"static": "DXP", "early loss": "v<>", "size": "ph8"}  # of more predictors of one family in a figure
+FAR = 3.0  # times the distance between quartiles, beyond which a point is not drawn but counted
 
 
 def gain_against_size(dataset: xr.Dataset) -> Figure:
     """One panel a task: the gain of each candidate against one size measure.
 
-    `dataset` has `size`, `gain`, `gain_se` over (task, candidate), `spearman` over task; coordinate `operator`.
+    Hollow: the children's centre lies above the level, so that there is no size; with an arrow: most rays were cut off,
+    so that the size is a lower bound. What lies far from the rest is counted at the border.
+
+    `dataset` has `size`, `gain`, `gain_se`, `outside` and `unbounded` (shares) over (task, candidate), `spearman` over
+    task; coordinate `operator`.
     """
     tasks = dataset["task"].values
     columns = min(4, len(tasks))
@@ -27,28 +39,59 @@ def gain_against_size(dataset: xr.Dataset) -> Figure:
         one = dataset.sel(task=task)
         for operator in sorted(set(one["operator"].values), key=list(OPERATORS).index):
             mine = one.isel(candidate=(one["operator"] == operator).values)
-            axis.errorbar(
-                mine["size"], mine["gain"], mine["gain_se"],
-                fmt="o", ms=3.5, lw=0.7, color=operator_color(operator), alpha=0.85, label=plain(operator),
-            )  # fmt: skip
+            look = {"color": operator_color(operator), "alpha": 0.85}
+            axis.errorbar(mine["size"], mine["gain"], mine["gain_se"], fmt="none", lw=0.7, **look)
+            for hollow in (False, True):
+                some = mine.isel(candidate=((mine["outside"] > 0.5) == hollow).values)
+                face = {"mfc": "w"} if hollow else {}
+                axis.plot(some["size"], some["gain"], operator_marker(operator), ls="", ms=3.5, **look, **face)
+            bound = mine.isel(candidate=(mine["unbounded"] > 0.5).values)
+            axis.plot(bound["size"], bound["gain"], ls="", marker=CARETRIGHTBASE, ms=3.5, color="k", mew=0, alpha=0.6)
         axis.axhline(0, color="0.7", lw=0.7, zorder=0)
+        _without_far_ones(axis, one["size"].values, one["gain"].values)
         data, widths, seed = str(task).rsplit(", ", 2)
         axis.set_title(f"{data}\n{widths}, {seed}: ρ = {float(one['spearman']):+.2f}", fontsize="medium")
     for axis in axes.flat[len(tasks) :]:
         axis.remove()
     figure.supylabel("gain over the base trained on (points of test accuracy)", fontsize="medium")
     figure.supxlabel(f"{dataset['size'].attrs['long_name']}", fontsize="medium")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False)
+    present = sorted(set(dataset["operator"].values), key=list(OPERATORS).index)
+    marks = [
+        *(Line2D([], [], ls="", marker=operator_marker(o), color=operator_color(o), label=plain(o)) for o in present),
+        Line2D([], [], ls="", marker="o", mfc="w", color="0.3", label="centre above the level: no size"),
+        Line2D([], [], ls="", marker=CARETRIGHTBASE, color="k", label="most rays cut off: a lower bound"),
+    ]
+    figure.legend(handles=marks, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
     figure.tight_layout()
     return figure
 
 
-def pareto(dataset: xr.Dataset) -> Figure:
+def _without_far_ones(axis, x: np.ndarray, y: np.ndarray) -> None:
+    """Limits around the bulk of the points, with a word on how many lie beyond, and how far."""
+    far = []
+    for values, limit, sides in ((x, axis.set_xlim, ("left", "right")), (y, axis.set_ylim, ("below", "above"))):
+        known = values[np.isfinite(values)]
+        low, high = np.quantile(known, (0.25, 0.75))
+        reach = FAR * max(high - low, 1e-9)
+        inner = known[(known >= low - reach) & (known <= high + reach)]
+        margin = 0.07 * max(np.ptp(inner), 1e-9)
+        limit(inner.min() - margin, inner.max() + margin)
+        for side, beyond in zip(sides, (known[known < inner.min()], known[known > inner.max()]), strict=True):
+            if beyond.size:
+                furthest = beyond[np.abs(beyond - np.median(inner)).argmax()]
+                far.append(f"{beyond.size} {side}, to {furthest:.2g}".replace("-", "−"))
+    look = {"transform": axis.transAxes, "ha": "right", "va": "bottom", "fontsize": "x-small"}
+    axis.text(0.99, 0.01, "\n".join(far), bbox={"fc": "w", "ec": "none", "alpha": 0.7, "pad": 1}, **look)
+
+
+def pareto(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
     """Correlation with the gain against cost, alone and rank-averaged with log parameters, with intervals.
 
     `dataset` has `spearman` and `partial` over (task, predictor), with `cost`, `family`, `combined` along predictor,
     and `ceiling` over task.
+
+    Args:
+        named: word → the predictor that it points to.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.9), sharex=True)
     for axis, measure in zip(axes, ("spearman", "partial"), strict=True):
@@ -59,21 +102,23 @@ def pareto(dataset: xr.Dataset) -> Figure:
                 continue
             for combined, face in ((False, "none"), (True, color)):
                 some = mine.isel(predictor=(mine["combined"] == combined).values)
-                axis.plot(
-                    100 * some["cost"],
-                    some["mean"],
-                    FAMILY_MARKERS[family],
-                    ms=3,
-                    mec=color,
-                    mfc=face,
-                    alpha=0.4,
-                )
+                look = {"ms": 3, "mec": color, "mfc": face, "alpha": 0.4}
+                axis.plot(100 * some["cost"], some["mean"], FAMILY_MARKERS[family], **look)
             best = mine.isel(predictor=front(mine["cost"].values, mine["mean"].values)).sortby("cost")
             error = np.abs(np.stack([best["low"], best["high"]]) - best["mean"].values)
             axis.errorbar(
                 100 * best["cost"], best["mean"], error,
-                fmt=FAMILY_MARKERS[family] + "-", color=color, ms=5, lw=1.2, elinewidth=0.7, capsize=2, label=family,
+                fmt=FAMILY_MARKERS[family] + FAMILY_LINES[family], color=color, ms=5, lw=1.2, elinewidth=0.7, capsize=2,
+                label=family,
             )  # fmt: skip
+        for i, (word, predictor) in enumerate(named.items()):
+            one = summary.sel(predictor=predictor)
+            if one["mean"].notnull():
+                axis.annotate(
+                    word, (100 * float(one["cost"]), float(one["mean"])), (0.08 + 0.1 * i, 0.9 - 0.06 * i),
+                    textcoords="axes fraction", fontsize="small",
+                    arrowprops={"arrowstyle": "->", "lw": 0.7, "color": "0.2"},
+                )  # fmt: skip
         axis.axhline(0, color="0.8", lw=0.7, zorder=0)
         axis.axvline(10, color="0.8", lw=0.7, ls=":", zorder=0)
         axis.set_xlabel("cost (% of training a candidate in full)")
@@ -94,23 +139,16 @@ def classes(dataset: xr.Dataset) -> Figure:
     """
     summary = bootstrap(dataset["spearman"])
     figure, axis = plt.subplots(figsize=(8, 3.6))
-    count = summary.sizes["predictor"]
-    palette = sns.color_palette("colorblind", count)
+    count, used = summary.sizes["predictor"], Counter()
     for i, name in enumerate(summary["predictor"].values):
         one = summary.sel(predictor=name)
         where = np.arange(summary.sizes["group"]) + (i - (count - 1) / 2) * 0.8 / count
         error = np.abs(np.stack([one["low"], one["high"]]) - one["mean"].values)
-        axis.errorbar(
-            where,
-            one["mean"],
-            error,
-            fmt="o",
-            ms=4.5,
-            color=palette[i],
-            elinewidth=0.8,
-            capsize=2,
-            label=name,
-        )
+        family = str(one["family"].item())
+        shape = FAMILY_MARKERS[family] if not used[family] else OTHER_MARKERS[family][used[family] - 1]
+        used[family] += 1
+        look = {"color": FAMILY_COLORS[family], "mfc": FAMILY_COLORS[family] if one["combined"] else "w"}
+        axis.errorbar(where, one["mean"], error, fmt=shape, ms=4.5, elinewidth=0.8, capsize=2, label=name, **look)
     for edge in np.arange(summary.sizes["group"] - 1) + 0.5:
         axis.axvline(edge, color="0.9", lw=0.7, zorder=0)
     axis.axhline(0, color="0.7", lw=0.7, zorder=0)

@@ -1,5 +1,7 @@
 """What all figures share: the palette, the words, the axes, and how a figure is saved."""
 
+from collections.abc import Mapping
+from itertools import accumulate
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +14,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from mmstudy.expansion.operators import OPERATORS
 
 COLORS = sns.color_palette("colorblind")
+OPERATOR_MARKERS = [*"oph8Hd", *"sP*>^v", *"DX<", (4, 1, 0), (5, 1, 0), (6, 1, 0)]  # in the order of OPERATORS
 
 matplotlib.rcParams["svg.hashsalt"] = "mmstudy"
 sns.set_theme(context="paper", style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
@@ -29,6 +32,31 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> None:
 def operator_color(name: str) -> str:
     """The colour of an operator; black for what is none, such as the base."""
     return OPERATORS[name].color if name in OPERATORS else "k"
+
+
+def operator_marker(name: str) -> str | tuple[int, int, int]:
+    """The marker of an operator, which tells it from others without colours."""
+    return OPERATOR_MARKERS[list(OPERATORS).index(name) % len(OPERATOR_MARKERS)]
+
+
+def label_ends(axis, ends: Mapping[str, tuple[float, str]]) -> None:
+    """Names at the right ends of lines, moved apart where they would lie on each other.
+
+    Args:
+        ends: name → (height of the line's end in data coordinates, colour).
+    """
+    axis.figure.canvas.draw()
+    to_axes = axis.transData + axis.transAxes.inverted()
+    heights = {name: float(to_axes.transform((1, height))[1]) for name, (height, _) in ends.items()}
+    order, least = sorted(heights, key=heights.get), 0.075
+    up = list(accumulate((heights[name] for name in order), lambda at, height: max(height, at + least)))
+    down = list(accumulate((heights[name] for name in order[::-1]), lambda at, height: min(height, at - least)))
+    for name, low, high in zip(order, down[::-1], up, strict=True):
+        at = (low + high) / 2
+        axis.annotate(
+            plain(name), (1, heights[name]), (1.05, at), xycoords="axes fraction", va="center", fontsize="small",
+            color=ends[name][1], arrowprops={"arrowstyle": "-", "lw": 0.5, "color": ends[name][1], "relpos": (0, 0.5)},
+        )  # fmt: skip
 
 
 def plain(name: object) -> str:

@@ -144,7 +144,8 @@ def scores(predicted: xr.Dataset, gained: xr.Dataset, score: str = "accuracy", c
     """How well each predictor orders the gains of each task.
 
     Over (task, predictor): `kendall` (τ-b), `partial` (Spearman given log parameter count), `regret` (gain lost by
-    picking the favourite, in units of the gain), `precision` (share of the best three among the first three picked);
+    picking the favourite, in units of the gain), `precision` (share of the best three among the first three picked),
+    both averages over ties;
     over (group, task, predictor): `spearman` within all candidates and within each class of operators;
     over (task, predictor): `same_size`, the share of pairs of one size (parameters within 2%) that are ordered rightly
     (ties count half).
@@ -177,8 +178,7 @@ def _scores_of_task(x: xr.DataArray, y: np.ndarray) -> xr.Dataset:
     with np.errstate(invalid="ignore", divide="ignore"):
         partial = (spearman[0] - with_size * gain_size) / np.sqrt((1 - with_size**2) * (1 - gain_size**2))
     partial[np.isclose(with_size, 1)] = np.nan
-    best = np.argsort(-values, axis=1, kind="stable")
-    top = set(np.argsort(-y)[:3])
+    top = np.argsort(-y)[:3]
     i, j = np.triu_indices(len(y), 1)
     pairs = (np.abs(size[i] - size[j]) <= SAME_SIZE * np.maximum(size[i], size[j])) & (y[i] != y[j])
     agree = np.sign(_difference(values, i[pairs], j[pairs])) * np.sign(y[i] - y[j])[pairs]
@@ -186,13 +186,20 @@ def _scores_of_task(x: xr.DataArray, y: np.ndarray) -> xr.Dataset:
         "kendall": np.array([stats.kendalltau(v, y).statistic for v in values]),
         "partial": partial,
         "same_size": (agree.mean(1) + 1) / 2 if pairs.any() else np.full(len(values), np.nan),
-        "regret": y.max() - y[best[:, 0]],
-        "precision": np.array([len(top & set(row[:3])) / 3 for row in best]),
+        "regret": y.max() - _picked(values, 1) @ y,
+        "precision": _picked(values, 3)[:, top].mean(1),
     }
     return xr.Dataset(
         {"spearman": (("group", "predictor"), spearman), **{n: ("predictor", v) for n, v in per.items()}},
         {"group": list(groups), "predictor": x["predictor"].values},
     )
+
+
+def _picked(values: np.ndarray, count: int) -> np.ndarray:
+    """The chance of each column to be among the first `count` of its row, where ties are drawn by lot."""
+    better = (values[:, None, :] > values[:, :, None]).sum(2)
+    tied = (values[:, None, :] == values[:, :, None]).sum(2)
+    return np.clip((count - better) / tied, 0, 1)
 
 
 def _difference(values: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ WORDS = {
     "closest": ("1", "distance of the closest two units, relative to their mean length"),
     "adam": ("nat", "training loss during the first steps of Adam, its state carried along or fresh"),
     "base_adam": ("nat", "the same of the base, with its own state"),
+    "base_fresh": ("nat", "the same of the base, with a fresh state"),
     **dict.fromkeys(("step", "adam_step"), ("step", "training steps after the expansion")),
     "seed": ("1", "seed of the expansion and of the minibatches"),
 }

@@ -1,0 +1,104 @@
+"""A reader changes a parameter of a notebook: it runs, or says at once which one cannot be, and why."""
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+
+
+def cells(name: str) -> list[tuple[str, bool]]:
+    """The source of every code cell, and whether it holds the parameters."""
+    found = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
+    code = [cell for cell in found if cell["cell_type"] == "code"]
+    return [("".join(cell["source"]), "parameters" in cell["metadata"].get("tags", [])) for cell in code]
+
+
+def run(name: str, folder: Path, only_checks: bool = False, **changed) -> dict:
+    """Run the code of a notebook here, with some parameters changed; with `only_checks` up to the cell that checks."""
+    names = {"display": lambda *shown: None, "__name__": "__main__"}
+    for number, (source, parameters) in enumerate(cells(name)):
+        exec(compile(source, f"{name}, code cell {number}", "exec"), names)
+        if parameters:
+            assert changed.keys() <= names.keys(), f"{name} has no parameters {sorted(changed.keys() - names.keys())}"
+            names |= {"outputs": str(folder)} | changed
+        elif only_checks:
+            break
+    plt.close("all")
+    return names
+
+
+SMALL = {
+    "manifold_base_steps": 60, "manifold_parent_steps": 40, "manifold_child_steps": 20, "manifold_train_size": 200,
+    "manifold_examples": 100, "manifold_children": 3, "manifold_operators": ["net2net"], "manifold_margin": 0.5,
+}  # fmt: skip
+CHANGES = [
+    {"manifold_dataset": "mnist1d"},
+    {"manifold_widths": [9]},
+    {"manifold_widths": [4, 8, 5], "manifold_factor": 1.5},
+    {"manifold_operators": ["gradmax", "zero_incoming"]},
+    {"manifold_operators": ["ligo", "lemon"], "manifold_seeds": 3},
+    {"manifold_operators": ["bert2bert", "firefly", "hypercloning"]},
+    {"manifold_base_steps": 1, "manifold_parent_steps": 1, "manifold_margin": 9.0},
+    {"manifold_children": 5, "manifold_child_steps": 60, "manifold_step_size": 0.2},
+    {"manifold_batch": 100, "manifold_examples": 200, "manifold_margin": 1.0},
+    {"manifold_train_size": 60, "manifold_examples": 1, "manifold_batch": 1, "manifold_step_size": 0.001},
+]
+
+
+@pytest.mark.parametrize("changed", CHANGES, ids=[" ".join(change) for change in CHANGES])
+def test_the_manifold_is_shown_for_other_parameters(changed, tmp_path):
+    run("3_manifold", tmp_path, **SMALL | changed)
+    assert (tmp_path / "data" / "manifold.nc").exists()
+
+
+def test_parents_above_the_level_are_named(tmp_path):
+    with pytest.raises(AssertionError, match=r"nats above the level: raise manifold_parent_steps or manifold_margin"):
+        run(
+            "3_manifold",
+            tmp_path,
+            **SMALL | {"manifold_operators": ["random"], "manifold_parent_steps": 1, "manifold_margin": 1e-9},
+        )
+
+
+def test_children_that_see_the_same_steps_span_no_plane(tmp_path):
+    with pytest.raises(ValueError, match="three corners on one line"):
+        run("3_manifold", tmp_path, **SMALL | {"manifold_batch": 200, "manifold_examples": 200, "manifold_margin": 1.0})
+
+
+WRONG = [
+    ("3_manifold", {"manifold_operators": ["net2ned"]}, "did you mean 'net2net'"),
+    ("3_manifold", {"manifold_operators": ["stack"]}, "unknown operator of manifold_operators 'stack'"),
+    ("3_manifold", {"manifold_margin": float("nan")}, "manifold_margin must be a finite number"),
+    ("3_manifold", {"manifold_margin": -0.1}, "manifold_margin must be a finite number"),
+    ("3_manifold", {"manifold_seeds": 1}, "manifold_seeds must be at least 2; got 1"),
+    ("3_manifold", {"manifold_children": 2.5}, "manifold_children must be a whole number"),
+    ("3_manifold", {"manifold_batch": 0}, "manifold_batch must be at least 1"),
+    ("3_manifold", {"manifold_examples": 501}, "manifold_examples must be at least 1 and at most 500"),
+    ("3_manifold", {"manifold_step_size": float("inf")}, "manifold_step_size must be a finite number"),
+    ("3_manifold", {"manifold_dataset": "mnist2d"}, "mnist2d"),
+    ("3_manifold", {"manifold_widths": []}, "widths"),
+    ("3_manifold", {"manifold_widths": [6, -1]}, "widths"),
+    ("3_manifold", {"manifold_train_size": 0}, "training examples"),
+    ("4_experiment", {"experiment_steps": 0}, "experiment_steps must be at least 1"),
+    ("4_experiment", {"experiment_seeds": 1.5}, "experiment_seeds must be a whole number"),
+    ("4_experiment", {"experiment_tasks": []}, "experiment_tasks"),
+    ("4_experiment", {"experiment_tasks": [["digits", [6, 6], 400]]}, "a task is"),
+    ("4_experiment", {"experiment_tasks": [["digits", [6, 6], 400, -0.5, 0]]}, "label_noise"),
+]
+
+
+@pytest.mark.parametrize(("name", "changed", "message"), WRONG, ids=[f"{n} {c}" for n, c, _ in WRONG])
+def test_a_parameter_that_cannot_be_is_named_at_once(name, changed, message, tmp_path):
+    with pytest.raises((AssertionError, ValueError, TypeError), match=re.escape(message)):
+        run(name, tmp_path, only_checks=True, **changed)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")))
+def test_assertions_that_a_reader_can_meet_carry_a_sentence(name):
+    """Those of the cell that checks parameters; what follows asserts what the prose says."""
+    bare = [line for line in cells(name)[1][0].splitlines() if line.startswith("assert") and '"' not in line]
+    assert not bare
