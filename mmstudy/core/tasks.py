@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmstudy.core.extras import needed
 from mmstudy.core.seeds import generator
 
 DIGITS_TEST, DIGITS_VALIDATION = 1000, 297  # of 1,797 scans; the rest may be trained on
@@ -86,7 +87,8 @@ def _flip(targets: Tensor, task: Task, part: str) -> Tensor:
 @cache
 def _digits() -> tuple[Tensor, Tensor, int, int]:
     """1,797 scans of handwritten digits, 8 × 8 pixels (Alpaydin & Kaynak 1998, shipped with scikit-learn)."""
-    from sklearn.datasets import load_digits
+    with needed("study"):
+        from sklearn.datasets import load_digits
 
     scans = load_digits()
     return torch.tensor(scans.data), torch.tensor(scans.target), DIGITS_TEST, DIGITS_VALIDATION
@@ -105,7 +107,8 @@ def pixel_tokens(count: int, seed: int = 0) -> Split:
 @cache
 def _mnist1d() -> tuple[Tensor, Tensor, int, int]:
     """MNIST-1D by its authors' generator (Greydanus & Kobak 2020, arXiv 2011.14439), 40 numbers an example."""
-    from mnist1d.data import get_dataset_args, make_dataset
+    with needed("study"):
+        from mnist1d.data import get_dataset_args, make_dataset
 
     arguments = get_dataset_args()
     arguments.num_samples = MNIST1D_TEST + MNIST1D_VALIDATION + MNIST1D_TRAIN
