@@ -24,15 +24,19 @@ PYTHON = (f"PYTHON={sys.executable}", "ENVIRONMENT=", "PROFILE=stub")
 OUTER = ("MAKEFLAGS", "MAKELEVEL", "PROFILE", "CONDA_DEFAULT_ENV")  # of the make that may have started these tests
 CLEAN = {name: value for name, value in os.environ.items() if name not in OUTER}
 
-# A stub writes the files that the Makefile expects of its namesake. While a file `wait` exists, it waits, with a child.
+# A stub writes the files that the Makefile expects of its namesake. While a file `wait` exists, it waits, with a pool of
+# one worker, as notebook 1 has, and a child.
 STUB = """
-import subprocess, sys, time
+import importlib, subprocess, sys, time
 from pathlib import Path
 assert isinstance(rate, float) and isinstance(sizes, list)
 if Path("../fail").exists():
     raise ValueError("asked to fail")
 if Path("../wait").exists():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    workers = importlib.import_module("mmstudy.core.processes").pool(1)  # in words that no rule reads
+    workers.submit(abs, 1).result()
+    workers.submit(time.sleep, 600)
     Path("../waiting").touch()
 while Path("../wait").exists():
     time.sleep(0.05)

@@ -3,13 +3,11 @@
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +17,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from mmstudy.batched.replay import ALONE
-from mmstudy.core import results, sources
+from mmstudy.core import processes, results, sources
 from mmstudy.core.tasks import Data, Task, load
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS
@@ -53,7 +51,7 @@ def sweep(
     operators = _operators(pools)
     started = time.perf_counter()
     own = executor is None
-    executor = executor or _processes(workers)
+    executor = executor or processes.pool(workers)
     try:
         data = {task: load(task, device) for task in pools}
         base_jobs = {task: ("base", task, (), budget) for task in pools}
@@ -162,23 +160,6 @@ def _fingerprint(job: tuple, device: str) -> str:
 @lru_cache
 def _code() -> str:
     return sources.fingerprint("import mmstudy.study.measurements")
-
-
-def _processes(workers: int) -> Executor:
-    count = workers or len(os.sched_getaffinity(0))
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, context, initializer=_follow, initargs=(os.getpid(),))
-
-
-def _follow(parent: int) -> None:
-    """End this process soon after its parent has ended, however that ended."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 WORDS = {
