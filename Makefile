@@ -5,7 +5,6 @@ $(error This Makefile needs GNU make >= 4.3, and this is $(MAKE_VERSION). On mac
 endif
 
 .DEFAULT_GOAL := all
-.DELETE_ON_ERROR:
 .SUFFIXES:
 
 PROFILE ?= small
@@ -58,8 +57,12 @@ imports = $(or $(shell $(PYTHON3) mmstudy/core/sources.py notebooks/$(1).ipynb),
 .PHONY: all test lint notebooks reference docs bench clean help
 
 targets = $(addprefix $(OUT)/,$($(1).makes) notebooks/$(1).ipynb)
+TARGETS := $(foreach notebook,$(NOTEBOOKS),$(call targets,$(notebook)))
 
-all: $(foreach notebook,$(NOTEBOOKS),$(call targets,$(notebook))) ## Run the notebooks into outputs/PROFILE (PROFILE=small)
+# The runner moves results into place when they are whole: old ones stay until then, whatever becomes of a run.
+.PRECIOUS: $(TARGETS)
+
+all: $(TARGETS) ## Run the notebooks into outputs/PROFILE (PROFILE=small)
 
 test: $(ENVIRONMENT) ## Test the package, and run the notebooks as they are committed
 	$(PYTHON) -m pytest tests notebooks --numprocesses=auto --dist=loadfile --nbval-lax --nbval-current-env \

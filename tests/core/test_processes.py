@@ -40,7 +40,9 @@ def started(parent):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("work", ["time.sleep, 600", "exec, 'while True: pass'", "abs, 1"], ids=["waiting", "busy", "idle"])
+@pytest.mark.parametrize(
+    "work", ["time.sleep, 600", "exec, 'while True: pass'", "abs, 1"], ids=["waiting", "busy", "idle"]
+)
 def test_workers_end_when_their_parent_is_killed(tmp_path, number, work):
     script = tmp_path / "parent.py"
     script.write_text(PARENT.format(work=work))
