@@ -5,7 +5,6 @@ $(error This Makefile needs GNU make >= 4.3, and this is $(MAKE_VERSION). On mac
 endif
 
 .DEFAULT_GOAL := all
-.DELETE_ON_ERROR:
 .SUFFIXES:
 
 PROFILE ?= small
@@ -55,11 +54,15 @@ imports = $(or $(shell $(PYTHON3) mmstudy/core/sources.py notebooks/$(1).ipynb),
 
 # ---- Commands --------------------------------------------------------------------------------------------------
 
-.PHONY: all test lint notebooks reference bench clean help
+.PHONY: all test lint notebooks reference docs bench clean help
 
 targets = $(addprefix $(OUT)/,$($(1).makes) notebooks/$(1).ipynb)
+TARGETS := $(foreach notebook,$(NOTEBOOKS),$(call targets,$(notebook)))
 
-all: $(foreach notebook,$(NOTEBOOKS),$(call targets,$(notebook))) ## Run the notebooks into outputs/PROFILE (PROFILE=small)
+# The runner moves results into place when they are whole: old ones stay until then, whatever becomes of a run.
+.PRECIOUS: $(TARGETS)
+
+all: $(TARGETS) ## Run the notebooks into outputs/PROFILE (PROFILE=small)
 
 test: $(ENVIRONMENT) ## Test the package, and run the notebooks as they are committed
 	$(PYTHON) -m pytest tests notebooks --numprocesses=auto --dist=loadfile --nbval-lax --nbval-current-env \
@@ -81,6 +84,9 @@ reference: ## Copy the results of the profile small to outputs/reference, to be 
 	rm -rf outputs/reference/data outputs/reference/figures
 	mkdir -p outputs/reference
 	cp -R outputs/small/data outputs/small/figures outputs/reference
+
+docs: $(ENVIRONMENT) ## Write the pages of the package's functions into outputs/docs
+	$(PYTHON) -m pdoc --docformat google --output-directory outputs/docs mmstudy
 
 bench: $(ENVIRONMENT) ## Measure what batching gains here, beside other packages, into outputs/bench
 	$(PYTHON) benchmarks/bench.py
@@ -107,5 +113,5 @@ $(foreach notebook,$(NOTEBOOKS),$(eval $(call rule,$(notebook))))
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python >= 3.11 is needed, and $(PYTHON3) is not: make PYTHON3=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON3) -m venv --clear .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,docs]'
 	@touch $@

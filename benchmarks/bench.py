@@ -22,10 +22,10 @@ import xarray as xr
 from report import WAYS, draw, goals, table
 
 from mmstudy.core import results
+from mmstudy.core.processes import cores
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-CORES = len(os.sched_getaffinity(0))
 # glibc keeps what large batches free, instead of asking the system for fresh pages at every call: both ways gain.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 PATIENT = {"GOMP_SPINCOUNT": "1000"}  # a quick run is quick on a busy machine too, but slows the loop of a quiet one
@@ -108,9 +108,9 @@ def main() -> None:
     cases = run("speed.py", sys.executable, *["--quick"] * options.quick)
     if not options.quick:
         cases += run("peers.py", peers(ROOT / ".venv-bench"))
-    torch.set_num_threads(CORES)
+    torch.set_num_threads(cores())
     dataset = results.describe(gather(cases), WORDS)
-    settings = {"quick": options.quick, "cores": CORES} | MALLOC
+    settings = {"quick": options.quick, "cores": cores()} | MALLOC
     dataset.attrs = results.provenance(settings, "cuda" if torch.cuda.is_available() else "cpu")
     results.save(dataset, options.out / "bench.nc")
     text = "\n".join([table(dataset), "", *(f"- {line}" for line in goals(dataset)), ""])

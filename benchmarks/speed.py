@@ -16,6 +16,8 @@ from tqdm import tqdm
 from work import CORES, DEVICE, Work, around, batched, build, difference, examples, interleaved, looped, measure, row
 from work import objective as loss_of
 
+from mmstudy.core import processes
+
 TRAINED = ("MLP 16", "MLP 64", "convolutional", "ViT")
 EVALUATED = ("MLP 16", "MLP 64", "MLP 128", "convolutional", "ViT")
 
@@ -100,8 +102,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     repetitions, seconds = (3, 0.02) if quick else (7, 0.3)  # long enough for processes that must wake up
     torch.set_num_threads(CORES)
-    context = multiprocessing.get_context("spawn")
-    workers = [ProcessPoolExecutor(1, context) for _ in range(CORES if DEVICE == "cpu" else 0)]
+    workers = [processes.pool(1) for _ in range(CORES if DEVICE == "cpu" else 0)]
     for work in tqdm(cases(quick), desc="speed", disable=None):
         case = measure(work, workers, repetitions, seconds)
         if work.what in ("training", "points") and work.count in (8, 64) and not quick:

@@ -6,7 +6,6 @@ its share of the networks. Training is timed in the midst of a run, short traini
 recorded its step.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,10 +20,11 @@ from mmstudy.batched.ensemble import stack, vectors
 from mmstudy.batched.objective import Objective, of_networks
 from mmstudy.batched.training import constant, minibatches, train
 from mmstudy.core.networks import MLP, ViT, count_parameters, initialize
+from mmstudy.core.processes import cores
 from mmstudy.core.seeds import generator
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CORES = len(os.sched_getaffinity(0))
+CORES = cores()
 SHAPES = {"convolutional": (1, 8, 8), "ViT": (1, 8, 8)}  # of an example; a perceptron's has 40 numbers
 TRAINING = ("training", "short training")
 STEP_SIZE, MOMENTUM, MINIBATCH = 0.01, 0.9, 128

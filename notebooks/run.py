@@ -17,11 +17,13 @@ import argparse
 import ast
 import contextlib
 import difflib
+import fcntl
 import shutil
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -120,6 +122,25 @@ def end_on_signals() -> None:
             signal.signal(number, lambda received, _: end(128 + received))
 
 
+@contextlib.contextmanager
+def alone(staging: Path) -> Iterator[None]:
+    """Keeps other runs out of a staging folder; the system opens the lock again however this process ends.
+
+    Raises Refused where another run is at work there.
+    """
+    staging.parent.mkdir(parents=True, exist_ok=True)
+    with staging.with_suffix(".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise Refused(f"process {lock.read()} is at work in {staging}: wait until it has ended") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
 def check_kernel() -> None:
     """Raises Refused if `python3` would run another interpreter than this one."""
     command = KernelSpecManager().get_kernel_spec("python3").argv[0]
@@ -135,9 +156,18 @@ def from_notebooks(path: Path | str) -> str:
 
 
 def run(notebook: Path, profile: str, paths: dict[str, str], expected: list[str]) -> None:
-    """Executes the notebook in a staging folder, and moves the results from there, the executed notebook last."""
-    outputs = Path("outputs") / profile
-    staging = outputs / ".staging" / notebook.stem
+    """Executes the notebook in a staging folder of its own, from where what it makes is moved when all is there."""
+    staging = Path("outputs") / profile / ".staging" / notebook.stem
+    with alone(staging):
+        started = time.time_ns()
+        execute(notebook, profile, paths, staging)
+        move(made(notebook, staging, expected), staging, started)
+        shutil.rmtree(staging)
+    print(f"{notebook.stem} ({profile}): {(time.time_ns() - started) / 1e9:.0f} s", flush=True)
+
+
+def execute(notebook: Path, profile: str, paths: dict[str, str], staging: Path) -> None:
+    """Runs the notebook under a profile, with `outputs` in an empty staging folder; what it prints stays there."""
     paths = {"outputs": from_notebooks(staging)} | {name: from_notebooks(path) for name, path in paths.items()}
     if undeclared := paths.keys() - defaults(notebook).keys():
         raise Refused(f"{notebook}: its cell `parameters` has no {', '.join(sorted(undeclared))}")
@@ -150,7 +180,6 @@ def run(notebook: Path, profile: str, paths: dict[str, str], expected: list[str]
         os.environ["MMSTUDY_TERMINAL"] = os.ttyname(sys.stderr.fileno())
     os.environ["JUPYTER_RUNTIME_DIR"] = str((staging / "runtime").resolve())  # what a killed kernel leaves behind
     executed = staging / "notebooks" / notebook.name
-    started = time.time_ns()
     try:
         papermill.execute_notebook(
             notebook,
@@ -164,20 +193,27 @@ def run(notebook: Path, profile: str, paths: dict[str, str], expected: list[str]
         )
     except PapermillExecutionError as error:
         raise Refused(f"{notebook}: {error.ename}: {error.evalue}\nSee {executed}") from None
+
+
+def made(notebook: Path, staging: Path, expected: list[str]) -> list[Path]:
+    """What the notebook has made: its files, then its executed copy; raises Refused for other files than expected."""
+    executed = staging / "notebooks" / notebook.name
     files = [path for folder in ("data", "figures") for path in (staging / folder).rglob("*") if path.is_file()]
     written = {path.relative_to(staging).as_posix() for path in files if path.stat().st_size}
     if missing := set(expected) - written:
         raise Refused(f"{notebook} has not written {', '.join(sorted(missing))} under `outputs`\nSee {executed}")
     if unknown := written - set(expected):
         raise Refused(f"{notebook} has written {', '.join(sorted(unknown))}, which the Makefile doesn't name")
+    return [*files, executed]
 
-    for source in (*files, executed):
-        target = outputs / source.relative_to(staging)
+
+def move(files: list[Path], staging: Path, started: int) -> None:
+    """Moves finished files from the staging folder into the profile's."""
+    for source in files:
+        target = staging.parent.parent / source.relative_to(staging)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.utime(source, ns=(started, started))  # older than what is edited while the notebook runs
         os.replace(source, target)
-    shutil.rmtree(staging)
-    print(f"{notebook.stem} ({profile}): {(time.time_ns() - started) / 1e9:.0f} s", flush=True)
 
 
 def main() -> None:

@@ -19,7 +19,8 @@ def bounds(lines):
     return {canonicalize_name(package.name): str(package.specifier) for package in requirements}
 
 
-REQUIRED = bounds(PROJECT["dependencies"])
+EXTRAS = [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
+REQUIRED = bounds([*PROJECT["dependencies"], *(line for line in EXTRAS if not line.startswith(PROJECT["name"]))])
 CONDA_NAMES = {"torch": "pytorch"}
 LOCKED = bounds(line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#"))
 

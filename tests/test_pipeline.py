@@ -24,15 +24,19 @@ PYTHON = (f"PYTHON={sys.executable}", "ENVIRONMENT=", "PROFILE=stub")
 OUTER = ("MAKEFLAGS", "MAKELEVEL", "PROFILE", "CONDA_DEFAULT_ENV")  # of the make that may have started these tests
 CLEAN = {name: value for name, value in os.environ.items() if name not in OUTER}
 
-# A stub writes the files that the Makefile expects of its namesake. While a file `wait` exists, it waits, with a child.
+# A stub writes the files that the Makefile expects of its namesake. While a file `wait` exists, it waits, with a child
+# and a pool of one worker, as notebook 1 has.
 STUB = """
-import subprocess, sys, time
+import importlib, subprocess, sys, time
 from pathlib import Path
 assert isinstance(rate, float) and isinstance(sizes, list)
 if Path("../fail").exists():
     raise ValueError("asked to fail")
 if Path("../wait").exists():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    workers = importlib.import_module("mmstudy.core.processes").pool(1)  # in words that no rule reads
+    workers.submit(abs, 1).result()
+    workers.submit(time.sleep, 600)
     Path("../waiting").touch()
 while Path("../wait").exists():
     time.sleep(0.05)
@@ -250,14 +254,24 @@ def test_other_files_than_the_makefile_names_are_a_failure(undone, written, mess
 def test_dead_kernel_is_a_failure(undone):
     (undone / "wait").touch()
     running = start(undone)
-    (kernel,) = (process for process in processes(undone) if "ipykernel_launcher" in process.cmdline())
-    for process in (*kernel.children(), kernel):  # the orphans of a dead kernel must watch for themselves
+    for process in (child(undone), kernel(undone)):  # its pool must watch for itself
         process.kill()
     _, errors = running.communicate(timeout=30)
     assert running.returncode != 0
     assert "out of memory?" in errors
     wait_until(lambda: not processes(undone))
     assert not results(undone)
+
+
+def kernel(folder):
+    (found,) = (process for process in processes(folder) if "ipykernel_launcher" in process.cmdline())
+    return found
+
+
+def child(folder):
+    """The process that a stub has started by itself."""
+    (found,) = (process for process in processes(folder) if process.cmdline()[-1] == "import time; time.sleep(600)")
+    return found
 
 
 def start(folder):
@@ -269,7 +283,7 @@ def start(folder):
         command, cwd=folder, env=CLEAN, stderr=pipe, text=True, start_new_session=True, preexec_fn=heed
     )
     wait_until((folder / "waiting").exists)
-    assert len(processes(folder)) >= 4  # make, the runner, the kernel, its child
+    assert len(processes(folder)) >= 5  # make, the runner, the kernel, its child, its pool's worker
     return running
 
 
@@ -289,6 +303,87 @@ def test_a_kill_leaves_no_process_and_no_result(undone, kill, number):
 
     (undone / "wait").unlink()
     assert make(undone, TARGET).returncode == 0
+    assert make(undone, "-q", "all").returncode == 0
+
+
+@pytest.mark.parametrize("victim", ["the runner", "the process group"])
+def test_a_pool_ends_with_a_kernel_that_nobody_could_end(undone, victim):
+    (undone / "wait").touch()
+    with start(undone) as running:
+        if victim == "the process group":
+            os.killpg(running.pid, signal.SIGKILL)  # the kernel has a session of its own
+        else:
+            kernel(undone).parent().kill()
+    other = child(undone)
+    wait_until(lambda: processes(undone) == [other])
+    other.kill()
+
+
+# ---- What a rerun leaves -----------------------------------------------------------------------------------------
+
+
+def state(project):
+    """The results of all notebooks: file → its time."""
+    folders = [project / "outputs/stub" / name for name in ("data", "figures", "notebooks")]
+    return {path: path.stat().st_mtime_ns for folder in folders for path in folder.iterdir()}
+
+
+def test_a_rerun_that_fails_keeps_the_results_before_it(project):
+    before = state(project)
+    (project / "fail").touch()
+    (project / "notebooks/run.py").touch()
+    assert make(project, "-k", "all").returncode != 0
+    assert state(project) == before
+    assert planned(project, "all").keys() == ALL  # they do not pass for new ones
+    (project / "fail").unlink()
+    assert make(project, TARGET).returncode == 0
+    after = state(project)
+    assert {path for path in before if after[path] != before[path]} == {*results(project)}
+
+
+@pytest.mark.parametrize(
+    ("kill", "number"),
+    [(os.killpg, signal.SIGINT), (os.killpg, signal.SIGTERM), (os.kill, signal.SIGTERM), (os.kill, signal.SIGKILL)],
+    ids=["Ctrl-C", "TERM", "TERM to make alone", "KILL to make alone"],
+)
+def test_a_rerun_that_is_killed_keeps_the_results_before_it(project, kill, number):
+    before = state(project)
+    (project / "wait").touch()
+    (project / "notebooks/1_expansion.ipynb").touch()
+    with start(project) as running:
+        kill(running.pid, number)
+    wait_until(lambda: not processes(project))
+    assert state(project) == before
+    assert "1_expansion" in planned(project, "all")
+
+
+def test_make_alone_interrupted_lets_the_run_finish(project):
+    """Make waits for what it has started; no signal reaches that, and nothing is lost."""
+    (project / "wait").touch()
+    (project / "notebooks/1_expansion.ipynb").touch()
+    before = state(project)
+    with start(project) as running:
+        running.send_signal(signal.SIGINT)
+        child(project).kill()
+        (project / "wait").unlink()
+    assert not processes(project)
+    after = state(project)
+    assert after.keys() == before.keys()
+    assert {path for path in before if after[path] != before[path]} == {*results(project)}
+
+
+def test_a_second_make_says_who_is_at_work(undone):
+    (undone / "wait").touch()
+    with start(undone) as running:
+        second = make(undone, TARGET)
+        runner_at_work = kernel(undone).parent().pid
+        assert second.returncode != 0
+        assert f"process {runner_at_work} is at work in outputs/stub/.staging/1_expansion" in second.stderr
+        assert not results(undone)
+        child(undone).kill()
+        (undone / "wait").unlink()
+    assert running.returncode == 0
+    assert len(results(undone)) == 12
     assert make(undone, "-q", "all").returncode == 0
 
 
@@ -340,7 +435,7 @@ def test_undeclared_path_is_refused(project, monkeypatch):
 
 def test_help_lists_the_commands(project):
     listed = {line.split()[1] for line in make(project, "help").stdout.splitlines()}
-    assert listed == {"all", "bench", "test", "lint", "notebooks", "reference", "clean", "help"}
+    assert listed == {"all", "bench", "docs", "test", "lint", "notebooks", "reference", "clean", "help"}
 
 
 def test_clean_keeps_the_reference(project):

@@ -8,7 +8,7 @@ import subprocess
 import uuid
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -27,14 +27,21 @@ def provenance(parameters: dict, device: str = "cpu") -> dict[str, str]:
     """The attributes that reproduce a result: parameters, versions, commit, device, threads and the time of day."""
     return {
         "parameters": json.dumps(parameters, sort_keys=True, default=str),
-        "versions": json.dumps(
-            {name: version(name) for name in PACKAGES} | {"mmstudy": __version__, "python": platform.python_version()}
-        ),
+        "versions": json.dumps(versions()),
         "commit": commit(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor(),
         "threads": str(torch.get_num_threads()),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, this package, and those of the packages it computes with that are installed."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found | {"mmstudy": __version__, "python": platform.python_version()}
 
 
 def commit() -> str:

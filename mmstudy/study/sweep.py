@@ -3,13 +3,11 @@
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
-import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +17,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from mmstudy.batched.replay import ALONE
-from mmstudy.core import results, sources
+from mmstudy.core import processes, results, sources, tasks
 from mmstudy.core.tasks import Data, Task, load
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS
@@ -53,13 +51,14 @@ def sweep(
     operators = _operators(pools)
     started = time.perf_counter()
     own = executor is None
-    executor = executor or _processes(workers)
+    executor = executor or processes.pool(workers)
     try:
         data = {task: load(task, device) for task in pools}
-        base_jobs = {task: ("base", task, (), budget) for task in pools}
+        known = {task: tasks.fingerprint(data[task]) for task in pools}
+        base_jobs = {task: ("base", task, (), budget, known[task]) for task in pools}
         bases = _finish(executor, base_jobs, cache, lambda task: (data[task], None), "bases", device)
         groups = {task: _architectures(pool) for task, pool in pools.items()}
-        jobs = {(task, group): ("measure", task, group, budget) for task in pools for group in groups[task]}
+        jobs = {(t, group): ("measure", t, group, budget, known[t]) for t in pools for group in groups[t]}
         pieces = _finish(executor, jobs, cache, lambda key: (data[key[0]], bases[key[0]]), "candidates", device)
     finally:
         if own:
@@ -123,7 +122,7 @@ def _finish(executor: Executor, jobs: dict, cache: str | Path, materials, title:
 
 
 def _run(job: tuple, path: Path, data: Data, base: xr.Dataset | None) -> xr.Dataset:
-    kind, task, candidates, budget = job
+    kind, task, candidates, budget, _ = job
     with ALONE:  # an executor's threads take turns
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # a process per core; and sums must not depend on the core count
@@ -148,7 +147,7 @@ def _terminal() -> contextlib.AbstractContextManager:
 
 def _work(job: tuple) -> float | int:
     """A rough order of cost, so that the longest job does not come last."""
-    _, task, candidates, _ = job
+    _, task, candidates, *_ = job
     return sum(sum(c.sizes) if OPERATORS[c.operator].widens else sum(task.widths) for _, c in candidates)
 
 
@@ -162,23 +161,6 @@ def _fingerprint(job: tuple, device: str) -> str:
 @lru_cache
 def _code() -> str:
     return sources.fingerprint("import mmstudy.study.measurements")
-
-
-def _processes(workers: int) -> Executor:
-    count = workers or len(os.sched_getaffinity(0))
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, context, initializer=_follow, initargs=(os.getpid(),))
-
-
-def _follow(parent: int) -> None:
-    """End this process soon after its parent has ended, however that ended."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 WORDS = {

@@ -112,3 +112,8 @@ def test_the_commit_is_that_of_the_source_and_says_when_the_source_differs(tmp_p
     assert results.commit() == head
     source.write_text("changed")
     assert results.commit() == head + "+changes"
+
+
+def test_packages_that_are_not_installed_have_no_version(monkeypatch):
+    monkeypatch.setattr(results, "PACKAGES", ("torch", "no-such-package"))
+    assert results.versions().keys() == {"torch", "mmstudy", "python"}

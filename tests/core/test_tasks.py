@@ -7,6 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from mmstudy.core import tasks
+from mmstudy.core.seeds import generator
 from mmstudy.core.tasks import Task, load
 
 TASKS = {"digits": Task("digits", (6,), 500), "mnist1d": Task("mnist1d", (6,), 1000, seed=3)}
@@ -118,13 +119,71 @@ def test_a_task_is_told_from_another_by_its_name():
     assert str(Task("digits", (6,), 500)) == "digits 500, 6, seed 0"
 
 
+@pytest.fixture
+def entered(monkeypatch):
+    """A dataset of one's own, of three classes, entered from outside; what to change in it."""
+    draws = generator("own dataset")
+    made = {
+        "inputs": torch.randn(90, 5, generator=draws),
+        "targets": torch.arange(90) % 3,
+        "test": 30,
+        "validation": 20,
+    }
+    monkeypatch.setitem(tasks.DATASETS, "own", lambda: tasks.Dataset(**made))
+    return made
+
+
+def test_a_dataset_enters_from_outside(entered):
+    data = load(Task("own", (4,), 40))
+    assert [len(part.targets) for part in data] == [40, 20, 30]
+    rows = {tuple(row) for row in load(Task("own", (4,), 39)).test.inputs.tolist()}
+    assert len(rows) == 30
+    noisy = load(Task("own", (4,), 40, 0.9))
+    assert (noisy.training.targets != data.training.targets).float().mean() > 0.7
+    assert set(noisy.training.targets.tolist()) == {0, 1, 2}
+    assert torch.equal(noisy.test.targets, data.test.targets)
+
+
+def test_data_of_one_name_that_differ_are_told_apart(entered):
+    first = tasks.fingerprint(load(Task("own", (4,), 40)))
+    assert tasks.fingerprint(load(Task("own", (4,), 40))) == first
+    entered["targets"] = (entered["targets"] + 1) % 3
+    second = tasks.fingerprint(load(Task("own", (4,), 40)))
+    assert len({first, second, tasks.fingerprint(load(Task("own", (4,), 39)))}) == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"targets": torch.zeros(89, dtype=torch.long)}, r"inputs \(90, 5\) and targets \(89,\)"),
+        ({"targets": torch.zeros(90)}, r"int64 classes 0, 1, …; got float32"),
+        ({"targets": torch.arange(90) - 1}, r"from -1 to 88"),
+        ({"targets": torch.zeros(90, dtype=torch.long)}, r"from 0 to 0"),
+        ({"inputs": torch.full((90, 5), torch.nan)}, r"inputs of 'own' must be finite; got 450"),
+        ({"test": 0}, r"got test=0, validation=20"),
+        ({"validation": -1}, r"got test=30, validation=-1"),
+        ({"test": 60, "validation": 30}, r"got train_size=40"),
+    ],
+)
+def test_a_dataset_that_is_none_is_refused(entered, wrong, message):
+    entered |= wrong
+    with pytest.raises(ValueError, match=message):
+        load(Task("own", (4,), 40))
+
+
 def test_bad_tasks_are_refused_by_value():
     with pytest.raises(ValueError, match=r"'cifar'; known: digits, mnist1d"):
-        load(Task("cifar", (6,), 100))
+        Task("cifar", (6,), 100)
+    with pytest.raises(ValueError, match=r"a width must be at least 1; got 0"):
+        Task("digits", (6, 0), 100)
+    with pytest.raises(TypeError, match=r"2\.5"):
+        Task("digits", (2.5,), 100)
+    with pytest.raises(TypeError, match=r"\[6\]"):
+        Task("digits", [6], 100)
     with pytest.raises(ValueError, match=r"1 to 500 training examples; got train_size=501"):
         load(Task("digits", (6,), 501))
     with pytest.raises(ValueError, match=r"got train_size=0"):
         load(Task("digits", (6,), 0))
-    for share in (1.5, 1.0, -0.1):
+    for share in (1.5, 1.0, -0.1, float("nan")):
         with pytest.raises(ValueError, match=rf"got {share}"):
-            load(Task("digits", (6,), 100, share))
+            Task("digits", (6,), 100, share)

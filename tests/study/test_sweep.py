@@ -17,7 +17,7 @@ import xarray as xr
 
 from mmstudy.batched import scoring
 from mmstudy.batched.objective import of_networks
-from mmstudy.core import results, sources
+from mmstudy.core import results, sources, tasks
 from mmstudy.core.seeds import generator
 from mmstudy.core.tasks import Task, load
 from mmstudy.expansion import pools
@@ -243,7 +243,7 @@ if __name__ == "__main__":
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
     _, alive = psutil.wait_procs(workers, timeout=10)
-    assert not alive
+    assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_costs_are_those_of_what_is_evaluated(monkeypatch):
@@ -364,6 +364,23 @@ def test_a_piece_has_another_name_when_anything_it_depends_on_changes():
     names = [sweep._fingerprint(j, "cpu") for j in (job, *others)] + [sweep._fingerprint(job, "cuda")]
     assert sweep._fingerprint(("measure", replace(TASKS[0]), tuple(POOL[:3]), replace(BUDGET)), "cpu") == names[0]
     assert len(set(names)) == len(names)
+
+
+def test_other_data_under_the_same_name_have_pieces_of_their_own(monkeypatch, tmp_path):
+    def experiment(targets):
+        dataset = tasks.Dataset(inputs, targets, test=100, validation=40)
+        monkeypatch.setitem(tasks.DATASETS, "own", lambda: dataset)
+        task = Task("own", (4,), 100)
+        example = load(task).training.inputs
+        pool = pools.candidate_pool(measurements.new_base(task, load(task)), example, (2,), (), ())
+        with ThreadPoolExecutor(1) as executor:
+            return sweep.sweep({task: dict([*pool.items()][:1])}, BUDGET, tmp_path, executor=executor)
+
+    inputs = torch.randn(240, 5, generator=generator("own"))
+    one, other, again = (experiment((sign * inputs[:, 0] > 0).long() * 2) for sign in (1, -1, 1))
+    assert len([*tmp_path.iterdir()]) == 4
+    xr.testing.assert_identical(timeless(one), timeless(again))
+    assert not one["nll"].equals(other["nll"])
 
 
 @pytest.fixture
