@@ -68,7 +68,7 @@ def test_sizes_come_in_the_order_given_whatever_the_architectures():
 def test_the_default_level_and_method_are_stated():
     found = mm.size(NETWORK, BATCH)
     assert found["level"].item() == pytest.approx(losses(stack([NETWORK]), BATCH).item() + 0.1, rel=1e-6)
-    assert found.attrs["method"] == DEFAULT == ("extent" if "extent" in ESTIMATORS else "rays")
+    assert found.attrs["method"] == DEFAULT == "extent"
 
 
 def test_a_seed_says_which_draws():

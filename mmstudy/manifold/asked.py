@@ -19,7 +19,7 @@ from mmstudy.manifold.estimate import Budget
 from mmstudy.manifold.estimators import ESTIMATORS, FIRST_LOOK, OPTIONS
 
 MARGIN = 0.1  # nats above the first network's loss: the default level
-DEFAULT = "extent" if "extent" in ESTIMATORS else "rays"
+DEFAULT = "extent"
 COLUMNS = ("size", "size_se", "status", "cost")
 
 

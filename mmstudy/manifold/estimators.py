@@ -15,6 +15,7 @@ from mmstudy.manifold.children import children
 from mmstudy.manifold.curvature import curvature
 from mmstudy.manifold.dimension import dimension
 from mmstudy.manifold.estimate import Budget
+from mmstudy.manifold.extent import extent
 from mmstudy.manifold.llc import llc
 from mmstudy.manifold.rays import rays
 from mmstudy.manifold.simplex import simplex
@@ -58,6 +59,7 @@ class Estimator:
 
 ESTIMATORS: Mapping[str, Estimator] = {
     "children": Estimator(children, "radius of gyration of connected SGD explorers", "distance"),
+    "extent": Estimator(extent, "mean distance to the level from the children's centre, along ± children", "distance"),
     "rays": Estimator(rays, "mean distance to the level over directions", "distance"),
     "volume": Estimator(volume, "log-volume of what is seen from the parent", "ln distance^D", lowest=-math.inf),
     "simplex": Estimator(simplex, "log-volume of the largest simplex of low loss", "ln distance^K", lowest=-math.inf),
@@ -70,6 +72,7 @@ ESTIMATORS: Mapping[str, Estimator] = {
 # what a first look at networks may cost; a reach near enough for chains to agree, and simplexes that are cheap
 FIRST_LOOK = {
     "children": Budget(6, 30),
+    "extent": Budget(8, 30),
     "rays": Budget(24),
     "simplex": Budget(2, 15),
     "curvature": Budget(32),
