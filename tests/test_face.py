@@ -203,7 +203,7 @@ for options in (
     CALLS.append(call("size", NETWORK, BATCH, **options))
 CALLS += [
     call("sizes", NETWORK, BATCH, methods=[]), call("sizes", NETWORK, BATCH, methods="rays"),
-    call("sizes", NETWORK, BATCH, methods=["rayz"]), call("sizes", NETWORK, BATCH, methods=None),
+    call("sizes", NETWORK, BATCH, methods=["rayz"]), call("sizes", NETWORK, BATCH, methods=3),
     call("size", BROKEN, BATCH), call("check", BROKEN, BATCH), call("line", NETWORK, BROKEN, BATCH),
     call("check", NETWORK, BATCH, normalization="thawed"), call("line", NETWORK, mlp((6, 5)), BATCH),
     call("line", NETWORK, OTHER, BATCH, points=1), call("line", NETWORK, OTHER, BATCH, points=2.5),
