@@ -7,57 +7,58 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from mmstudy.figures.style import COLORS, plain_log
+from mmstudy.manifold.estimators import ESTIMATORS
 
-ESTIMATOR_COLORS = {
-    "children": COLORS[2],
-    "rays": COLORS[0],
-    "volume": COLORS[9],
-    "simplex": COLORS[4],
-    "dimension": COLORS[1],
-    "curvature": COLORS[3],
-    "llc": COLORS[5],
-}
 LANDSCAPE_COLORS = {"ring": COLORS[9], "ellipsoid": COLORS[5]}
+
+
+def estimator_color(name: object) -> str:
+    """The colour of an estimator; black for what is none."""
+    return ESTIMATORS[str(name)].color if str(name) in ESTIMATORS else "k"
 
 
 def estimators_gallery(dataset: xr.Dataset) -> Figure:
     """What each estimator looks at, on one landscape with a curve of minima, and the volume seen in a shell.
 
     `dataset` has `loss` and `density`, `parabola` (the loss as the curvature foretells it) over (row, column) with
-    these coordinates, `level`, `parent` over axis; `child` over (child, axis), `ray` (where it ends) over (ray, axis),
+    these coordinates, `level`, `parent` over axis; `child` over (child, axis), `centre` of some of them over axis,
+    `reach` (where rays from it along these children end) over (way, axis), `ray` (where it ends) over (ray, axis),
     `corner` over (corner, axis), `start` and `reached` (the lowest point of a line through it) over (line, axis), with
     `success` over line; `seen` over (point, space), where rays from (1, 0, 0) leave the shell.
     """
     figure = plt.figure(figsize=(11, 5.6), layout="constrained")
-    axes = [figure.add_subplot(2, 4, i + 1) for i in range(6)]
-    names = ["children", "rays", "simplex", "dimension", "curvature", "llc"]
+    axes = [figure.add_subplot(2, 4, i + 1) for i in range(7)]
+    names = ["children", "extent", "rays", "simplex", "dimension", "curvature", "llc"]
     level, parent = float(dataset["level"]), dataset["parent"].values
     for axis, name in zip(axes, names, strict=True):
         axis.contourf(dataset["column"], dataset["row"], dataset["loss"], [-1, level], colors=["0.87"])
-        axis.set_title(name, color=ESTIMATOR_COLORS[name])
+        axis.set_title(name, color=estimator_color(name))
         axis.set(aspect="equal", xlabel="u", ylabel="v", xlim=_ends(dataset["column"]), ylim=_ends(dataset["row"]))
-    children, rays, simplex, dimension, curvature, llc = axes
-    children.plot(*dataset["child"].values.T, ".", ms=3, color=ESTIMATOR_COLORS["children"])
+    children, extent, rays, simplex, dimension, curvature, llc = axes
+    children.plot(*dataset["child"].values.T, ".", ms=3, color=estimator_color("children"))
+    for end in dataset["reach"].values:
+        extent.plot(*np.transpose([dataset["centre"].values, end]), color=estimator_color("extent"), lw=0.7)
+    extent.plot(*dataset["centre"].values, "o", ms=3, color=estimator_color("extent"))
     for end in dataset["ray"].values:
-        rays.plot(*np.transpose([parent, end]), color=ESTIMATOR_COLORS["rays"], lw=0.7)
-    simplex.fill(*dataset["corner"].values.T, color=ESTIMATOR_COLORS["simplex"], alpha=0.5, lw=0)
+        rays.plot(*np.transpose([parent, end]), color=estimator_color("rays"), lw=0.7)
+    simplex.fill(*dataset["corner"].values.T, color=estimator_color("simplex"), alpha=0.5, lw=0)
     for start, end, success in zip(*(dataset[n].values for n in ("start", "reached", "success")), strict=True):
-        look = {"color": ESTIMATOR_COLORS["dimension"], "lw": 0.8, "ls": "-" if success else ":"}
+        look = {"color": estimator_color("dimension"), "lw": 0.8, "ls": "-" if success else ":"}
         dimension.plot(*np.transpose([start, end]), **look)
-        dimension.plot(*end, "o" if success else "x", ms=3, color=ESTIMATOR_COLORS["dimension"])
+        dimension.plot(*end, "o" if success else "x", ms=3, color=estimator_color("dimension"))
     curvature.contour(
-        dataset["column"], dataset["row"], dataset["parabola"], [level], colors=[ESTIMATOR_COLORS["curvature"]]
+        dataset["column"], dataset["row"], dataset["parabola"], [level], colors=[estimator_color("curvature")]
     )
-    shade = sns.light_palette(ESTIMATOR_COLORS["llc"], as_cmap=True)
+    shade = sns.light_palette(estimator_color("llc"), as_cmap=True)
     shown = dataset["density"].where(dataset["density"] > 0.02 * dataset["density"].max())
     llc.pcolormesh(dataset["column"], dataset["row"], shown, cmap=shade, shading="nearest", rasterized=True)
     for axis in axes:
         axis.plot(*parent, "ko", ms=4)
-    solid = figure.add_subplot(2, 4, (7, 8), projection="3d")
+    solid = figure.add_subplot(2, 4, 8, projection="3d")
     x, y, z = dataset["seen"].values.T
     solid.scatter(x, y, z, s=2, c=z, cmap="crest", rasterized=True)
     solid.scatter([1], [0], [0], color="k", s=16)
-    solid.set_title("volume: what is seen of a shell of minima in 3-D", color=ESTIMATOR_COLORS["volume"])
+    solid.set_title("volume: what is seen\nof a shell of minima", color=estimator_color("volume"))
     solid.set(box_aspect=(1, 1, 1), xticks=[-1, 0, 1], yticks=[-1, 0, 1], zticks=[-1, 0, 1])
     solid.view_init(elev=18, azim=-115)
     return figure
@@ -105,7 +106,7 @@ def estimators_truth(dataset: xr.Dataset) -> Figure:
         1, 3, figsize=(11, 0.9 + 0.27 * dataset.sizes["case"]), layout="constrained", width_ratios=(1.3, 0.8, 1.2)
     )
     rows = np.arange(dataset.sizes["case"])
-    colors = [ESTIMATOR_COLORS[str(name)] for name in dataset["estimator"].values]
+    colors = [estimator_color(str(name)) for name in dataset["estimator"].values]
     for row, color in zip(rows, colors, strict=True):
         one = {name: 100 * float(dataset[name][row]) for name in ("bias", "bias_se", "error", "coverage")}
         bias.errorbar(one["bias"], row, xerr=1.96 * one["bias_se"], fmt="o", ms=4, color=color, capsize=2)
@@ -126,7 +127,7 @@ def estimators_truth(dataset: xr.Dataset) -> Figure:
     for i in range(dataset.sizes["grown"]):
         one = dataset["growth"].isel(grown=i)
         name = str(one["grown_estimator"].values)
-        grow.plot(drawn, 100 * one, "o-", ms=3, lw=1, color=ESTIMATOR_COLORS[name], label=name)
+        grow.plot(drawn, 100 * one, "o-", ms=3, lw=1, color=estimator_color(name), label=name)
     first = 100 * float(dataset["growth"].isel(samples_drawn=0).max())
     grow.plot(drawn, first * (drawn / drawn[0]) ** -0.5, "k--", lw=0.8, label="1/√samples")
     grow.set(xscale="log", yscale="log", xlabel="samples", ylabel="root mean square error, %")

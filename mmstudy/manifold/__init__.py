@@ -9,6 +9,7 @@ __all__ = [
     "directions",
     "estimate",
     "estimators",
+    "extent",
     "llc",
     "rays",
     "simplex",

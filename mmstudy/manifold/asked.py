@@ -15,11 +15,10 @@ from mmstudy.batched.objective import of_networks
 from mmstudy.core import arguments
 from mmstudy.core.networks import count_parameters
 from mmstudy.core.seeds import generator
-from mmstudy.manifold.estimate import Budget
-from mmstudy.manifold.estimators import ESTIMATORS, FIRST_LOOK, OPTIONS
+from mmstudy.manifold.estimators import ESTIMATORS
 
 MARGIN = 0.1  # nats above the first network's loss: the default level
-DEFAULT = "extent" if "extent" in ESTIMATORS else "rays"
+DEFAULT = "extent"
 COLUMNS = ("size", "size_se", "status", "cost")
 
 
@@ -54,7 +53,7 @@ def size(
     networks, batch, losses = _fit(network, batch, loss_fn)
     arguments.one_of(method, ESTIMATORS, "method")
     arguments.whole(seed, "seed")
-    budget = FIRST_LOOK.get(method, Budget())
+    budget = ESTIMATORS[method].budget
     if samples is not None:
         budget = replace(budget, samples=arguments.whole(samples, "samples", 2))
     examples = engine.count(batch)
@@ -71,8 +70,7 @@ def size(
         ensemble = stack([networks[i] for i in group])
         objective = of_networks(ensemble, batch, loss_fn, minibatch=few)
         stream = generator("size", method, seed)
-        estimate = ESTIMATORS[method].estimate
-        measured = estimate(objective, vectors(ensemble), height, budget, stream, **OPTIONS.get(method, {}))
+        measured = ESTIMATORS[method].measure(objective, vectors(ensemble), height, stream, budget)
         for row, i in enumerate(group):
             found[i] = {name: measured[name].values[row] for name in COLUMNS}
     dataset = xr.Dataset({name: ("network", np.array([each[name] for each in found])) for name in COLUMNS})
@@ -84,11 +82,12 @@ def sizes(
     network: nn.Module | Sequence[nn.Module],
     batch: Batch,
     level: float | int | None = None,
-    methods: Sequence[str] = tuple(ESTIMATORS),
+    methods: Sequence[str] | None = None,
     seed: int = 0,
     loss_fn: LossFn = classification,
 ) -> xr.Dataset:
-    """Several sizes of each network at one level, over (estimator, network); see `size`."""
+    """Several sizes of each network at one level, over (estimator, network), all of them by default; see `size`."""
+    methods = list(ESTIMATORS) if methods is None else methods
     if isinstance(methods, str) or not isinstance(methods, list | tuple) or not methods:
         raise TypeError(f"methods must be a list of names of {', '.join(ESTIMATORS)}; got {methods!r}")
     for method in methods:

@@ -35,15 +35,9 @@ def children(
         pairs of connected children that are connected to each other; `reach`, the mean distance from the parent.
         Status unconnected where fewer than two children are connected.
     """
-    k, m = budget.samples, len(parents)
-    streams = [torch.Generator().manual_seed(int(seed)) for seed in torch.randint(2**62, (k,), generator=generator)]
-    draws = objective.draws(streams, budget.steps)
-    rates = torch.full((m,), budget.step_size)
+    k = budget.samples
     start, _ = estimate.starting(objective, parents, level)
-    with torch.random.fork_rng():  # dropout draws from it
-        torch.manual_seed(streams[0].initial_seed())
-        ((_, young, _),) = offspring(objective, parents, draws, rates, budget.momentum)
-    alphas = torch.tensor(ALPHAS)
+    young, alphas = grown(objective, parents, budget, generator), torch.tensor(ALPHAS)
     young = young.where(young.isfinite(), math.nan)
     inside = (segment(objective, parents.unsqueeze(1).expand_as(young), young, alphas) <= level).all(-1)
     after = inside & inside.roll(-1, dims=1)
@@ -63,6 +57,20 @@ def children(
         between=(across & after).sum(1) / after.sum(1),
         reach=distance.nanmean(1),
     )
+
+
+def grown(
+    objective: Objective, parents: Float[Tensor, "m dim"], budget: Budget, generator: torch.Generator
+) -> Float[Tensor, "m k dim"]:
+    """The `budget.samples` children of each parent, at the end of their training."""
+    seeds = torch.randint(2**62, (budget.samples,), generator=generator)
+    streams = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    draws = objective.draws(streams, budget.steps)
+    rates = torch.full((len(parents),), budget.step_size)
+    with torch.random.fork_rng():  # dropout draws from it
+        torch.manual_seed(streams[0].initial_seed())
+        ((_, young, _),) = offspring(objective, parents, draws, rates, budget.momentum)
+    return young
 
 
 def offspring(

@@ -1,8 +1,8 @@
 """What every estimator of size returns, and how much it may spend.
 
 An estimator is a function (objective, parents, level, budget, generator) → Dataset. Parents are points of parameter
-space, (m, dim); the level is one height of the loss for all of them. The estimators: `children`, `rays`, `volume`,
-`simplex`, `dimension`, `curvature`, `llc`.
+space, (m, dim); the level is one height of the loss for all of them. The estimators: `children`, `extent`, `rays`,
+`volume`, `simplex`, `dimension`, `curvature`, `llc`.
 
 M_ℓ(θ_p) = {θ : L ≤ ℓ on the whole segment θ_p → θ}: star-shaped about the parent.
 """
@@ -90,7 +90,12 @@ def report(
 
 
 NEVER = ("outside", "nan")  # statuses of parents at which nothing can be measured
-VOID = (*NEVER, "unconnected", "no_plateau")  # statuses that go without a size; what else was seen may tell why
+VOID = (
+    *NEVER,
+    "unconnected",
+    "together",
+    "no_plateau",
+)  # statuses that go without a size; what else was seen may tell why
 
 
 def standard_error(samples: Float[Tensor, "m n"], keep: Bool[Tensor, "m n"] | None = None) -> Float[Tensor, " m"]:

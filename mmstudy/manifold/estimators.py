@@ -1,10 +1,14 @@
-"""The estimators of size by name, what their numbers mean, and whether a reader's number is usual."""
+"""The estimators of size, each with all there is to say of it: `ESTIMATORS`. And whether a reader's number is usual.
+
+To add one, enter it here or, from outside, in the dictionary: `ESTIMATORS["mine"] = Estimator(...)`.
+"""
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
+import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
@@ -15,28 +19,52 @@ from mmstudy.manifold.children import children
 from mmstudy.manifold.curvature import curvature
 from mmstudy.manifold.dimension import dimension
 from mmstudy.manifold.estimate import Budget
+from mmstudy.manifold.extent import extent
 from mmstudy.manifold.llc import llc
 from mmstudy.manifold.rays import rays
 from mmstudy.manifold.simplex import simplex
 from mmstudy.manifold.volume import volume
 
 HIGHEST = {"∞": lambda dim: math.inf, "D": float, "D/2": lambda dim: dim / 2}  # in D dimensions
+MORE = (+1, -1)
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """One definition of size.
+    """One definition of size, and all there is to say of it.
 
-    `more` is +1 where a larger number is a larger manifold, −1 where a smaller one is; `highest` is the largest value
-    that is possible, a key of `HIGHEST`.
+    `estimate`: (objective, parents, level, budget, generator, **options) → what `estimate.report` makes; `what` it is,
+    in which `unit`, from which `source`; `color` in figures. `more` is +1 where a larger number is a larger manifold,
+    −1 where a smaller one is; `lowest` and `highest`, a key of `HIGHEST`, are the least and the largest value that is
+    possible. `budget` and `options` are for a first look at networks.
     """
 
     estimate: Callable[..., xr.Dataset]
     what: str
     unit: str
+    source: str
+    color: str
     more: int = +1
     lowest: float = 0.0
     highest: str = "∞"
+    budget: Budget = field(default_factory=Budget)
+    options: Mapping[str, float | int] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.more not in MORE or self.highest not in HIGHEST:
+            allowed = f"more is one of {MORE} and highest one of {', '.join(HIGHEST)}"
+            raise ValueError(f"of an estimator, {allowed}; got more={self.more!r}, highest={self.highest!r}")
+
+    def measure(
+        self,
+        objective: Objective,
+        parents: Float[Tensor, "m dim"],
+        level: float,
+        generator: torch.Generator,
+        budget: Budget | None = None,
+    ) -> xr.Dataset:
+        """One estimate with the options, and the budget if no other is given, of a first look."""
+        return self.estimate(objective, parents, level, budget or self.budget, generator, **self.options)
 
     def remark(self, value: float, status: str, dim: int, usual: tuple[float, float] | None = None) -> str:
         """What there is to say of one number: its status, an impossible value, or how it compares with usual ones.
@@ -56,57 +84,119 @@ class Estimator:
         return f"unusual: a {'larger' if larger else 'smaller'} manifold than in {usual[0]:.3g} to {usual[1]:.3g}"
 
 
-ESTIMATORS: Mapping[str, Estimator] = {
-    "children": Estimator(children, "radius of gyration of connected SGD explorers", "distance"),
-    "rays": Estimator(rays, "mean distance to the level over directions", "distance"),
-    "volume": Estimator(volume, "log-volume of what is seen from the parent", "ln distance^D", lowest=-math.inf),
-    "simplex": Estimator(simplex, "log-volume of the largest simplex of low loss", "ln distance^K", lowest=-math.inf),
-    "dimension": Estimator(dimension, "D − the threshold dimension of random subspaces", "dimensions", highest="D"),
-    "curvature": Estimator(curvature, "radius at which a parabola meets the level", "distance"),
-    "llc": Estimator(llc, "local learning coefficient", "1", more=-1, highest="D/2"),
+ESTIMATORS: dict[str, Estimator] = {  # the budgets are cheap; chains that do not go far agree sooner
+    "children": Estimator(
+        children,
+        "radius of gyration of connected SGD explorers",
+        "distance",
+        "Frankle et al. 2020, arXiv 1912.05671",
+        "#029e73",
+        budget=Budget(6, 30),
+    ),
+    "extent": Estimator(
+        extent,
+        "mean distance to the level from the children's centre, along ± children",
+        "distance",
+        "ours, after the idea of arXiv 2405.15895",
+        "#004d40",
+        budget=Budget(8, 30),
+    ),
+    "rays": Estimator(
+        rays,
+        "mean distance to the level over directions",
+        "distance",
+        "Li et al. 2018, arXiv 1712.09913, for the directions",
+        "#0173b2",
+        budget=Budget(24),
+    ),
+    "volume": Estimator(
+        volume,
+        "log-volume of what is seen from the parent",
+        "ln distance^D",
+        "Scherlis & Belrose 2025, arXiv 2501.18812",
+        "#56b4e9",
+        lowest=-math.inf,
+    ),
+    "simplex": Estimator(
+        simplex,
+        "log-volume of the largest simplex of low loss",
+        "ln distance^K",
+        "Benton et al. 2021, arXiv 2102.13042",
+        "#cc78bc",
+        lowest=-math.inf,
+        budget=Budget(2, 15),
+        options={"corners": 2, "points": 24},
+    ),
+    "dimension": Estimator(
+        dimension,
+        "D − the threshold dimension of random subspaces",
+        "dimensions",
+        "Li et al. 2018, arXiv 1804.08838; Larsen et al. 2022, arXiv 2107.05802",
+        "#de8f05",
+        highest="D",
+        budget=Budget(4, 20),
+    ),
+    "curvature": Estimator(
+        curvature,
+        "radius at which a parabola meets the level",
+        "distance",
+        "Hutchinson 1990; the Laplace limit of the others",
+        "#d55e00",
+        budget=Budget(32),
+    ),
+    "llc": Estimator(
+        llc,
+        "local learning coefficient",
+        "1",
+        "Lau et al. 2023, arXiv 2308.12108",
+        "#ca9161",
+        more=-1,
+        highest="D/2",
+        budget=Budget(4, 200),
+        options={"reach": 2.0},
+    ),
 }
-
-
-# what a first look at networks may cost; a reach near enough for chains to agree, and simplexes that are cheap
-FIRST_LOOK = {
-    "children": Budget(6, 30),
-    "rays": Budget(24),
-    "simplex": Budget(2, 15),
-    "curvature": Budget(32),
-    "dimension": Budget(4, 20),
-    "llc": Budget(4, 200),
-}
-OPTIONS: Mapping[str, Mapping[str, float]] = {"llc": {"reach": 2.0}, "simplex": {"corners": 2, "points": 24}}
 
 
 def sizes(
-    objective: Objective, parents: Float[Tensor, "m dim"], level: float, budgets: Mapping[str, Budget] = FIRST_LOOK
+    objective: Objective,
+    parents: Float[Tensor, "m dim"],
+    level: float,
+    budgets: Mapping[str, Budget] | None = None,
+    seed: int = 0,
 ) -> dict[str, xr.Dataset]:
     """Every size of the same parents at the same level, each estimator with a budget and a stream of its own.
+
+    Args:
+        budgets: by the names of the estimators wanted; all of them, with those of a first look, by default.
+        seed: of all draws.
 
     Raises:
         ValueError: a budget for what is no estimator.
     """
+    budgets = {name: each.budget for name, each in ESTIMATORS.items()} if budgets is None else budgets
     if unknown := sorted(budgets.keys() - ESTIMATORS.keys()):
         raise ValueError(f"unknown estimators {unknown}; known: {', '.join(ESTIMATORS)}")
+    more = (seed,) if seed else ()
     return {
-        name: ESTIMATORS[name].estimate(objective, parents, level, budget, generator(name), **OPTIONS.get(name, {}))
+        name: ESTIMATORS[name].measure(objective, parents, level, generator(name, *more), budget)
         for name, budget in budgets.items()
     }
 
 
 def table() -> pd.DataFrame:
-    """The estimators, their units, directions and ranges, for people."""
+    """The estimators, their units, directions, ranges and sources, for people."""
     rows = {
         name: (
             e.what,
             e.unit,
             "larger" if e.more > 0 else "smaller",
             f"{e.lowest:g} to {e.highest}".replace("-inf", "−∞"),
+            e.source,
         )
         for name, e in ESTIMATORS.items()
     }
-    return pd.DataFrame(rows, ["what", "unit", "a larger number is a … manifold", "valid range"]).T
+    return pd.DataFrame(rows, ["what", "unit", "a larger number is a … manifold", "valid range", "source"]).T
 
 
 def usual_range(values: xr.DataArray, share: float = 0.9) -> tuple[float, float]:

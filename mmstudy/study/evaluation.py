@@ -11,7 +11,7 @@ import xarray as xr
 from scipy import stats
 
 from mmstudy.expansion.pools import SAME_SIZE
-from mmstudy.study.predictors import DIRECTION
+from mmstudy.study.predictors import PREDICTORS
 
 # Chosen on the tasks of the profile `pilot`, before those of `small` were run; all else is exploratory.
 # `share` is the length of the probe (or of the early-loss run) as a share of the full training.
@@ -19,26 +19,10 @@ HEADLINE = {"measure": "extent_children", "rate": 1.0, "share": 0.04, "combined"
 RIVAL = {"measure": "early_loss", "rate": 1.0, "share": 0.1, "combined": True}
 WINDOW = 0.2  # the early loss is the mean over this last part of its run
 EARLY = (0.01, 0.02, 0.05, 0.1, 0.2)  # lengths of the early-loss runs, as shares of the full training
-FAMILIES = {
-    "parameters": "static",
-    "flops": "static",
-    "loss": "static",
-    "gradient_norm": "static",
-    "early_loss": "early loss",
-    "explorer_loss": "early loss",
-    "centre_loss": "early loss",
-}  # everything else is a size
 CLASSES = {
     "deeper_identity": "deeper",
     "deeper_random": "deeper",
 }  # of operators; a wider one is its own class
-COST_OF = {
-    "disagreement": "predictions_cost",
-    "centre_loss": "centre_cost",
-    "extent_children": "rays_cost",
-    "extent_differences": "rays_cost",
-    "extent_random": "random_cost",
-}  # the others of a probe: children_cost
 
 
 def gains(experiment: xr.Dataset) -> xr.Dataset:
@@ -81,20 +65,19 @@ def predictions(experiment: xr.Dataset) -> xr.Dataset:
 
     def add(measure: str, value: xr.DataArray, cost: float = 0.0, rate: float = 0.0, length: int = 0) -> None:
         name = f"{measure} ×{rate:g} @{length}" if length else measure
-        family = FAMILIES.get(measure, "size")
-        about.append((name, measure, family, cost / full, rate, length))
-        columns.append(DIRECTION[measure] * value.transpose("task", "candidate").values)
+        about.append((name, measure, PREDICTORS[measure].family, cost / full, rate, length))
+        columns.append(PREDICTORS[measure].sign * value.transpose("task", "candidate").values)
 
     full = float(experiment.attrs["full_cost"])
     budget = json.loads(experiment.attrs["parameters"])["budget"]
     steps, bin_ = budget["steps"], budget["early_bin"]
     examples = float(experiment["probe_examples"].mean())
     shared = float(experiment["examples_cost"].mean()) / experiment.sizes["candidate"]  # of all that looks at examples
-    add("parameters", experiment["parameters"])
-    add("flops", experiment["flops"])
-    add("loss", experiment["loss"], shared + examples)
-    add("gradient_norm", experiment["gradient_norm"], shared + 3.0 * examples)
-    sizes = [m for m in DIRECTION if m in experiment and "probe" in experiment[m].dims]
+    known = {name: each for name, each in PREDICTORS.items() if name in experiment}
+    sizes = [name for name in known if "probe" in experiment[name].dims]
+    for name, each in known.items():
+        if each.compute:
+            add(name, experiment[name], each.looks * shared + each.passes * examples)
     for rate in experiment["rate"].values.tolist():
         for share in EARLY:
             length = bin_ * round(share * steps / bin_)
@@ -105,12 +88,12 @@ def predictions(experiment: xr.Dataset) -> xr.Dataset:
         for length in experiment["probe"].values.tolist():
             at = experiment.sel(rate=rate, probe=length)
             for measure in sizes:
-                own = float(at[COST_OF.get(measure, "children_cost")].mean())
-                add(measure, at[measure], own + shared * (measure in COST_OF), rate, length)
+                own = float(at[known[measure].cost].mean())
+                add(measure, at[measure], own + known[measure].looks * shared, rate, length)
     alone = np.stack(columns, axis=-1)  # (task, candidate, predictor)
     ranks = _ranks(alone)
     names, measure, family, cost, rate, length = map(list, zip(*about, strict=True))
-    other = [i for i, m in enumerate(measure) if m not in ("parameters", "flops")]
+    other = [i for i, m in enumerate(measure) if known[m].combined]
     both = (ranks[..., other] + ranks[..., [names.index("parameters")]]) / 2
     labels = {"measure": measure, "family": family, "cost": cost, "rate": rate, "length": length}
     coords = {key: ("predictor", column + [column[i] for i in other]) for key, column in labels.items()}

@@ -24,10 +24,6 @@ from mmstudy.tracing.trace import trace
 CHECKPOINTS = ("last", "best validation")
 FIRST_LOOK = 512  # training examples that foretell how many are needed
 SCORES = ("accuracy", "nll", "ece")
-SIZES = (
-    *("reach", "gyration", "diameter", "effective_dimension", "log_volume", "disagreement"),
-    *("extent_children", "extent_differences", "extent_random"),
-)
 
 
 @dataclass(frozen=True)
@@ -171,24 +167,19 @@ def measure(
 ) -> xr.Dataset:
     """Probe and train (labelled) candidates that share one architecture, all of them as one batch.
 
-    Returns a Dataset over (candidate, seed, checkpoint, rate, early, probe); see `WORDS` for the variables.
+    Returns a Dataset over (candidate, seed, checkpoint, rate, early, probe); see `sweep.words` for the variables.
     """
     network = new_base(task, data)
     parameters = torch.as_tensor(base["base"].values, device=data.training.inputs.device)
     nn.utils.vector_to_parameters(parameters, network.parameters())
-    example, walked = data.training.inputs[:1], trace(network, data.training.inputs)
+    walked = trace(network, data.training.inputs)
     expanded = en.stack([c.grow(network, *data.training, walked=walked).network for _, c in candidates])
     split = probe_split(task, data, int(base["probe_examples"]))
     seeds = torch.arange(len(candidates)).repeat_interleave(budget.seeds)
     scores = train_in_full(task, data, expanded[seeds], budget)
     by_seed = (len(candidates), budget.seeds, len(CHECKPOINTS))
-    static = {
-        "parameters": torch.full((len(candidates),), networks.count_parameters(expanded.network)),
-        "flops": torch.full((len(candidates),), networks.count_flops(expanded.network, example)),
-        "loss": en.losses(expanded, split),
-        "gradient_norm": predictors.gradient_norm(expanded, split),
-        "expansion_cost": torch.tensor([c.cost(len(data.training.inputs)) for _, c in candidates]),
-    }
+    static = predictors.start_values(expanded, split)
+    static["expansion_cost"] = torch.tensor([c.cost(len(data.training.inputs)) for _, c in candidates])
     return xr.merge(
         [
             xr.Dataset({n: (("candidate", "seed", "checkpoint"), v.view(by_seed)) for n, v in scores.items()}),

@@ -1,37 +1,146 @@
-"""Rival statistics of an expanded network: what one could compute instead of the manifold's size.
+"""What one could compute before a candidate is trained in full, each with all there is to say of it: `PREDICTORS`.
 
-Each declares beforehand which sign its relation to the gain is expected to have.
+To add one, enter it here or, from outside, in the dictionary: `PREDICTORS["mine"] = Predictor(...)`. Each declares
+beforehand which sign its relation to the gain is expected to have.
 """
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mmstudy.batched.engine import Batch
-from mmstudy.batched.ensemble import Ensemble, vectors
+from mmstudy.batched.ensemble import Ensemble, losses, vectors
 from mmstudy.batched.objective import of_networks
+from mmstudy.core import networks
 
-# +1: a larger value is expected to go with a larger gain; −1: a smaller one
-DIRECTION = {
-    "parameters": 1,
-    "flops": 1,
-    "loss": -1,
-    "gradient_norm": 1,
-    "early_loss": -1,
-    "explorer_loss": -1,
-    "centre_loss": -1,
-    "reach": 1,
-    "gyration": 1,
-    "diameter": 1,
-    "effective_dimension": 1,
-    "log_volume": 1,
-    "disagreement": 1,
-    "extent_children": 1,
-    "extent_differences": 1,
-    "extent_random": 1,
-}
+STATIC, EARLY_LOSS, SIZE = FAMILIES = ("static", "early loss", "size")
+PROBED = "children_cost"  # what a probe costs before anything is evaluated on the probe examples
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A number for each candidate, and what is expected of it.
+
+    `sign`: +1 where a larger value is expected to go with a larger gain, −1 where a smaller one is; `words` and `unit`
+    say what it is, `source` where it comes from; figures give each `family` a colour. `compute`: (networks, probe
+    examples) → one number for each network, right after expansion, at a cost of so many `passes` over each example;
+    without it, the predictor is measured along the early run or at each probe (`measurements`), and `cost` is the
+    variable with what that took. `combined`: whether its ranks are also averaged with those of the parameter count.
+    """
+
+    sign: int
+    words: str
+    unit: str = "1"
+    family: str = SIZE
+    source: str = ""
+    compute: Callable[[Ensemble, Batch], Tensor] | None = None
+    passes: float | int = 0
+    cost: str = PROBED
+    combined: bool = True
+
+    def __post_init__(self):
+        if self.sign not in (1, -1):
+            raise ValueError(f"a predictor declares the sign 1 or -1; got sign={self.sign!r}")
+        if self.family not in FAMILIES:
+            raise ValueError(f"a predictor's family is one of {', '.join(FAMILIES)}; got family={self.family!r}")
+        if not self.passes >= 0:
+            raise ValueError(f"a predictor costs passes ≥ 0; got passes={self.passes}")
+
+    @property
+    def looks(self) -> bool:
+        """Whether it needs the probe examples, and so has a share in the cost of choosing them."""
+        return self.passes > 0 if self.compute else self.cost != PROBED
+
+
+def parameters(ensemble: Ensemble, batch: Batch) -> Tensor:
+    """The number of parameters, of each network alike."""
+    return torch.full((len(ensemble),), networks.count_parameters(ensemble.network))
+
+
+def flops(ensemble: Ensemble, batch: Batch) -> Tensor:
+    """Floating-point operations of a forward pass on one example, of each network alike."""
+    return torch.full((len(ensemble),), networks.count_flops(ensemble.network, batch[0][:1]))
 
 
 def gradient_norm(ensemble: Ensemble, batch: Batch) -> Float[Tensor, " k"]:
     """‖∇L‖₂ of every network over the examples."""
     _, slopes = of_networks(ensemble, batch).gradient(vectors(ensemble))
     return slopes.norm(dim=1)
+
+
+PREDICTORS: dict[str, Predictor] = {
+    "parameters": Predictor(+1, "parameters of the candidate", family=STATIC, compute=parameters, combined=False),
+    "flops": Predictor(
+        +1,
+        "floating-point operations of one forward pass on one example",
+        "flop",
+        STATIC,
+        compute=flops,
+        combined=False,
+    ),
+    "loss": Predictor(-1, "loss right after expansion", "nat", STATIC, compute=losses, passes=1),
+    "gradient_norm": Predictor(
+        +1, "norm of the loss gradient right after expansion", "nat", STATIC, compute=gradient_norm, passes=3
+    ),
+    "early_loss": Predictor(
+        -1,
+        "mean minibatch loss over the last steps of a constant-step run",
+        "nat",
+        EARLY_LOSS,
+        "Karp et al. 2024, arXiv 2406.02469",
+    ),
+    "explorer_loss": Predictor(
+        -1, "mean minibatch loss that the children met since the probe before", "nat", EARLY_LOSS
+    ),
+    "centre_loss": Predictor(
+        -1, "loss at the children's centre, on the probe examples", "nat", EARLY_LOSS, cost="centre_cost"
+    ),
+    "reach": Predictor(+1, "mean distance of the children from the candidate"),
+    "gyration": Predictor(+1, "radius of gyration of the children"),
+    "diameter": Predictor(+1, "largest distance between two children"),
+    "effective_dimension": Predictor(+1, "participation ratio of the children's covariance"),
+    "log_volume": Predictor(+1, "log volume of the simplex of the candidate and its children"),
+    "disagreement": Predictor(+1, "share of examples on which two children disagree", cost="predictions_cost"),
+    "extent_children": Predictor(
+        +1, "mean distance from the children's centre to the level, along the children, both ways", cost="rays_cost"
+    ),
+    "extent_differences": Predictor(
+        +1, "mean distance from the children's centre to the level, along differences of children", cost="rays_cost"
+    ),
+    "extent_random": Predictor(
+        +1,
+        "mean multiple of a filter-normalized random direction to the level",
+        source="Li et al. 2018, arXiv 1712.09913",
+        cost="random_cost",
+    ),
+}
+
+
+def start_values(ensemble: Ensemble, batch: Batch) -> dict[str, Tensor]:
+    """What is computed right after expansion, by name, one number for each network.
+
+    Raises:
+        ValueError: a predictor gives anything but one number for each network.
+    """
+    values = {name: each.compute(ensemble, batch) for name, each in PREDICTORS.items() if each.compute}
+    for name, value in values.items():
+        if not isinstance(value, Tensor) or value.shape != (len(ensemble),):
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"predictor {name!r} must give a tensor with one number for each network; got {got}")
+    return values
+
+
+def words(others: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """(unit, long name) of every predictor, of its standard error, and of other variables of the experiment.
+
+    Raises:
+        ValueError: a predictor has the name of another variable.
+    """
+    if taken := sorted(PREDICTORS.keys() & others.keys()):
+        raise ValueError(f"the experiment has variables {taken} already: enter the predictor by another name")
+    own = {name: (each.unit, each.words) for name, each in PREDICTORS.items()}
+    errors = {f"{name}_se": (each.unit, f"standard error of {name}") for name, each in PREDICTORS.items()}
+    return errors | own | dict(others)

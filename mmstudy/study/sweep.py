@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
 from dataclasses import asdict
 from functools import lru_cache
@@ -21,6 +21,7 @@ from mmstudy.core import processes, results, sources, tasks
 from mmstudy.core.tasks import Data, Task, load
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS
+from mmstudy.study import entries, predictors
 from mmstudy.study.measurements import CHECKPOINTS, Budget, measure, train_base
 
 ALIGNED = {"data_vars": "minimal", "coords": "minimal", "compat": "equals", "join": "exact"}
@@ -46,11 +47,14 @@ def sweep(
             by default a pool of `workers` processes. Threads of one process take turns.
 
     Raises:
-        ValueError: there is nothing to measure, or the pools differ in their labels or operators.
+        ValueError: there is nothing to measure, the pools differ in their labels or operators, or what was entered in a
+            registry from outside has the name of another variable, or a function that workers cannot import.
     """
-    operators = _operators(pools)
+    operators, known_words = _operators(pools), words()
     started = time.perf_counter()
     own = executor is None
+    if own:
+        entries.check_importable(entries.from_outside())
     executor = executor or processes.pool(workers)
     try:
         data = {task: load(task, device) for task in pools}
@@ -77,7 +81,7 @@ def sweep(
         label_noise=("task", [t.label_noise for t in pools]),
         dataset=("task", [t.dataset for t in pools]),
     )
-    dataset = results.describe(dataset, WORDS)
+    dataset = results.describe(dataset, known_words)
     dataset.attrs = results.provenance({"tasks": [asdict(t) for t in pools], "budget": asdict(budget)}, device)
     dataset.attrs |= {"full_cost": budget.full_cost, "wall_time_s": round(time.perf_counter() - started, 1)}
     return dataset
@@ -107,10 +111,12 @@ def _architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candi
 
 def _finish(executor: Executor, jobs: dict, cache: str | Path, materials, title: str, device: str) -> dict:
     """The results of all jobs, by key: read from the cache where they are, computed and kept where they are not."""
-    paths = {key: Path(cache) / f"{title}-{_fingerprint(job, device)}.nc" for key, job in jobs.items()}
+    outside = entries.from_outside()
+    more = [*filter(None, (entries.description(outside), device if device != "cpu" else ""))]
+    paths = {key: Path(cache) / f"{title}-{_fingerprint(job, more)}.nc" for key, job in jobs.items()}
     done = {key: results.read(path) for key, path in paths.items() if path.exists()}
     waiting = sorted(jobs.keys() - done.keys(), key=lambda key: -_work(jobs[key]))
-    futures = {executor.submit(_run, jobs[key], paths[key], *materials(key)): key for key in waiting}
+    futures = {executor.submit(_run, jobs[key], paths[key], outside, *materials(key)): key for key in waiting}
     with (
         _terminal() as stream,
         tqdm(total=len(jobs), initial=len(done), desc=title, file=stream, disable=None) as bar,
@@ -121,19 +127,23 @@ def _finish(executor: Executor, jobs: dict, cache: str | Path, materials, title:
     return {key: done[key] for key in jobs}
 
 
-def _run(job: tuple, path: Path, data: Data, base: xr.Dataset | None) -> xr.Dataset:
+def _run(job: tuple, path: Path, outside: entries.Entries, data: Data, base: xr.Dataset | None) -> xr.Dataset:
     kind, task, candidates, budget, _ = job
-    with ALONE:  # an executor's threads take turns
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # a process per core; and sums must not depend on the core count
-        try:
-            dataset = (
-                train_base(task, data, budget) if kind == "base" else measure(task, data, base, candidates, budget)
-            )
-        finally:
-            torch.set_num_threads(threads)
+    entries.enter(outside)
+    with ALONE, _one_thread():  # an executor's threads take turns; sums must not depend on the core count
+        dataset = train_base(task, data, budget) if kind == "base" else measure(task, data, base, candidates, budget)
     results.write(dataset, path)
     return dataset
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _terminal() -> contextlib.AbstractContextManager:
@@ -151,10 +161,9 @@ def _work(job: tuple) -> float | int:
     return sum(sum(c.sizes) if OPERATORS[c.operator].widens else sum(task.widths) for _, c in candidates)
 
 
-def _fingerprint(job: tuple, device: str) -> str:
-    """A hash of the job's description, of the code and library that carry it out, and of another device than a CPU."""
-    elsewhere = [] if device == "cpu" else [device]
-    text = json.dumps([repr(job), torch.__version__, _code(), *elsewhere])
+def _fingerprint(job: tuple, more: Sequence[str] = ()) -> str:
+    """A hash of the job's description, of the code and library that carry it out, and of what more it depends on."""
+    text = json.dumps([repr(job), torch.__version__, _code(), *more])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -163,7 +172,12 @@ def _code() -> str:
     return sources.fingerprint("import mmstudy.study.measurements")
 
 
-WORDS = {
+def words() -> dict[str, tuple[str, str]]:
+    """(unit, long name) of every variable of the experiment."""
+    return predictors.words(OTHERS)
+
+
+OTHERS = {  # the variables that predict nothing, or are no result
     "accuracy": ("1", "test accuracy of the candidate, trained in full"),
     "nll": ("nat", "test negative log-likelihood of the candidate, trained in full"),
     "ece": ("1", "expected calibration error on the test part, 15 bins"),
@@ -178,28 +192,7 @@ WORDS = {
     "examples_cost": ("example-evaluations", "cost of finding out how many those must be, once for all candidates"),
     "level": ("nat", "loss up to which rays go, shared by all candidates of a task"),
     "description": ("1", "the candidate in this task, as JSON"),
-    "parameters": ("1", "parameters of the candidate"),
-    "flops": ("flop", "floating-point operations of one forward pass on one example"),
     "expansion_cost": ("example-evaluations", "cost of the expansion itself, where it learns from data"),
-    "loss": ("nat", "loss right after expansion"),
-    "gradient_norm": ("nat", "norm of the loss gradient right after expansion"),
-    "early_loss": ("nat", "mean minibatch loss over the last steps of a constant-step run"),
-    "explorer_loss": ("nat", "mean minibatch loss that the children met since the probe before"),
-    "centre_loss": ("nat", "loss at the children's centre, on the probe examples"),
-    "reach": ("1", "mean distance of the children from the candidate"),
-    "reach_se": ("1", "standard error of reach"),
-    "gyration": ("1", "radius of gyration of the children"),
-    "gyration_se": ("1", "standard error of gyration"),
-    "diameter": ("1", "largest distance between two children"),
-    "diameter_se": ("1", "standard error of diameter"),
-    "effective_dimension": ("1", "participation ratio of the children's covariance"),
-    "effective_dimension_se": ("1", "standard error of effective_dimension"),
-    "log_volume": ("1", "log volume of the simplex of the candidate and its children"),
-    "disagreement": ("1", "share of examples on which two children disagree"),
-    "extent_children": ("1", "mean distance from the children's centre to the level, along the children, both ways"),
-    "extent_children_se": ("1", "standard error of extent_children over its rays"),
-    "extent_differences": ("1", "mean distance from the children's centre to the level, along differences of children"),
-    "extent_random": ("1", "mean multiple of a filter-normalized random direction to the level"),
     "connected": ("1", "share of children that the level set holds, with the segment from their centre"),
     "unbounded": ("1", "share of rays that stay below the level as far as they go"),
     "outside": ("1", "whether the children's centre lies above the level"),

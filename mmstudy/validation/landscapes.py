@@ -44,6 +44,15 @@ def stationary_variance(
     return eta * noise**2 * (1 + mu) / (h * (1 - mu) * (2 * (1 + mu) - eta * h))
 
 
+def gaussian_density(variances: Float[Tensor, " dim"]) -> Landscape:
+    """The density over unit directions of Gaussian draws with these variances, over the uniform one.
+
+    Angular central Gaussian (Tyler 1987): |Λ|^(−1/2) (uᵀΛ⁻¹u)^(−D/2), Λ the diagonal of the variances.
+    """
+    dim = len(variances)
+    return lambda unit: (unit**2 / variances).sum(-1) ** (-dim / 2) / variances.prod().sqrt()
+
+
 def ring(radius: float = 1.0, stiffness: float = 1.0) -> Landscape:
     """L(θ) = ½ k (‖θ‖ − R)²: a circle of minima in 2-D, a spherical shell in more dimensions."""
     return lambda points: 0.5 * stiffness * (points.norm(dim=-1) - radius) ** 2

@@ -81,8 +81,13 @@ def cases() -> list[Case]:
     volume = ls.ellipsoid_log_volume(many, LEVEL)
     radius = math.sqrt(2 * LEVEL * 12 / float(many.sum()))
     near = {"budget": Budget(24, 100), "level": 1e-12, "options": {"radius": 1e-3}}  # so near, a curved set is flat
+    slow = Budget(32, 60, step_size=0.2, momentum=0.5)
+    drift = ls.stationary_variance(h[1:], 0.15, slow.step_size, slow.momentum)
+    shaken, aim = of_landscape(ls.ellipsoid(h[1:]), 2, noise=0.15), ls.gaussian_density(drift)
+    seen = _mean(lambda a: aim(_unit(a)) * ls.ellipsoid_radius(h[1:], _unit(a), LEVEL))
     return [
         Case("children", "ellipsoid", noisy, zeros(3), variance.sum().sqrt().item(), walk, level=1e3),
+        Case("extent", "ellipse", shaken, zeros(2), seen, slow),
         Case("rays", "ellipse", ellipse, zeros(2), _mean(lambda a: ls.ellipsoid_radius(h[1:], _unit(a), LEVEL)), lines),
         Case("rays", "ring", ring, on_shell(2), _mean(lambda a: ls.ring_radius(a, 1.0, 1.0, LEVEL)), lines),
         Case("volume", "ellipsoid", bowl, zeros(3), start[0], Budget(400)),

@@ -1,16 +1,19 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import xarray as xr
 from cases import batch, mlp
 
+import mmstudy as mm
 from mmstudy.batched import ensemble as en
 from mmstudy.batched.objective import of_networks
 from mmstudy.core.seeds import generator
+from mmstudy.manifold import estimate
 from mmstudy.manifold.curvature import curvature
 from mmstudy.manifold.estimate import Budget
-from mmstudy.manifold.estimators import ESTIMATORS, FIRST_LOOK, sizes, table, usual_range
+from mmstudy.manifold.estimators import ESTIMATORS, Estimator, sizes, table, usual_range
 
 
 def test_a_status_speaks_before_the_number():
@@ -57,20 +60,70 @@ def test_the_table_tells_every_estimator_apart():
     assert rows.loc["llc", "a larger number is a … manifold"] == "smaller"
     assert rows.loc["volume", "valid range"] == "−∞ to ∞"
     assert rows.loc["dimension", "valid range"] == "0 to D"
+    assert all(rows["source"])
+    assert len({each.color for each in ESTIMATORS.values()}) == len(ESTIMATORS)
 
 
-def test_all_sizes_of_networks_come_from_one_call():
+@pytest.fixture(scope="module")
+def measurable():
     networks = en.stack([mlp(seed=i, dtype=torch.float32) for i in range(2)])
     objective, parents = of_networks(networks, batch(), minibatch=16), en.vectors(networks)
-    level = float(objective(parents).max()) + 0.5
-    budgets = {name: Budget(max(2, b.samples // 4), max(24, b.steps // 8)) for name, b in FIRST_LOOK.items()}
-    found = sizes(objective, parents, level, budgets)
-    assert list(found) == list(budgets)
+    return objective, parents, float(objective(parents).max()) + 0.5
+
+
+CHEAP = {name: Budget(max(2, e.budget.samples // 4), max(24, e.budget.steps // 8)) for name, e in ESTIMATORS.items()}
+
+
+def test_all_sizes_of_networks_come_from_one_call(measurable):
+    found = sizes(*measurable, CHEAP)
+    assert list(found) == list(CHEAP) == list(ESTIMATORS)
     for one in found.values():
         assert one.sizes["parent"] == 2
-        assert one.attrs["level"] == level
+        assert one.attrs["level"] == measurable[2]
         assert (one["cost"] > 0).all()
-    alone = curvature(objective, parents, level, budgets["curvature"], generator("curvature"))
-    xr.testing.assert_identical(found["curvature"], alone)
+    xr.testing.assert_identical(found["curvature"], curvature(*measurable, CHEAP["curvature"], generator("curvature")))
     with pytest.raises(ValueError, match=r"unknown estimators \['reys'\]; known: children"):
-        sizes(objective, parents, level, {"reys": Budget()})
+        sizes(*measurable, {"reys": Budget()})
+
+
+def test_a_seed_says_which_draws(measurable):
+    few = {"curvature": Budget(4)}
+    first, again, other = (sizes(*measurable, few, seed)["curvature"]["trace"].values for seed in (1, 1, 2))
+    assert (first == again).all()
+    assert (first != other).all()
+    by_name = curvature(*measurable, few["curvature"], generator("curvature", 1))
+    assert (first == by_name["trace"].values).all()
+
+
+def parameter_norm(objective, parents, level, budget, generator, power=1.0):
+    """An estimator of a user's own: ‖θ‖, at the price of a look."""
+    status, _ = estimate.starting(objective, parents, level)
+    norm = parents.double().norm(dim=1) ** power
+    samples = norm.unsqueeze(1).expand(-1, budget.samples)
+    return estimate.report(objective, level, norm, 0 * norm, samples, status, objective.examples)
+
+
+OWN = Estimator(parameter_norm, "norm of the parameters", "distance²", "nobody", "k", options={"power": 2.0})
+
+
+def test_an_estimator_from_outside_is_measured_like_the_others(measurable, monkeypatch):
+    monkeypatch.setitem(ESTIMATORS, "norm", OWN)
+    (found,) = sizes(*measurable, {"norm": Budget(2)}).values()
+    assert found["size"].values == pytest.approx(measurable[1].double().square().sum(1))
+    assert table().loc["norm", "what"] == "norm of the parameters"
+    network = mlp()
+    squares = sum(float(p.detach().square().sum()) for p in network.parameters())
+    assert mm.size(network, batch(), method="norm")["size"].item() == pytest.approx(squares)
+    for name in set(ESTIMATORS) - {"norm", "curvature"}:
+        monkeypatch.delitem(ESTIMATORS, name)
+    everything = mm.sizes(network, batch())
+    assert everything["estimator"].values.tolist() == ["curvature", "norm"]
+    assert everything["unit"].values.tolist() == ["distance", "distance²"]
+    assert list(sizes(*measurable)) == ["curvature", "norm"]
+
+
+def test_a_wrong_entry_is_refused_by_value():
+    with pytest.raises(ValueError, match=r"more is one of \(1, -1\) .*; got more=0"):
+        replace(OWN, more=0)
+    with pytest.raises(ValueError, match=r"highest one of ∞, D, D/2; got .*highest='2D'"):
+        replace(OWN, highest="2D")

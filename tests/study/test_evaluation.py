@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mmstudy.study import evaluation
-from mmstudy.study.predictors import DIRECTION
+from mmstudy.study.predictors import PREDICTORS
 
 OPERATORS = ["net2net"] * 4 + ["random"] * 4 + ["deeper_identity"] * 2 + ["deeper_random"] * 2
 
@@ -190,7 +190,7 @@ def test_predictions_are_what_was_measured_turned_upwards(measured):
         for r, rate in enumerate((1, 2)):
             for p, probe in enumerate((20, 40)):
                 each = measured[name].isel(rate=r, probe=p).transpose("task", "candidate").values
-                assert (column(predicted, f"{name} ×{rate} @{probe}") == DIRECTION[name] * each).all()
+                assert (column(predicted, f"{name} ×{rate} @{probe}") == PREDICTORS[name].sign * each).all()
     labels = predicted["predictor"].values.tolist()
     assert len(set(labels)) == len(labels) == 2 * (4 + 2 * 5 + 6 * 2 * 2) - 2  # sizes alone are not combined
 

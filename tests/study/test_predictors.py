@@ -1,10 +1,16 @@
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import batch, mlp
 from torch import nn
 
 from mmstudy.batched import ensemble as en
-from mmstudy.study import evaluation, measurements, predictors, sweep
+from mmstudy.core import results
+from mmstudy.core.tasks import Task, load
+from mmstudy.expansion import pools
+from mmstudy.study import entries, evaluation, measurements, predictors, sweep
 
 
 def test_gradient_norm_is_that_of_autograd():
@@ -37,17 +43,98 @@ def test_the_gradient_vanishes_at_a_minimum_and_not_beside_it():
     assert beside > 1
 
 
-def test_every_measure_declares_its_sign_and_is_described_and_costed():
-    assert set(predictors.DIRECTION.values()) == {-1, 1}
-    assert predictors.DIRECTION.keys() <= sweep.WORDS.keys()
-    assert set(measurements.SIZES) <= predictors.DIRECTION.keys()
-    assert evaluation.FAMILIES.keys() <= predictors.DIRECTION.keys()
-    assert evaluation.COST_OF.keys() <= predictors.DIRECTION.keys()
-    assert {*evaluation.COST_OF.values(), "children_cost"} <= sweep.WORDS.keys()
+def test_every_predictor_is_described_and_costed():
+    words = sweep.words()
+    for name, each in predictors.PREDICTORS.items():
+        assert words[name] == (each.unit, each.words)
+        assert each.cost in words
     for choice in (evaluation.HEADLINE, evaluation.RIVAL):
-        assert choice["measure"] in predictors.DIRECTION
+        assert choice["measure"] in predictors.PREDICTORS
 
 
 def test_losses_point_down_and_sizes_up():
-    for name, sign in predictors.DIRECTION.items():
-        assert sign == (-1 if "loss" in name else 1), name
+    for name, each in predictors.PREDICTORS.items():
+        assert each.sign == (-1 if "loss" in name else 1), name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"sign": 0}, "the sign 1 or -1; got sign=0"),
+        ({"family": "sise"}, "one of static, early loss, size; got family='sise'"),
+        ({"passes": -1}, "got passes=-1"),
+    ],
+)
+def test_a_wrong_entry_is_refused_by_value(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        predictors.Predictor(**{"sign": 1, "words": "a number"} | wrong)
+
+
+def spread_of_outputs(ensemble, batch):
+    """A predictor of a user's own: the standard deviation of a network's outputs."""
+    return en.outputs(ensemble, batch[0]).flatten(1).std(1)
+
+
+OWN = predictors.Predictor(
+    -1, "spread of the outputs", "logit", predictors.STATIC, "nobody", spread_of_outputs, passes=1
+)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    monkeypatch.setitem(predictors.PREDICTORS, "output_spread", OWN)
+
+
+TASK = Task("digits", (4, 4), 200)
+BUDGET = measurements.Budget(steps=20, batch=32, seeds=2, validations=2, probes=(4,), early_steps=10, random_rays=2)
+
+
+def swept(cache, **options):
+    data = load(TASK)
+    pool = pools.candidate_pool(measurements.new_base(TASK, data), data.training.inputs, (2,), (), ())
+    return sweep.sweep({TASK: dict(list(pool.items())[:5])}, BUDGET, cache, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_predictor_from_outside_goes_all_the_way(registered, tmp_path, workers):
+    """Measured in this process or in another one, saved with its words, and turned by its sign."""
+    with ThreadPoolExecutor(1) as here:
+        experiment = swept(tmp_path, **({"workers": workers} if workers else {"executor": here}))
+    stored = results.load(results.save(experiment, tmp_path / "experiment.nc"))
+    assert stored["output_spread"].attrs == {"units": "logit", "long_name": "spread of the outputs"}
+    assert (stored["output_spread"] > 0).all()
+    predicted = evaluation.predictions(stored)
+    column = predicted.sel(predictor="output_spread")
+    assert (column["value"] == -stored["output_spread"]).all()
+    assert column["family"] == "static"
+    assert column["cost"] == predicted["cost"].sel(predictor="loss")
+    assert "output_spread + parameters" in predicted["predictor"]
+    scores = evaluation.scores(predicted, evaluation.gains(stored))
+    assert scores["spearman"].sel(predictor="output_spread").notnull().all()
+
+
+def test_pieces_measured_with_it_have_another_name_and_its_code_is_in_it(registered, monkeypatch):
+    outside = entries.from_outside()
+    assert outside == ({}, {}, {"output_spread": OWN})
+    text = entries.description(outside)
+    assert "def spread_of_outputs" in text
+    assert sweep._fingerprint(("base",), [text]) != sweep._fingerprint(("base",))
+    monkeypatch.setitem(predictors.PREDICTORS, "output_spread", replace(OWN, passes=2))
+    assert entries.description(entries.from_outside()) != text
+
+
+def test_what_workers_cannot_import_is_refused_before_anything_runs(monkeypatch, tmp_path):
+    monkeypatch.setitem(predictors.PREDICTORS, "mine", replace(OWN, compute=lambda ensemble, batch: None))
+    with pytest.raises(ValueError, match=r"cannot import .*<lambda> of 'mine': define it in a file.*executor="):
+        swept(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_taken_and_a_value_of_another_shape_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setitem(predictors.PREDICTORS, "accuracy", OWN)
+    with pytest.raises(ValueError, match=r"variables \['accuracy'\] already"):
+        swept(tmp_path)
+    monkeypatch.delitem(predictors.PREDICTORS, "accuracy")
+    monkeypatch.setitem(predictors.PREDICTORS, "mine", replace(OWN, compute=lambda e, b: en.outputs(e, b[0])[:, 0]))
+    with pytest.raises(ValueError, match=r"'mine' must give .* one number for each network; got \(1, 4\)"):
+        predictors.start_values(en.stack([mlp()]), batch(1))

@@ -361,8 +361,8 @@ def test_a_piece_has_another_name_when_anything_it_depends_on_changes():
         (*job[:2], ((POOL[0][0], replace(POOL[0][1], seed=1)), *POOL[1:3]), BUDGET),
         (*job[:3], replace(BUDGET, margin=0.2)),
     ]
-    names = [sweep._fingerprint(j, "cpu") for j in (job, *others)] + [sweep._fingerprint(job, "cuda")]
-    assert sweep._fingerprint(("measure", replace(TASKS[0]), tuple(POOL[:3]), replace(BUDGET)), "cpu") == names[0]
+    names = [sweep._fingerprint(j) for j in (job, *others)] + [sweep._fingerprint(job, ["cuda"])]
+    assert sweep._fingerprint(("measure", replace(TASKS[0]), tuple(POOL[:3]), replace(BUDGET))) == names[0]
     assert len(set(names)) == len(names)
 
 
@@ -400,7 +400,7 @@ def test_a_piece_outlives_comments_and_docstrings_but_not_its_code(another_packa
     def changed(text, name="manifold/rays.py"):
         (another_package / name).write_text((sources_of / name).read_text() + text)
         sweep._code.cache_clear()
-        return sweep._fingerprint(job, "cpu")
+        return sweep._fingerprint(job)
 
     sources_of = Path(measurements.__file__).parents[1]
     before = changed("")
