@@ -7,6 +7,7 @@ __all__ = [
     "copies",
     "deeper",
     "growth",
+    "insertion",
     "new_units",
     "operators",
     "optimizers",

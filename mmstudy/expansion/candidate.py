@@ -14,9 +14,10 @@ from torch.nn.functional import cross_entropy
 
 from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import generator as substream
-from mmstudy.expansion import deeper, surgery
+from mmstudy.expansion import deeper, insertion, surgery
 from mmstudy.expansion.growth import Growth, LossFn
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE, named
+from mmstudy.tracing.calls import called
 from mmstudy.tracing.couplings import fixed_in, of_trace
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
@@ -161,7 +162,7 @@ def deepen(
     if operator not in (known := named(widens=False)):
         raise ValueError(f"unknown deeper operator {operator!r}; known: {', '.join(known)}")
     way, walked = OPERATORS[operator].apply, trace(network, inputs)
-    return deeper.insert(network, walked, {location: number}, way, generator, inputs)[0]
+    return insertion.insert(network, walked, {location: number}, way, generator, called(network, inputs))[0]
 
 
 def _growth(walked: Trace, network: nn.Module, location: str, size: int, *rest) -> Growth:
@@ -204,7 +205,7 @@ def _widen(candidate, network, walked, stream, inputs, targets, loss_fn) -> Expa
 def _deepen(candidate, network, walked, stream, inputs) -> Expansion:
     numbers = dict(zip(candidate.locations, candidate.sizes, strict=True))
     way = OPERATORS[candidate.operator].apply
-    new, origin, inserted = deeper.insert(network, walked, numbers, way, stream, inputs)
+    new, origin, inserted = insertion.insert(network, walked, numbers, way, stream, called(network, inputs))
     fresh = frozenset() if way in (deeper.stack, deeper.interleave) else inserted
 
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
