@@ -2,10 +2,12 @@
 
 __all__ = [
     "asked",
+    "attributes",
     "candidate",
     "checkpoints",
     "copies",
     "deeper",
+    "exactness",
     "growth",
     "insertion",
     "new_units",

@@ -34,6 +34,7 @@ class Expansion:
     inserted: frozenset[str]  # parameters of layers or blocks that were not there before
     fresh: frozenset[str]  # those of them that are no copies, hence have no history
     carry: Callable[[Averages, bool], dict[str, Tensor]]  # (averages, whether of squares) → those of the others
+    changed: tuple[str, ...] = ()  # numbers that modules keep of sizes and that changed, step by step: "heads: 3 → 4"
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def _growth(walked: Trace, network: nn.Module, location: str, size: int, *rest) 
 
 
 def _widen(candidate, network, walked, stream, inputs, targets, loss_fn) -> Expansion:
-    operator, plans = OPERATORS[candidate.operator], []
+    operator, plans, changed = OPERATORS[candidate.operator], [], []
     for location, size in zip(candidate.locations, candidate.sizes, strict=True):
         walked = trace(network, inputs) if plans else walked
         growth = _growth(walked, network, location, size, stream, inputs, targets, loss_fn)
@@ -191,6 +192,9 @@ def _widen(candidate, network, walked, stream, inputs, targets, loss_fn) -> Expa
         if operator.preserves == UP_TO_NOISE:
             own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
             _check(candidate, network, new, inputs, surgery.transform(own, plan))
+        for path, key, then in growth.coupling.kept[size]:
+            before = getattr(network.get_submodule(path), key)
+            changed.append(f"{path}.{key}: {before} → {then}".removeprefix("."))
         network = new
         plans.append(plan)
 
@@ -199,7 +203,8 @@ def _widen(candidate, network, walked, stream, inputs, targets, loss_fn) -> Expa
             averages = {**averages, **surgery.transported(averages, plan, squares)}
         return dict(averages)
 
-    return Expansion(network, {name: name for name, _ in network.named_parameters()}, frozenset(), frozenset(), carry)
+    origin = {name: name for name, _ in network.named_parameters()}
+    return Expansion(network, origin, frozenset(), frozenset(), carry, tuple(changed))
 
 
 def _deepen(candidate, network, walked, stream, inputs) -> Expansion:
@@ -224,7 +229,7 @@ def _chain(first: Expansion, second: Expansion) -> Expansion:
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
         return second.carry(first.carry(averages, squares), squares)
 
-    return Expansion(second.network, origin, inserted, fresh, carry)
+    return Expansion(second.network, origin, inserted, fresh, carry, first.changed + second.changed)
 
 
 def _check(
