@@ -55,9 +55,9 @@ def test_exact_operators_are_exact_or_say_why_not(name, operator):
         reason = allowed(name, place, factor, operator)
         if reason:
             with pytest.raises(ValueError, match=reason):
-                candidate.grow(network, inputs, targets, walked=walked)
+                candidate.grow(network, (inputs, targets), walked=walked)
             continue
-        new = candidate.grow(network, inputs, targets, walked=walked).network
+        new = candidate.grow(network, (inputs, targets), walked=walked).network
         if OPERATORS[operator].preserves == EXACTLY:
             assert change(network, new, inputs) < 1e-12, place
         else:
@@ -82,6 +82,6 @@ def test_noise_is_no_excuse_for_what_is_not_exact_without_it(operator):
     network, inputs = case.network(), case.inputs()
     targets = torch.zeros(len(inputs), dtype=torch.long)
     with pytest.raises(ValueError, match=f"{operator} embedding→9 is not exact here, even without noise"):
-        Candidate(operator, ("embedding",), (9,)).expand(network, inputs, targets)
-    noisy = Candidate(operator, ("embedding",), (16,)).expand(network, inputs, targets)
+        Candidate(operator, ("embedding",), (9,)).expand(network, (inputs, targets))
+    noisy = Candidate(operator, ("embedding",), (16,)).expand(network, (inputs, targets))
     assert 0 < change(network, noisy, inputs) < 0.1
