@@ -48,6 +48,7 @@ def orthogonal(growth: Growth) -> tuple[Plan, Touch | None]:
     """
 
     def rows(old: Tensor) -> Tensor:
+        old = old if old.dtype == torch.float64 else old.float()  # in less there is no such decomposition
         units, inputs = old.shape
         drawn = normal(old.new_empty(growth.extra, inputs), growth)
         if inputs > units:
@@ -195,7 +196,7 @@ def _given(growth: Growth, rows: Callable[[Tensor], Tensor]) -> Touch:
             old = tensor[:n].flatten(1)
             new = rows(old)
             new = new / new.norm(dim=1, keepdim=True) * old.norm(dim=1).mean()
-            tensor = torch.cat([tensor[:n], new.view(-1, *tensor.shape[1:])])
+            tensor = torch.cat([tensor[:n], new.view(-1, *tensor.shape[1:]).to(tensor)])
         return tensor
 
     return touch
