@@ -106,7 +106,7 @@ def test_expansions_are_those_of_candidates():
 @pytest.mark.parametrize("operator", ["firefly", "gradmax", "ligo"])
 def test_operators_learn_from_the_same_loss_as_measurements(operator):
     found = mm.expand(NETWORK, BATCH, operator, {"hidden.0": 8})
-    expected = Candidate(operator, ("hidden.0",), (8,)).expand(NETWORK, X, Y)
+    expected = Candidate(operator, ("hidden.0",), (8,)).expand(NETWORK, BATCH)
     assert change(expected, found, X) < 1e-5
 
 

@@ -80,7 +80,7 @@ WRONG = [
     ("3_manifold", {"manifold_examples": 501}, "manifold_examples must be at least 1 and at most 500"),
     ("3_manifold", {"manifold_step_size": float("inf")}, "manifold_step_size must be a finite number"),
     ("3_manifold", {"manifold_dataset": "mnist2d"}, "mnist2d"),
-    ("3_manifold", {"manifold_widths": []}, "width"),
+    ("3_manifold", {"manifold_widths": []}, "manifold_widths must not be empty"),
     ("3_manifold", {"manifold_widths": [6, -1]}, "a width must be at least 1; got -1"),
     ("3_manifold", {"manifold_train_size": 0}, "training examples"),
     ("4_experiment", {"experiment_steps": 0}, "experiment_steps must be at least 1"),

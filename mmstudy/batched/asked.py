@@ -1,7 +1,6 @@
 """What the face asks of networks and a batch before any work: are they fit for each other?"""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,28 +8,6 @@ from torch import Tensor, nn
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import measuring
 from mmstudy.core import arguments
-
-
-def inputs_of(network: nn.Module, batch: Batch, loss_fn: LossFn) -> Tensor:
-    """What the network is called with: the batch where it is a tensor, else what `loss_fn` gives to the model first.
-
-    Raises:
-        ValueError: the loss doesn't call the network, or calls it with something else than one tensor.
-    """
-    if isinstance(batch, Tensor):
-        return batch
-    calls: list[tuple] = []
-
-    def watched(*args: Any, **kw: Any) -> Any:
-        calls.append((args, kw))
-        return network(*args, **kw)
-
-    with arguments.explained(batch), torch.no_grad(), torch.random.fork_rng(devices=[]), measuring(network):
-        loss_fn(watched, batch)
-    if not calls or len(calls[0][0]) != 1 or calls[0][1] or not isinstance(calls[0][0][0], Tensor):
-        found = [arguments.described(call) for call in calls[:1]] or "no call"
-        raise ValueError(f"only networks of one input tensor can be traced; loss_fn called the model with {found}")
-    return calls[0][0][0]
 
 
 def tried(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, normalization: str = "frozen") -> list[float]:

@@ -6,6 +6,7 @@ Shapes: B examples, C channels, T tokens, E embedding width, H heads, D head wid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -266,8 +267,8 @@ def count_parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def count_flops(network: nn.Module, example: Float[Tensor, "1 ..."] | Int[Tensor, "1 ..."]) -> int:
+def count_flops(network: nn.Module, *example: Any, **options: Any) -> int:
     """Floating-point operations of one forward pass on one example (a multiply-add counts as two)."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(example)
+        network(*example, **options)
     return counter.get_total_flops()

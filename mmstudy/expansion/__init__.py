@@ -2,11 +2,14 @@
 
 __all__ = [
     "asked",
+    "attributes",
     "candidate",
     "checkpoints",
     "copies",
     "deeper",
+    "exactness",
     "growth",
+    "insertion",
     "new_units",
     "operators",
     "optimizers",

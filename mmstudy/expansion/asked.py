@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmstudy.batched import asked, engine
+from mmstudy.batched import asked
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
@@ -14,6 +14,7 @@ from mmstudy.expansion import pools
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS
 from mmstudy.tracing import couplings as traced
+from mmstudy.tracing.calls import Call, of_loss, tensors
 from mmstudy.tracing.couplings import Coupling
 
 Step = tuple[str, Mapping[str, int]]  # (operator, location → its new size, or the number of layers to insert there)
@@ -26,14 +27,16 @@ def couplings(network: nn.Module, batch: Batch, loss_fn: LossFn = classification
         batch: a tensor is what the network is called with; of any other batch `loss_fn` calls the network.
         loss_fn: (model, batch) → mean loss.
     """
-    return traced.couplings(*_called(network, batch, loss_fn))
+    network, _, call = _called(network, batch, loss_fn)
+    return traced.couplings(network, call)
 
 
 def candidate_pool(
     network: nn.Module, batch: Batch, loss_fn: LossFn = classification, **options: Any
 ) -> dict[str, Candidate]:
     """Candidates that are worth comparing, by label; the options are those of `pools.candidate_pool`."""
-    return pools.candidate_pool(*_called(network, batch, loss_fn), **options)
+    network, _, call = _called(network, batch, loss_fn)
+    return pools.candidate_pool(network, call, **options)
 
 
 def expand(
@@ -57,26 +60,23 @@ def expand(
             an operator that does not fit there.
     """
     candidate = _candidate(how, where, arguments.whole(seed, "seed"))
-    network, inputs = _called(network, batch, loss_fn)
-    if not _learns(candidate):
-        return candidate.expand(network, inputs)
-    batch = arguments.batch(batch)
-    return candidate.expand(network, inputs, torch.arange(len(inputs)), _of_outputs(loss_fn, batch))
+    network, batch, _ = _called(network, batch, loss_fn)
+    return candidate.expand(network, batch, loss_fn)
 
 
-def _called(network: Any, batch: Any, loss_fn: Any) -> tuple[nn.Module, Tensor]:
-    """The network, and what it is called with, once both are known to be fit for each other."""
+def _called(network: Any, batch: Any, loss_fn: Any) -> tuple[nn.Module, Batch, Call]:
+    """The network, the batch, and how one is called on the other, once both are known to be fit for each other."""
     network, batch = arguments.network(network), arguments.batch(batch)
     loss_fn = arguments.function(loss_fn)
     if not isinstance(batch, Tensor) and loss_fn is classification:
         asked.classes(network, batch)
-    inputs = asked.inputs_of(network, batch, loss_fn)
-    asked.tried([network], inputs, lambda model, x: _probe(model(x)))
-    return network, inputs
+    call = of_loss(network, batch, loss_fn)
+    asked.tried([network], batch, lambda model, _: _probe(call.of(model)))
+    return network, batch, call
 
 
 def _probe(outputs: Any) -> Tensor:
-    return sum((t.double().mean() for t in engine.tensors(outputs)), torch.zeros((), dtype=torch.float64))
+    return sum((t.double().mean() for t in tensors(outputs)), torch.zeros((), dtype=torch.float64))
 
 
 def _candidate(how: Any, where: Any, seed: int) -> Candidate:
@@ -98,27 +98,3 @@ def _candidate(how: Any, where: Any, seed: int) -> Candidate:
         sizes = tuple(arguments.whole(size, f"where[{name!r}]", 1, 10**6) for name, size in places.items())
         candidate = Candidate(operator, tuple(places), sizes, seed, candidate)
     return candidate
-
-
-def _learns(candidate: Candidate | None) -> bool:
-    return candidate is not None and (OPERATORS[candidate.operator].learns or _learns(candidate.then))
-
-
-def _of_outputs(loss_fn: LossFn, batch: Batch):
-    """The loss as a function of outputs and of which examples they belong to, as operators that learn take it."""
-
-    def loss(outputs: Tensor, index: Tensor) -> Tensor:
-        calls = 0
-
-        def model(*args: Any, **kw: Any) -> Tensor:
-            nonlocal calls
-            calls += 1
-            if calls > 1:
-                raise ValueError(
-                    "operators that learn take a loss_fn that calls the model once; this one does it again"
-                )
-            return outputs
-
-        return loss_fn(model, engine.take(batch, index))
-
-    return loss

@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.functional import cross_entropy
+from torch.utils._pytree import tree_leaves
 
-from mmstudy.core.networks import evaluating
+from mmstudy.batched.engine import Batch, LossFn
+from mmstudy.batched.ensemble import classification
+from mmstudy.core import arguments
 from mmstudy.core.seeds import generator as substream
-from mmstudy.expansion import deeper, surgery
-from mmstudy.expansion.growth import Growth, LossFn
+from mmstudy.expansion import deeper, exactness, insertion, surgery
+from mmstudy.expansion.growth import Growth
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE, named
+from mmstudy.tracing.calls import Call, called, of_loss
 from mmstudy.tracing.couplings import fixed_in, of_trace
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
@@ -33,6 +35,7 @@ class Expansion:
     inserted: frozenset[str]  # parameters of layers or blocks that were not there before
     fresh: frozenset[str]  # those of them that are no copies, hence have no history
     carry: Callable[[Averages, bool], dict[str, Tensor]]  # (averages, whether of squares) → those of the others
+    changed: tuple[str, ...] = ()  # numbers that modules keep of sizes and that changed, step by step: "heads: 3 → 4"
 
 
 @dataclass(frozen=True)
@@ -91,27 +94,25 @@ class Candidate:
         except (KeyError, TypeError) as error:
             raise ValueError(f"no description of a candidate: {description!r}") from error
 
-    def expand(
-        self, network: nn.Module, inputs: Tensor, targets: Tensor | None = None, loss_fn: LossFn = cross_entropy
-    ) -> nn.Module:
+    def expand(self, network: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification) -> nn.Module:
         """The expanded network; see `grow`."""
-        return self.grow(network, inputs, targets, loss_fn).network
+        return self.grow(network, batch, loss_fn).network
 
     def grow(
         self,
         network: nn.Module,
-        inputs: Tensor,
-        targets: Tensor | None = None,
-        loss_fn: LossFn = cross_entropy,
+        batch: Batch | Call,
+        loss_fn: LossFn = classification,
         walked: Trace | None = None,
     ) -> Expansion:
         """Carry the expansion out.
 
         Args:
-            inputs: a batch of examples (batch, ...), on the network's device. Operators that learn do so from them and
-                their `targets` by `loss_fn`; inserted normalizations are fitted to them; and the promise of those that
-                are exact is checked on them. The others use the shape alone.
-            walked: the trace of the network on such inputs, if there is one already.
+            batch: examples on the network's device: what it is called with, if that is a tensor, else what `loss_fn`
+                calls it on, e.g. (inputs, targets). Operators that learn do so from them; inserted normalizations are
+                fitted to them; and the promise of those that are exact is checked on them.
+            loss_fn: (model, batch) → mean loss.
+            walked: the trace of the network on such a batch, if there is one already.
 
         Raises:
             ValueError: a location is unknown, a size does not expand, the operator does not fit the location, or it
@@ -119,17 +120,20 @@ class Candidate:
             NotImplementedError: the network has an operation whose effect on units is not known.
         """
         device = next(network.parameters()).device
-        if inputs.device != device:
-            raise ValueError(f"the network is on {device} and its inputs on {inputs.device}; move one to the other")
+        if elsewhere := {str(t.device) for t in tree_leaves(batch) if isinstance(t, Tensor)} - {str(device)}:
+            raise ValueError(f"the network is on {device} and its inputs on {', '.join(elsewhere)}; move one of them")
+        loss_fn = arguments.function(loss_fn)
+        batch = batch if isinstance(batch, Tensor | Call) else arguments.batch(batch)
+        call = of_loss(network, batch, loss_fn)
         stream = substream("expand", self.operator, *self.locations, *self.sizes, self.seed)
-        walked = walked or trace(network, inputs)
+        walked = walked or trace(network, call)
         if OPERATORS[self.operator].widens:
-            grown = _widen(self, network, walked, stream, inputs, targets, loss_fn)
+            grown = _widen(self, network, walked, stream, call, batch, loss_fn)
         else:
-            grown = _deepen(self, network, walked, stream, inputs)
+            grown = _deepen(self, network, walked, stream, call)
         if OPERATORS[self.operator].preserves == EXACTLY:
-            _check(self, network, grown.network, inputs)
-        return _chain(grown, self.then.grow(grown.network, inputs, targets, loss_fn)) if self.then else grown
+            _check(self, exactness.broken(network, grown.network, call, grown.origin))
+        return _chain(grown, self.then.grow(grown.network, batch, loss_fn)) if self.then else grown
 
 
 def widen(
@@ -138,9 +142,8 @@ def widen(
     size: int,
     operator: str,
     generator: torch.Generator,
-    inputs: Tensor,
-    targets: Tensor | None = None,
-    loss_fn: LossFn = cross_entropy,
+    batch: Batch | Call,
+    loss_fn: LossFn = classification,
 ) -> nn.Module:
     """A copy of `network` in which the coupling at `location` has `size` units, by an operator that widens.
 
@@ -148,20 +151,21 @@ def widen(
     """
     if operator not in (known := named(widens=True)):
         raise ValueError(f"unknown wider operator {operator!r}; known: {', '.join(known)}")
-    walked = trace(network, inputs)
-    growth = _growth(walked, network, location, size, generator, inputs, targets, loss_fn)
+    call = of_loss(network, batch, loss_fn)
+    growth = _growth(trace(network, call), network, location, size, generator, batch, loss_fn)
     plan, touch = OPERATORS[operator].apply(growth)
-    return surgery.rebuilt(network, plan, inputs, touch)
+    return surgery.rebuilt(network, plan, call, touch)
 
 
 def deepen(
-    network: nn.Module, location: str, number: int, operator: str, generator: torch.Generator, inputs: Tensor
+    network: nn.Module, location: str, number: int, operator: str, generator: torch.Generator, batch: Any
 ) -> nn.Module:
     """A copy of `network` with `number` more layers or blocks behind the module at `location`."""
     if operator not in (known := named(widens=False)):
         raise ValueError(f"unknown deeper operator {operator!r}; known: {', '.join(known)}")
-    way, walked = OPERATORS[operator].apply, trace(network, inputs)
-    return deeper.insert(network, walked, {location: number}, way, generator, inputs)[0]
+    call = called(network, batch)
+    way, walked = OPERATORS[operator].apply, trace(network, call)
+    return insertion.insert(network, walked, {location: number}, way, generator, call)[0]
 
 
 def _growth(walked: Trace, network: nn.Module, location: str, size: int, *rest) -> Growth:
@@ -180,16 +184,21 @@ def _growth(walked: Trace, network: nn.Module, location: str, size: int, *rest) 
     return Growth(network, groups[location], size, *rest)
 
 
-def _widen(candidate, network, walked, stream, inputs, targets, loss_fn) -> Expansion:
-    operator, plans = OPERATORS[candidate.operator], []
+def _widen(candidate, network, walked, stream, call, batch, loss_fn) -> Expansion:
+    operator, plans, changed = OPERATORS[candidate.operator], [], []
     for location, size in zip(candidate.locations, candidate.sizes, strict=True):
-        walked = trace(network, inputs) if plans else walked
-        growth = _growth(walked, network, location, size, stream, inputs, targets, loss_fn)
+        walked = trace(network, call) if plans else walked
+        growth = _growth(walked, network, location, size, stream, batch, loss_fn)
         plan, touch = operator.apply(growth)
-        new = surgery.rebuilt(network, plan, inputs, touch)
+        new = surgery.rebuilt(network, plan, call, touch)
         if operator.preserves == UP_TO_NOISE:
             own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-            _check(candidate, network, new, inputs, surgery.transform(own, plan))
+            plain = surgery.transform({n: t.double() for n, t in own.items() if t.is_floating_point()}, plan)
+            same = {name: name for name in own}
+            _check(candidate, exactness.broken(network, new, call, same, plain), ", even without noise")
+        for path, key, then in growth.coupling.kept[size]:
+            before = getattr(network.get_submodule(path), key)
+            changed.append(f"{path}.{key}: {before} → {then}".removeprefix("."))
         network = new
         plans.append(plan)
 
@@ -198,13 +207,14 @@ def _widen(candidate, network, walked, stream, inputs, targets, loss_fn) -> Expa
             averages = {**averages, **surgery.transported(averages, plan, squares)}
         return dict(averages)
 
-    return Expansion(network, {name: name for name, _ in network.named_parameters()}, frozenset(), frozenset(), carry)
+    origin = {name: name for name, _ in network.named_parameters()}
+    return Expansion(network, origin, frozenset(), frozenset(), carry, tuple(changed))
 
 
-def _deepen(candidate, network, walked, stream, inputs) -> Expansion:
+def _deepen(candidate, network, walked, stream, call) -> Expansion:
     numbers = dict(zip(candidate.locations, candidate.sizes, strict=True))
     way = OPERATORS[candidate.operator].apply
-    new, origin, inserted = deeper.insert(network, walked, numbers, way, stream, inputs)
+    new, origin, inserted = insertion.insert(network, walked, numbers, way, stream, call)
     fresh = frozenset() if way in (deeper.stack, deeper.interleave) else inserted
 
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
@@ -223,22 +233,12 @@ def _chain(first: Expansion, second: Expansion) -> Expansion:
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
         return second.carry(first.carry(averages, squares), squares)
 
-    return Expansion(second.network, origin, inserted, fresh, carry)
+    return Expansion(second.network, origin, inserted, fresh, carry, first.changed + second.changed)
 
 
-def _check(
-    candidate: Candidate,
-    old: nn.Module,
-    new: nn.Module,
-    inputs: Tensor,
-    without_noise: dict[str, Tensor] | None = None,  # what its tensors would be
-) -> None:
-    with evaluating(old), evaluating(new), torch.no_grad():
-        before, after = old(inputs), functional_call(new, without_noise or {}, (inputs,))
-    change = float((after - before).abs().max() / before.abs().max().clamp(min=torch.finfo(before.dtype).tiny))
-    if not change <= torch.finfo(before.dtype).eps ** 0.5:  # more than rounding, or no number
+def _check(candidate: Candidate, wrong: str | None, even: str = "") -> None:
+    if wrong:
         raise ValueError(
-            f"{candidate} is not exact here{', even without noise' if without_noise else ''}: the outputs change by "
-            f"{change:.1e} of their size. Something between the new units and what reads them does not keep a copy a "
-            "copy, or a zero a zero"
+            f"{candidate} is not exact here{even}: {wrong}. Something between the new units and what reads them does "
+            "not keep a copy a copy, or a zero a zero"
         )

@@ -19,6 +19,7 @@ from mmstudy.core.networks import count_parameters
 from mmstudy.core.results import atomically
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS
+from mmstudy.tracing.calls import Call
 from mmstudy.tracing.couplings import of_trace
 from mmstudy.tracing.trace import trace
 
@@ -42,12 +43,12 @@ def save(path: str | Path, candidate: Candidate, network: nn.Module) -> Path:
     return Path(path)
 
 
-def load(path: str | Path, base: nn.Module, inputs: Tensor) -> tuple[Candidate, nn.Module]:
+def load(path: str | Path, base: nn.Module, inputs: Tensor | Call) -> tuple[Candidate, nn.Module]:
     """The candidate and the network that were saved: the base is expanded by the recipe, then the tensors are put in.
 
     Args:
         base: a network of the base's architecture; its values do not matter.
-        inputs: an example batch, on the base's device.
+        inputs: an example batch, on the base's device; a `calls.Call` for a network of several inputs.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -109,7 +110,11 @@ def _checked(plain: Any) -> dict[str, Any]:
 
 
 def _expanded(
-    path: str | Path, candidate: Candidate, base: nn.Module, inputs: Tensor, shapes: Mapping[str, tuple[int, ...]]
+    path: str | Path,
+    candidate: Candidate,
+    base: nn.Module,
+    inputs: Tensor | Call,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> nn.Module:
     """The base, expanded step by step as long as the network fits the file: not much larger, nor of more layers."""
     held = sum(prod(shape) for shape in shapes.values())
@@ -150,7 +155,7 @@ def _steps(candidate: Candidate) -> list[Candidate]:
     return steps
 
 
-def _parameters(step: Candidate, network: nn.Module, inputs: Tensor) -> int:
+def _parameters(step: Candidate, network: nn.Module, inputs: Tensor | Call) -> int:
     """How many parameters the network has after the step, at least."""
     if OPERATORS[step.operator].widens:
         groups = of_trace(trace(network, inputs))

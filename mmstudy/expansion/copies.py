@@ -140,7 +140,7 @@ def firefly(growth: Growth, noise: float = NOISE, steps: int = SPLIT_STEPS) -> t
         size = noise * tensor[:n].flatten(1).norm(dim=1).mean()
         return tensor + signs * size * unit[source.clamp(min=0)]
 
-    network = rebuilt(growth.network, grown, growth.inputs)
+    network = rebuilt(growth.network, grown, growth.call)
     own = {use.tensor: growth.network.get_parameter(use.tensor).detach() for use in makers}
     largest: dict[str, Tensor] = {}
     for _ in range(steps):

@@ -4,44 +4,63 @@ A way takes a `Growth` (what grows, by how much, where randomness and data come 
 the plan's matrices do not say it all, a touch that changes the new units in each tensor (see `surgery`).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from mmstudy.batched import engine
+from mmstudy.batched.engine import Batch, LossFn
+from mmstudy.batched.ensemble import classification
 from mmstudy.core.networks import evaluating
 from mmstudy.expansion.surgery import NEW, Plan, Touch
+from mmstudy.tracing.calls import Call, of_loss
 from mmstudy.tracing.couplings import Coupling, Use
 from mmstudy.tracing.graph import CONSUMED
 
 NOISE = 1e-2  # what parts copies, as a share of each tensor's standard deviation
-LossFn = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) → scalar mean loss
 
 
 @dataclass(frozen=True)
 class Growth:
-    """A coupling of a network that shall have `size` units; some operators learn from `inputs` and `targets`."""
+    """A coupling of a network that shall have `size` units; some operators learn from the batch by the loss."""
 
     network: nn.Module
     coupling: Coupling
     size: int
     generator: torch.Generator
-    inputs: Tensor
-    targets: Tensor | None = None
-    loss_fn: LossFn = nn.functional.cross_entropy
+    batch: Batch | Call
+    loss_fn: LossFn = classification  # (model, batch) → mean loss
 
     @property
     def extra(self) -> int:
         return self.size - self.coupling.size
 
+    @property
+    def call(self) -> Call:
+        """How the network is called on the batch."""
+        return of_loss(self.network, self.batch, self.loss_fn)
+
+    @property
+    def examples(self) -> int:
+        """How many examples there are to learn from.
+
+        Raises:
+            ValueError: the batch has no targets, and the loss is none of one's own.
+        """
+        if isinstance(self.batch, Call) or (isinstance(self.batch, Tensor) and self.loss_fn is classification):
+            raise ValueError("this operator learns from data: give it inputs and targets")
+        return engine.count(self.batch)
+
+    def taking(self, some: Tensor) -> "Growth":
+        """The same on these examples alone."""
+        return replace(self, batch=engine.take(self.batch, some.to(engine.tensors(self.batch)[0].device)))
+
     def loss(self, network: nn.Module, parameters: dict[str, Tensor] | None = None) -> Tensor:
         """The mean loss over the examples, in evaluation mode, of the network with some parameters replaced."""
-        if self.targets is None:
-            raise ValueError("this operator learns from data: give it inputs and targets")
+        _ = self.examples  # there is something to learn from
         with evaluating(network):
-            return self.loss_fn(functional_call(network, parameters or {}, (self.inputs,)), self.targets)
+            return engine.loss_of(network, self.loss_fn)(parameters or {}, {}, self.batch)
 
 
 def copied(growth: Growth, generator: torch.Generator | None = None) -> Tensor:

@@ -48,6 +48,7 @@ def orthogonal(growth: Growth) -> tuple[Plan, Touch | None]:
     """
 
     def rows(old: Tensor) -> Tensor:
+        old = old if old.dtype == torch.float64 else old.float()  # in less there is no such decomposition
         units, inputs = old.shape
         drawn = normal(old.new_empty(growth.extra, inputs), growth)
         if inputs > units:
@@ -100,7 +101,7 @@ def gradmax(growth: Growth) -> tuple[Plan, Touch | None]:
     rows = torch.cat([rows, direction(others)])
 
     both = replace(growth, size=growth.size + growth.extra)  # each with either sign, to see which the ReLU lets through
-    network = rebuilt(growth.network, _unread(both), growth.inputs, _given(both, lambda old: torch.cat([rows, -rows])))
+    network = rebuilt(growth.network, _unread(both), growth.call, _given(both, lambda old: torch.cat([rows, -rows])))
     name = growth.coupling.of(CONSUMED)[0].tensor
     leaf = network.get_parameter(name).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(growth.loss(network, {name: leaf}), leaf)
@@ -121,17 +122,19 @@ def _around(growth: Growth) -> tuple[tuple[nn.Module, Tensor], tuple[nn.Module, 
             "that reads them, each on an axis of their own"
         )
     maker, reader = layers
-    seen: dict[str, Tensor] = {}
+    inputs, outputs = [], []
     hooks = [
-        maker.register_forward_hook(lambda module, inputs, output: seen.update(x=inputs[0].detach())),
-        reader.register_forward_hook(lambda module, inputs, output: seen.update(y=output)),
+        maker.register_forward_hook(lambda module, given, output: inputs.append(given[0].detach())),
+        reader.register_forward_hook(lambda module, given, output: outputs.append(output)),
     ]
     try:
         loss = growth.loss(growth.network)
     finally:
         for hook in hooks:
             hook.remove()
-    return (maker, seen["x"]), (reader, torch.autograd.grad(loss, seen["y"])[0])
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ValueError(f"gradmax needs a loss that calls the layers around {growth.coupling.name} once; found more")
+    return (maker, inputs[0]), (reader, torch.autograd.grad(loss, outputs[0])[0])
 
 
 def _with_weight(module: nn.Module, weight: Tensor, inputs: Tensor) -> Tensor:
@@ -155,17 +158,15 @@ def ligo(
     They start as the copies of `bert2bert` with a little noise, as equal rows would learn the same. The width half of
     LiGO: Wang et al. 2023 (arXiv 2303.00980), section 3.
     """
-    if growth.targets is None:
-        raise ValueError("ligo learns from data: give it inputs and targets")
+    examples = growth.examples
     start = plan(growth.coupling, copied(growth, growth.generator))
     make, read = ((m + NOISE * normal(m, growth)).requires_grad_() for m in (start.make, start.read))
     learned = replace(start, make=make, read=read)
-    network = rebuilt(growth.network, start, growth.inputs)
+    network = rebuilt(growth.network, start, growth.call)
     own = {name: p.detach() for name, p in (*growth.network.named_parameters(), *growth.network.named_buffers())}
     optimizer = torch.optim.Adam([make, read], lr=step_size)
     for _ in range(steps):
-        some = torch.randperm(len(growth.inputs), generator=growth.generator)[:batch].to(growth.inputs.device)
-        part = replace(growth, inputs=growth.inputs[some], targets=growth.targets[some])
+        part = growth.taking(torch.randperm(examples, generator=growth.generator)[:batch])
         optimizer.zero_grad()
         part.loss(network, transform(own, learned)).backward()
         optimizer.step()
@@ -195,7 +196,7 @@ def _given(growth: Growth, rows: Callable[[Tensor], Tensor]) -> Touch:
             old = tensor[:n].flatten(1)
             new = rows(old)
             new = new / new.norm(dim=1, keepdim=True) * old.norm(dim=1).mean()
-            tensor = torch.cat([tensor[:n], new.view(-1, *tensor.shape[1:])])
+            tensor = torch.cat([tensor[:n], new.view(-1, *tensor.shape[1:]).to(tensor)])
         return tensor
 
     return touch

@@ -1,12 +1,16 @@
 """Which expansions of a network are compared with each other: candidate pools."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
-from torch import Tensor, nn
+from torch import nn
 
+from mmstudy.batched.engine import Batch, LossFn
+from mmstudy.batched.ensemble import classification
 from mmstudy.core.networks import count_flops, count_parameters
 from mmstudy.expansion.candidate import Candidate
+from mmstudy.tracing.calls import Call, of_loss
 from mmstudy.tracing.couplings import Coupling, couplings
 from mmstudy.tracing.trace import trace
 
@@ -15,7 +19,7 @@ SAME_SIZE = 0.02  # networks whose parameter counts differ by less are of one si
 
 def candidate_pool(
     network: nn.Module,
-    inputs: Tensor,
+    batch: Any,
     factors: Sequence[float | int] = (1.5, 2, 4, 8),
     extra_layers: Sequence[int] = (1, 2),
     matched: Sequence[float | int] = (2,),
@@ -33,7 +37,7 @@ def candidate_pool(
     Raises:
         ValueError: the pool would be empty.
     """
-    groups = couplings(network, inputs)
+    groups = couplings(network, batch)
     first, *others = groups
     pool: dict[str, Candidate] = {}
 
@@ -78,16 +82,23 @@ def _places(network: nn.Module) -> list[str]:
     ]
 
 
-def pool_table(pool: Mapping[str, Candidate], network: nn.Module, inputs: Tensor, targets: Tensor) -> pd.DataFrame:
+def pool_table(
+    pool: Mapping[str, Candidate], network: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification
+) -> pd.DataFrame:
     """Every candidate of a pool with its parameters and FLOPs (forward pass of one example), or why it is refused."""
-    walked, rows = trace(network, inputs), []
+    call = of_loss(network, batch, loss_fn)
+    one = call.mapped(lambda tensor: tensor[:1])
+    walked, rows = trace(network, call), []
     for label, candidate in pool.items():
         row = {"candidate": label, "operator": candidate.operator, "description": str(candidate)}
         try:
-            expanded = candidate.grow(network, inputs, targets, walked=walked).network
+            expanded = candidate.grow(network, batch, loss_fn, walked).network
         except ValueError as error:
             rows.append(row | {"refused": str(error)})
         else:
-            counts = {"parameters": count_parameters(expanded), "flops": count_flops(expanded, inputs[:1])}
+            counts = {
+                "parameters": count_parameters(expanded),
+                "flops": count_flops(expanded, *one.arguments, **one.options),
+            }
             rows.append(row | counts | {"refused": ""})
     return pd.DataFrame(rows).set_index("candidate")

@@ -9,20 +9,26 @@ import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from math import prod, sqrt
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from mmstudy.core.networks import evaluating
+from mmstudy.expansion import attributes
+from mmstudy.expansion.attributes import relabel
+from mmstudy.expansion.exactness import change
+from mmstudy.tracing.calls import Call, called
 from mmstudy.tracing.couplings import Coupling, Use
 from mmstudy.tracing.graph import BIAS, CONSUMED, SCALE, VARIANCE, WEIGHT
 from mmstudy.tracing.trace import trace
 
 Touch = Callable[[Use, Tensor], Tensor]  # (use, tensor (new units, ...)) → what it becomes
 NEW = -1  # in `source`: a unit that is no copy
+SAME = 1e-3  # a change of the outputs, as a share of how they vary, that is taken for rounding when sizes are chosen
 
 
 @dataclass(frozen=True)
@@ -181,11 +187,12 @@ def _units_back(units: Tensor, use: Use, shape: list[int]) -> Tensor:
     return units.transpose(0, 1).reshape(*before, use.outer * len(units) * use.inner, *after).contiguous()
 
 
-def rebuilt(network: nn.Module, plan: Plan, inputs: Tensor, touch: Touch | None = None) -> nn.Module:
+def rebuilt(network: nn.Module, plan: Plan, batch: Any, touch: Touch | None = None) -> nn.Module:
     """A copy of the network whose units have grown by the plan.
 
-    Sizes that modules keep for themselves (the shape of a LayerNorm, a number of heads) are found by their value and
-    confirmed by tracing the new network: the axes of its every tensor must be the predicted products.
+    Sizes that modules keep for themselves (the shape of a LayerNorm, a number of heads) are found by their value, the
+    fewest that will do (see `attributes`), and confirmed by tracing the new network on the batch (see `calls.called`):
+    the axes of its every tensor must be the predicted products.
 
     Raises:
         ValueError: no choice of such sizes makes the new network run as predicted.
@@ -195,7 +202,7 @@ def rebuilt(network: nn.Module, plan: Plan, inputs: Tensor, touch: Touch | None 
     for name, tensor in transform({n: t.detach() for n, t in old.items()}, plan, touch).items():
         put(new, name, tensor)
     _rescale_eps(new, plan)
-    _resize(new, plan, inputs)
+    _resize(new, network, plan, called(network, batch))
     return new
 
 
@@ -209,15 +216,6 @@ def put(network: nn.Module, name: str, tensor: Tensor) -> None:
             for key, value in own.items():
                 if value is old:
                     own[key] = new
-
-
-def relabel(network: nn.Module) -> None:
-    """Let what PyTorch's layers print of their sizes be true; they do not compute with it."""
-    for module in network.modules():
-        if isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, nn.Conv1d | nn.Conv2d):
-            module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
 
 
 def _rescale_eps(network: nn.Module, plan: Plan) -> None:
@@ -237,56 +235,48 @@ def _rescale_eps(network: nn.Module, plan: Plan) -> None:
             setattr(module, key, eps * plan.variance)
 
 
-def _resize(network: nn.Module, plan: Plan, inputs: Tensor) -> None:
+def _resize(network: nn.Module, old: nn.Module, plan: Plan, call: Call) -> None:
     """Set the sizes that modules keep for themselves; tracing says which, once for every size of a coupling."""
     relabel(network)  # so that labels are no guesses to try
     known = plan.coupling.kept
     if plan.size not in known:
-        known[plan.size] = _kept(network, plan, inputs)
+        known[plan.size] = _kept(network, old, plan, call)
     for path, key, size in known[plan.size]:
         setattr(network.get_submodule(path), key, size)
     relabel(network)
 
 
-def _kept(network: nn.Module, plan: Plan, inputs: Tensor) -> list[tuple[str, str, object]]:
-    """(module path, attribute, its new value): of those that have the value of a length that has changed, which must.
+def _kept(network: nn.Module, old: nn.Module, plan: Plan, call: Call) -> list[tuple[str, str, object]]:
+    """(module path, attribute, its new value) of those that must change; they are tried out on the network itself.
 
-    Modules of a class change alike. The attributes are tried out on the network itself.
+    With the tensors that the plan alone makes, the network is the same function, as far as it can be.
     """
-    places: dict[tuple, list[str]] = {}  # (class, attribute, value now, value then) → module paths
-    for path, module in network.named_modules():
-        lengths = {now: then for now, then in plan.coupling.lengths(path, plan.size).items() if now > 1}
-        for key, now in vars(module).items():
-            then = _replaced(now, lengths)
-            if not key.startswith("_") and then != now:
-                places.setdefault((type(module), key, now, then), []).append(path)
+    places = attributes.kept(network, lambda path: plan.coupling.lengths(path, plan.size))
     expected = plan.coupling.structure(plan.size)
-    problem: Exception | None = None
-    for choice in sorted(product((True, False), repeat=len(places)), key=lambda choice: -sum(choice)):
-        sizes = [
-            (path, key, then if changed else now)
-            for ((_, key, now, then), paths), changed in zip(places.items(), choice, strict=True)
-            for path in paths
-        ]
-        for path, key, size in sizes:
-            setattr(network.get_submodule(path), key, size)
-        try:
-            with evaluating(network), torch.no_grad():
-                network(inputs)  # says no sooner than a trace does, and more quietly
-            if trace(network, inputs).structure() == expected:
-                return sizes
-        except Exception as error:  # whatever a network does when its sizes do not fit
-            problem = error
-    tried = ", ".join(f"{kind.__name__}.{key} = {now}" for kind, key, now, _ in places) or "none"
-    raise ValueError(
-        f"{plan.coupling.name} cannot grow from {plan.coupling.size} to {plan.size}: the network does not run with the "
-        f"predicted shapes, whichever sizes kept by its modules ({tried}) change"
-    ) from problem
+    own = {**dict(old.named_parameters()), **dict(old.named_buffers())}
+    problems: list[Exception] = []
+    with evaluating(old), torch.no_grad():
+        plain, before = transform(own, plan), call.of(old)
 
+    def outcome(chosen: frozenset[int]) -> float | None:
+        with attributes.changed(network, (places[i] for i in chosen)):
+            try:
+                with evaluating(network), torch.no_grad():  # says no sooner than a trace does, and more quietly
+                    after = functional_call(network, plain, call.arguments, dict(call.options))
+                return change(before, after) if trace(network, call).structure() == expected else None
+            except Exception as error:  # whatever a network does when its sizes do not fit
+                problems.append(error)
+                return None
 
-def _replaced(value: object, lengths: Mapping[int, int]) -> object:
-    if type(value) is int:
-        return lengths.get(value, value)
-    if isinstance(value, tuple) and value and all(type(v) is int for v in value):
-        return tuple(lengths.get(v, v) for v in value)
-    return value
+    tried = ", ".join(map(str, places)) or "none"
+    grows = f"{plan.coupling.name} cannot grow from {plan.coupling.size} to {plan.size}"
+    try:
+        chosen = attributes.needed(len(places), outcome, SAME)
+    except ValueError as error:
+        raise ValueError(f"{grows}: {error} ({tried}). Let the network compute them from its tensors") from error
+    if chosen is None:
+        raise ValueError(
+            f"{grows}: the network does not run with the predicted shapes, whichever sizes kept by its modules "
+            f"({tried}) change"
+        ) from (problems[-1] if problems else None)
+    return [(path, places[i].key, places[i].then) for i in sorted(chosen) for path in places[i].paths]

@@ -12,6 +12,7 @@ from mmstudy.batched import asked, connectivity
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import Ensemble, at, classification, losses, stack, vectors
 from mmstudy.core import arguments
+from mmstudy.tracing.calls import of_loss
 from mmstudy.tracing.matching import matched
 
 POINTS = 11
@@ -44,7 +45,7 @@ def line(
     if not isinstance(match, bool):
         raise TypeError(f"match must be True or False; got {match!r}")
     if match:
-        near = matched(b, a, asked.inputs_of(a, batch, loss_fn), arguments.whole(seed, "seed"))
+        near = matched(b, a, of_loss(a, batch, loss_fn), arguments.whole(seed, "seed"))
         pair = stack([a, near])
     alphas = torch.linspace(0, 1, points, dtype=torch.float64)
     along = losses(connectivity.interpolated(pair[:1], pair[1:], alphas), batch, loss_fn)

@@ -7,8 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as modules
+
+from mmstudy.batched.engine import LossFn
+from mmstudy.batched.ensemble import measuring
+from mmstudy.core import arguments
 
 HOOKS = ("forward", "forward_pre", "backward", "backward_pre", "state_dict", "state_dict_pre")
 
@@ -56,6 +61,32 @@ def called(network: Any, batch: Any) -> Call:
         if tensor.is_floating_point() and not tensor.is_meta and (broken := int(tensor.isnan().sum())):
             raise ValueError(f"{broken} of {tensor.numel()} numbers in the batch are NaN: leave such examples out")
     return call
+
+
+def of_loss(network: nn.Module, batch: Any, loss_fn: LossFn) -> Call:
+    """How the network is called where `loss_fn(model, batch)` is its loss.
+
+    A tensor is the network's one argument, and a `Call` says itself what it is; of any other batch, the loss shows it
+    by its first call of the model, in evaluation mode.
+
+    Raises:
+        TypeError: no batch of tensors, or no function of (model, batch).
+        ValueError: the tensors share no first axis, the loss fails, or it never calls the model.
+    """
+    if isinstance(batch, Tensor | Call):
+        return called(network, batch)
+    batch, loss_fn = arguments.batch(batch), arguments.function(loss_fn)
+    calls: list[Call] = []
+
+    def watched(*args: Any, **options: Any) -> Any:
+        calls.append(Call(args, options))
+        return network(*args, **options)
+
+    with arguments.explained(batch), torch.no_grad(), torch.random.fork_rng(devices=[]), measuring(network):
+        loss_fn(watched, batch)
+    if not calls:
+        raise ValueError(f"loss_fn never called the model on this batch: {arguments.described(batch)}")
+    return called(network, calls[0])
 
 
 def _call(network: nn.Module, batch: Any) -> Call:

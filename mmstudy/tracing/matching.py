@@ -8,6 +8,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import generator
+from mmstudy.tracing.calls import Call, called, tensors
 from mmstudy.tracing.couplings import Coupling, couplings
 
 Order = dict[str, Tensor]  # coupling → the unit that takes each place
@@ -28,7 +30,7 @@ class Layout:
     owners: tuple[str | None, ...]
 
 
-def matched(network: nn.Module, reference: nn.Module, inputs: Tensor, seed: int = 0) -> nn.Module:
+def matched(network: nn.Module, reference: nn.Module, batch: Any, seed: int = 0) -> nn.Module:
     """A copy of `network` with its hidden units in the order in which they resemble those of `reference` most.
 
     Weight matching by coordinate descent: Ainsworth, Hayase, Srinivasa 2023, Git Re-Basin (arXiv 2209.04836,
@@ -37,15 +39,16 @@ def matched(network: nn.Module, reference: nn.Module, inputs: Tensor, seed: int 
     unknown do not change, the sorted values along their axes, so that a permuted copy is always recognized.
 
     Args:
-        inputs: an example batch (batch, ...), on which the copy is checked to be the same function.
+        batch: examples, as `calls.called` takes them, on which the copy is checked to be the same function.
         seed: of the order in which couplings take their turns.
 
     Raises:
         ValueError: the networks have other units than each other, or a permutation changes the function.
         NotImplementedError: as in `couplings`.
     """
-    groups = couplings(reference, inputs)
-    if _uses(groups) != _uses(couplings(network, inputs)):
+    call = called(reference, batch)
+    groups = couplings(reference, call)
+    if _uses(groups) != _uses(couplings(network, call)):
         raise ValueError("the networks have different couplings: only networks of one architecture can be matched")
     theirs, own = _tensors(reference), _tensors(network)
     order = weight_matching(groups, theirs, own, seed)
@@ -55,7 +58,7 @@ def matched(network: nn.Module, reference: nn.Module, inputs: Tensor, seed: int 
         for name, tensor in _tensors(new).items():
             if name in layouts:
                 tensor.copy_(_ordered(own[name], layouts[name], order).reshape(tensor.shape))
-    _check(network, new, inputs)
+    _check(network, new, call)
     return new
 
 
@@ -154,12 +157,14 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
-def _check(old: nn.Module, new: nn.Module, inputs: Tensor) -> None:
+def _check(old: nn.Module, new: nn.Module, call: Call) -> None:
     with evaluating(old), evaluating(new), torch.no_grad():
-        before, after = old(inputs), new(inputs)
-    change, size = float((after - before).abs().max()), float(before.abs().max())
-    if not change <= 1e3 * torch.finfo(before.dtype).eps * size:
-        raise ValueError(
-            f"another order of hidden units changes the outputs, by {change:.1e} of at most {size:.1e}: "
-            "the network does something with single units that its couplings do not show"
-        )
+        both = zip(tensors(call.of(old)), tensors(call.of(new)), strict=True)
+    for before, after in both:
+        change, size = float((after - before).abs().max()), float(before.abs().max())
+        precision = torch.finfo(before.dtype).eps if before.is_floating_point() else 0
+        if not change <= 1e3 * precision * size:
+            raise ValueError(
+                f"another order of hidden units changes the outputs, by {change:.1e} of at most {size:.1e}: "
+                "the network does something with single units that its couplings do not show"
+            )

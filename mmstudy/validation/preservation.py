@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
+from mmstudy.batched import engine
+from mmstudy.batched.engine import Model
 from mmstudy.core import networks, tasks
 from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import generator
@@ -41,9 +43,10 @@ class Family:
             return tasks.pixel_tokens(count, seed)
         return tasks.load(tasks.Task("digits", (), count, seed=seed)).training
 
-    def loss_fn(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def loss_fn(self, model: Model, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The mean cross-entropy (nats), over tokens too."""
-        return cross_entropy(outputs.flatten(0, -2), targets.flatten())
+        inputs, targets = batch
+        return cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
 
 
 ATTENTION = ("blocks.0.attention.query[0]", "blocks.0.attention.query[1]", "blocks.0.attention.value[1]", "blocks.0.up")
@@ -87,7 +90,7 @@ def trained(
     for _ in range(steps):
         some = torch.randperm(len(examples.inputs), generator=stream)[:64]
         optimizer.zero_grad()
-        family.loss_fn(network(examples.inputs[some]), examples.targets[some]).backward()
+        family.loss_fn(network, engine.take(examples, some)).backward()
         optimizer.step()
     return network.eval()
 
@@ -116,7 +119,7 @@ def survey(
             candidate = Candidate(operator, (place,), (size,), seed)
             row = {"operator": operator, "place": place, "candidate": str(candidate), "refused": ""}
             try:
-                expansion = candidate.grow(network, examples.inputs, examples.targets, family.loss_fn, walked)
+                expansion = candidate.grow(network, examples, family.loss_fn, walked)
             except ValueError as error:
                 rows.append(row | {"refused": str(error)})
                 continue
@@ -130,7 +133,7 @@ def survey(
 def _state(family: Family, network: nn.Module, examples: tasks.Split) -> dict:
     with evaluating(network):
         outputs = network(examples.inputs)
-        loss = family.loss_fn(outputs, examples.targets)
+        loss = family.loss_fn(lambda inputs: outputs, examples)
         gradients = torch.autograd.grad(loss, list(network.parameters()), materialize_grads=True)
     with torch.no_grad():
         training = copy.deepcopy(network).train()(examples.inputs)  # a copy's running statistics may move

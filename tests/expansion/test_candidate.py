@@ -72,7 +72,7 @@ def test_another_seed_is_another_network_where_something_is_drawn(operator):
     tensors = []
     for seed, noise in ((0, 1), (0, 2), (1, 1)):
         torch.manual_seed(noise)  # the global stream plays no part
-        new = Candidate(operator, *place, seed=seed).expand(network, inputs, targets, family.loss_fn)
+        new = Candidate(operator, *place, seed=seed).expand(network, (inputs, targets), family.loss_fn)
         tensors.append(torch.cat([p.detach().flatten() for p in new.parameters()]))
     first, again, other = tensors
     assert torch.equal(first, again)
@@ -105,9 +105,9 @@ def test_the_old_network_is_untouched(name, operator):
     candidate = Candidate(operator, (place,), (size,))
     if operator == "deeper_identity":
         with pytest.raises(ValueError, match="residual"):
-            candidate.expand(network, inputs, targets, family.loss_fn)
+            candidate.expand(network, (inputs, targets), family.loss_fn)
     else:
-        new = candidate.expand(network, inputs, targets, family.loss_fn)
+        new = candidate.expand(network, (inputs, targets), family.loss_fn)
         assert not {p.data_ptr() for p in new.parameters()} & {p.data_ptr() for p in network.parameters()}
     assert repr(network) == text
     assert [module.training for module in network.modules()] == modes
@@ -123,13 +123,13 @@ def test_new_units_part_or_do_not_as_promised(name, operator):
     place, size = {"MLP": ("hidden.0", 24), "ViT": ("blocks.0.up", 96)}[name]
     if operator == "bert2bert_advanced" and name == "MLP":
         place = "hidden.1"  # the next layer has the same shape
-    new = Candidate(operator, (place,), (size,)).expand(network, inputs, targets, family.loss_fn)
+    new = Candidate(operator, (place,), (size,)).expand(network, (inputs, targets), family.loss_fn)
     old_size = couplings(network, inputs)[place].size
     optimizer = torch.optim.SGD(new.parameters(), 0.05, momentum=0.9, weight_decay=1e-3)
     for _ in range(5):
         with evaluating(new):
             optimizer.zero_grad()
-            family.loss_fn(new(inputs), targets).backward()
+            family.loss_fn(new, (inputs, targets)).backward()
             optimizer.step()
     tensors = dict(new.named_parameters())
     group = couplings(new, inputs)[place]
@@ -152,7 +152,7 @@ def test_units_of_nothing_are_dead_behind_a_relu_and_alive_behind_a_gelu():
         size = 2 * couplings(network, inputs)[place].size
         new = Candidate("zero_incoming", (place,), (size,)).expand(network, inputs)
         weight = new.get_submodule(place).weight
-        (slope,) = torch.autograd.grad(family.loss_fn(new.eval()(inputs), targets), weight)
+        (slope,) = torch.autograd.grad(family.loss_fn(new.eval(), (inputs, targets)), weight)
         assert bool((slope[size // 2 :] != 0).any()) is alive
 
 

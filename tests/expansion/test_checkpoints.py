@@ -21,7 +21,7 @@ def test_what_is_loaded_is_what_was_saved(operator, tmp_path):
     family, base, inputs, targets = of_family(name)
     place = {"MLP": "hidden.0", "ViT": "blocks.0.up" if OPERATORS[operator].widens else "blocks.0"}[name]
     candidate = Candidate(operator, (place,), (96 if OPERATORS[operator].widens else 2,), seed=3)
-    network = candidate.expand(base, inputs, targets, family.loss_fn)
+    network = candidate.expand(base, (inputs, targets), family.loss_fn)
     for parameter in network.parameters():
         parameter.data += 0.01
     path = checkpoints.save(tmp_path / "folder" / "network.safetensors", candidate, network)

@@ -22,7 +22,7 @@ GROUPS = couplings(SMALL, batch(dtype=DOUBLE)[0])
 
 def growth(size: int, seed: int = 0, network: nn.Module = SMALL, group: Coupling | None = None) -> Growth:
     group = group or GROUPS["hidden.0"]
-    return Growth(network, group, size, generator("copies", seed), *batch(dtype=DOUBLE))
+    return Growth(network, group, size, generator("copies", seed), batch(dtype=DOUBLE))
 
 
 def carried_out(network: nn.Module, plan: Plan, touch) -> dict[str, torch.Tensor]:
@@ -119,7 +119,7 @@ def test_advanced_bert2bert_takes_new_rows_from_the_next_layer(family, place, ro
     kind, network, inputs, targets = of_family(family, 3)
     group = couplings(network, inputs)[place]
     n = group.size
-    grown = Growth(network, group, 2 * n - 1, generator("aki"), inputs, targets, kind.loss_fn)
+    grown = Growth(network, group, 2 * n - 1, generator("aki"), (inputs, targets), kind.loss_fn)
     plan, touch = copies.bert2bert_advanced(grown)
     new = carried_out(network, plan, touch)
     for name, later in rows.items():
@@ -192,7 +192,7 @@ def test_firefly_changes_the_function_in_second_order(place, size):
     group = couplings(network, inputs)[place]
     changes = []
     for noise in (4e-2, 2e-2, 1e-2):
-        grown = Growth(network, group, size, generator("split"), inputs, targets)
+        grown = Growth(network, group, size, generator("split"), (inputs, targets))
         changes.append(change(network, rebuilt(network, *_swap(copies.firefly(grown, noise), inputs)), inputs))
     assert changes[0] > 1e-7
     for wide, half in pairwise(changes):
@@ -209,7 +209,7 @@ def test_firefly_splits_in_pairs_also_where_units_are_normalized_together(size):
     """An odd copy, and the rest that is no copy, stay in the middle."""
     network, (inputs, targets) = smooth(), batch(dtype=DOUBLE)
     group = couplings(network, inputs)["0"]
-    plan, touch = copies.firefly(Growth(network, group, size, generator("split"), inputs, targets))
+    plan, touch = copies.firefly(Growth(network, group, size, generator("split"), (inputs, targets)))
     new, plain = (carried_out(network, plan, how)["0.weight"] for how in (touch, None))
     moves = new - plain
     assert (moves[plan.source == NEW] == 0).all()
@@ -248,7 +248,7 @@ def test_firefly_finds_the_lowest_curvature_of_a_split(steps_of_training):
         nn.functional.cross_entropy(network(inputs), targets).backward()
         optimizer.step()
     group = couplings(network, inputs)["3"]
-    plan, touch = copies.firefly(Growth(network, group, 10, generator("split"), inputs, targets), 1e-3, steps=60)
+    plan, touch = copies.firefly(Growth(network, group, 10, generator("split"), (inputs, targets)), 1e-3, steps=60)
     new = carried_out(network, plan, touch)["3.weight"]
     largest_wins = 0
     for unit in range(5):
@@ -272,7 +272,7 @@ def test_firefly_as_it_is_does_better_than_directions_drawn_at_random(steps_of_t
     group = couplings(network, inputs)["3"]
 
     def loss(steps: int, seed: int) -> float:
-        grown = Growth(network, group, 10, generator("split", seed), inputs, targets)
+        grown = Growth(network, group, 10, generator("split", seed), (inputs, targets))
         return grown.loss(rebuilt(network, *_swap(copies.firefly(grown, 0.1, steps), inputs))).item()
 
     drawn, found = ([loss(steps, seed) for seed in range(6)] for steps in (0, copies.SPLIT_STEPS))

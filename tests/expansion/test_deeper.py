@@ -233,6 +233,83 @@ def test_a_block_needs_a_model_that_keeps_the_shape_of_its_input():
         grown("stack", ("head.0",), (1,), network, batch()[0])
 
 
+def _layers(*sizes: tuple[int, int]) -> nn.ModuleList:
+    return nn.ModuleList(nn.Linear(*size) for size in sizes)
+
+
+def _side_by_side(net, x):
+    for layer, norm in zip(net.layers, net.norms):  # noqa: B905 the loop of a user who is sure of the lengths
+        x = norm(layer(x).relu())
+    return net.head(x)
+
+
+def _by_number(net, x):
+    x = net.layers[0](x).relu()
+    x = net.layers[1](x).relu()
+    return net.head(net.layers[2](x).relu())
+
+
+def _counted(net, x):
+    for layer in net.layers[: net.count]:
+        x = layer(x).relu()
+    return net.head(x)
+
+
+def _first_again(net, x):
+    for _ in net.layers:
+        x = net.layers[0](x).relu()
+    return net.head(x)
+
+
+LOOPS = {  # how the list is called, where a layer is inserted, the member that does not run afterwards
+    "side by side": (_side_by_side, "layers.0", "layers.2, which runs in the old network, does not run"),
+    "side by side, at the end": (_side_by_side, "layers.2", "layers.3, a copy of layers.2, is inserted and does not"),
+    "by number": (_by_number, "layers.1", "layers.2, which runs"),
+    "by number, at the end": (_by_number, "layers.2", "layers.3, a copy of layers.2, is inserted and"),
+    "counted": (_counted, "layers.0", "layers.2, which runs"),
+    "counted, at the end": (_counted, "layers.2", "layers.3, a copy of layers.2, is inserted and"),
+    "the first again and again": (_first_again, "layers.0", "layers.1, a copy of layers.0, is inserted and"),
+}
+
+
+@pytest.mark.parametrize("operator", ["deeper_identity", "deeper_random", "stack"])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_member_that_does_not_run_is_no_deeper_network(loop, operator):
+    """As much exact as it seems where the inserted layer never runs, and where a trained one is dropped for it."""
+    forward, place, message = LOOPS[loop]
+    norms = nn.ModuleList(nn.LayerNorm(7) for _ in range(3))
+    network = Wired(forward, layers=_layers((7, 7), (7, 7), (7, 7)), norms=norms, head=nn.Linear(7, 2), count=3)
+    hooks = [dict(module._forward_pre_hooks) for module in network.modules()]
+    with pytest.raises(ValueError, match=message):
+        grown(operator, (place,), (1,), network, batch()[0])
+    assert [dict(module._forward_pre_hooks) for module in network.modules()] == hooks
+
+
+def test_what_never_ran_need_not_run_and_a_list_may_be_called_twice():
+    def twice(net, x):
+        for layer in [*net.layers, *net.layers]:
+            x = layer(x).relu()
+        return net.head(x)
+
+    network = Wired(twice, layers=_layers((7, 7), (7, 7)), head=nn.Linear(7, 2), spare=nn.Dropout())
+    new = grown("deeper_identity", ("layers.0",), (2,), network, batch()[0]).network
+    assert len(new.layers) == 4
+    assert change(network, new, batch()[0]) < 1e-6
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in new.modules())
+
+
+def test_a_list_that_has_something_for_each_member_is_refused_by_what_fails():
+    def scaled(net, x):
+        for i, layer in enumerate(net.layers):
+            x = layer(x).relu() * net.scales[i]
+        return net.head(x)
+
+    parts = {"layers": _layers((7, 7), (7, 7)), "head": nn.Linear(7, 2)}
+    network = Wired(scaled, scales=nn.ParameterList([torch.ones(7)] * 2), **parts)
+    with pytest.raises(ValueError, match=r"a copy of layers\.1 does not fit where it was to be inserted: .*range"):
+        grown("deeper_random", ("layers.1",), (1,), network, batch()[0])
+
+
 def test_the_old_network_and_its_modes_are_left_alone():
     _, network, inputs, _ = of_family("ResNet, batch norm", 6)
     network.train()

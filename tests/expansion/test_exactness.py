@@ -47,7 +47,7 @@ def test_exact_operators_are_exact(name, operator, where, factor, seed, training
     candidate = Candidate(operator, (place,), (size,), seed)
     new, refusal = None, ""
     try:
-        new = candidate.grow(network, inputs, targets, family.loss_fn, walked).network
+        new = candidate.grow(network, (inputs, targets), family.loss_fn, walked).network
     except ValueError as error:
         refusal = str(error)
     if new is None:
@@ -68,7 +68,7 @@ def test_no_operator_refuses_everything(operator):
         for place in family.wider if OPERATORS[operator].widens else family.deeper:
             size = 2 * groups[place].size if OPERATORS[operator].widens else 1
             try:
-                Candidate(operator, (place,), (size,)).expand(network, inputs, targets, family.loss_fn)
+                Candidate(operator, (place,), (size,)).expand(network, (inputs, targets), family.loss_fn)
             except ValueError:
                 continue
             done.append(name)
@@ -85,5 +85,5 @@ def test_the_others_change_the_function(operator):
     family = FAMILIES["ViT"]
     network, (inputs, targets) = family.network(), family.examples(16)
     place, size = ("blocks.0.up", 96) if OPERATORS[operator].widens else ("blocks.0", 1)
-    new = Candidate(operator, (place,), (size,)).expand(network, inputs, targets)
+    new = Candidate(operator, (place,), (size,)).expand(network, (inputs, targets))
     assert change(network, new, inputs) > 1e-3

@@ -2,8 +2,8 @@ import pytest
 import torch
 from cases import CASES, INPUTS, batch, change, mlp, of_family
 from torch import nn
-from torch.nn.functional import cross_entropy
 
+from mmstudy.batched.ensemble import classification
 from mmstudy.core.seeds import generator
 from mmstudy.expansion import new_units
 from mmstudy.expansion.growth import Growth
@@ -14,14 +14,14 @@ from mmstudy.validation.preservation import FAMILIES, trained
 DOUBLE = torch.float64
 
 
-def growth(network, place, size, data, loss_fn=cross_entropy, seed=0) -> Growth:
+def growth(network, place, size, data, loss_fn=classification, seed=0) -> Growth:
     group = couplings(network, data[0])[place]
-    return Growth(network, group, size, generator("fresh", seed), *data, loss_fn)
+    return Growth(network, group, size, generator("fresh", seed), data, loss_fn)
 
 
 def carried_out(way, grown: Growth, **options) -> nn.Module:
     plan, touch = way(grown, **options)
-    return rebuilt(grown.network, plan, grown.inputs, touch)
+    return rebuilt(grown.network, plan, grown.call, touch)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def dense(network: nn.Module, layer: int, inputs: torch.Tensor, targets: torch.T
         if i == layer + 1:
             at = x
         x = x.relu() if i + 1 < len(hidden) else x
-    (delta,) = torch.autograd.grad(cross_entropy(x, targets), at)
+    (delta,) = torch.autograd.grad(nn.functional.cross_entropy(x, targets), at)
     return torch.stack([torch.outer(d, s) for d, s in zip(delta, seen.detach(), strict=True)]).sum(0)
 
 
@@ -219,7 +219,7 @@ def test_gradmax_says_where_it_does_not_apply():
 @pytest.mark.parametrize("way", [new_units.gradmax, new_units.ligo])
 def test_what_learns_needs_targets(way):
     with pytest.raises(ValueError, match=r"learns? from data: give it inputs and targets"):
-        way(growth(mlp(), "hidden.0", 9, (batch()[0], None)))
+        way(Growth(mlp(), couplings(mlp(), batch()[0])["hidden.0"], 9, generator("fresh"), batch()[0]))
 
 
 @pytest.mark.parametrize(
@@ -266,8 +266,12 @@ class ByHand(nn.Module):
 )
 def test_a_running_variance_that_is_written_out_is_no_bias_to_be_drawn(root):
     network, inputs = ByHand(root), torch.randn(4, 3)
+    mean = lambda model, batch: model(batch[0]).mean()  # noqa: E731
     for seed in range(4):
         for way in (new_units.random, new_units.zero_outgoing):
-            new = carried_out(way, growth(network, "a", 9, (inputs, torch.zeros(4)), seed=seed))
+            new = carried_out(
+                way,
+                growth(network, "a", 9, (inputs, torch.zeros(4)), mean, seed),
+            )
             assert torch.equal(new.variance, torch.cat([network.variance, torch.ones(4)]))
             assert new(inputs).isfinite().all()

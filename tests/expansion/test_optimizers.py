@@ -24,7 +24,7 @@ PLACES = {"MLP": "hidden.1", "ResNet, batch norm": "stages.0.0.conv1", "ViT": "b
 def step(family, network, optimizer, inputs, targets) -> float:
     with evaluating(network):
         optimizer.zero_grad()
-        loss = family.loss_fn(network(inputs), targets)
+        loss = family.loss_fn(network, (inputs, targets))
         loss.backward()
         optimizer.step()
     return loss.item()

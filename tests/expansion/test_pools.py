@@ -18,7 +18,8 @@ def test_the_pool_of_the_design():
 @pytest.mark.parametrize("factor", [1.5, 2, 4])
 def test_matched_candidates_have_as_many_parameters_as_what_they_match(factor):
     network, (inputs, targets) = mlp((16, 12)), batch()
-    table = pools.pool_table(pools.candidate_pool(network, inputs, (factor,), (), (factor,)), network, inputs, targets)
+    pool = pools.candidate_pool(network, inputs, (factor,), (), (factor,))
+    table = pools.pool_table(pool, network, (inputs, targets))
     for operator in ("net2net", "zero_outgoing", "random"):
         one = table.loc[f"{operator} hidden.0 ×{factor:g}", "parameters"]
         other = table.loc[f"{operator} hidden.1 ≈ hidden.0 ×{factor:g}", "parameters"]
@@ -36,7 +37,7 @@ def test_a_size_that_no_whole_number_of_units_matches_is_left_out():
 def test_the_table_counts_what_is_built_and_says_what_is_refused():
     network, (inputs, targets) = mlp((6, 4)), batch()
     pool = pools.candidate_pool(network, inputs, (1.5,), (1,), (), wider=("lemon", "hypercloning"))
-    table = pools.pool_table(pool, network, inputs, targets)
+    table = pools.pool_table(pool, network, (inputs, targets))
     assert list(table.index) == list(pool)
     for label, candidate in pool.items():
         row = table.loc[label]

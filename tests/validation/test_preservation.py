@@ -97,7 +97,7 @@ def test_the_gradient_is_parted_into_new_and_old():
     assert list(frame.place) == ["hidden.0", "hidden.1", "hidden.2", "hidden.0", "hidden.2"]
     for row in frame.itertuples():
         expanded = _again(row, network, examples, family)
-        loss = family.loss_fn(expanded(examples.inputs), examples.targets)
+        loss = family.loss_fn(expanded, examples)
         names, parameters = zip(*expanded.named_parameters(), strict=True)
         slopes = dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
         index = int(row.place[-1])
@@ -116,12 +116,12 @@ def _again(row, network, examples, family):
     size = 24 if OPERATORS[row.operator].widens else 1
     candidate = preservation.Candidate(row.operator, (row.place,), (size,))
     assert str(candidate) == row.candidate
-    return candidate.expand(network, *examples, family.loss_fn)
+    return candidate.expand(network, examples, family.loss_fn)
 
 
 def test_training_lowers_the_loss_and_is_the_same_every_time():
     family = preservation.FAMILIES["decoder"]
     examples = family.examples(64)
     first, second = (preservation.trained(family, family.network(), examples, 20) for _ in range(2))
-    loss = [family.loss_fn(n(examples.inputs), examples.targets).item() for n in (family.network(), first, second)]
+    loss = [family.loss_fn(n, examples).item() for n in (family.network(), first, second)]
     assert loss[1] == loss[2] < loss[0] - 0.3

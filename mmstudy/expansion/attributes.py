@@ -1,0 +1,136 @@
+"""The numbers that modules keep of their own sizes, such as a LayerNorm's shape or a number of heads, and which follow.
+
+A number that merely equals a length that grows (an index of a layer, a horizon) must stay. So as few as possible are
+changed: those without which the network does not run as predicted, or is another function.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import combinations, islice
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+TRIES = 48  # ways to choose among such numbers that are tried out
+MORE = 16  # of them, to find those without which the network runs, as another function
+
+Outcome = Callable[[frozenset[int]], float | None]  # those that change → change of the outputs; None: it does not run
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A number, or a tuple of numbers, that modules of one class keep and that equals a length that grows."""
+
+    kind: type
+    key: str
+    now: object
+    then: object
+    paths: tuple[str, ...]  # modules of a class change alike
+
+    def __str__(self) -> str:
+        return f"{self.kind.__name__}.{self.key} = {self.now}"
+
+
+def kept(network: nn.Module, lengths: Callable[[str], Mapping[int, int]]) -> list[Kept]:
+    """All that may have to follow; `lengths`: path of a module → its lengths that grow, now → then."""
+    places: dict[tuple, list[str]] = {}
+    for path, module in network.named_modules():
+        longer = {now: then for now, then in lengths(path).items() if now > 1}
+        for key, now in vars(module).items():
+            then = _replaced(now, longer)
+            if not key.startswith("_") and then != now:
+                places.setdefault((type(module), key, now, then), []).append(path)
+    return [Kept(*place, tuple(paths)) for place, paths in places.items()]
+
+
+def _replaced(value: object, lengths: Mapping[int, int]) -> object:
+    if type(value) is int:
+        return lengths.get(value, value)
+    if isinstance(value, tuple) and value and all(type(v) is int for v in value):
+        return tuple(lengths.get(v, v) for v in value)
+    return value
+
+
+@contextmanager
+def changed(network: nn.Module, some: Iterable[Kept]) -> Iterator[None]:
+    """The network with these numbers changed, for a while."""
+    some = list(some)
+    try:
+        for each in some:
+            for path in each.paths:
+                setattr(network.get_submodule(path), each.key, each.then)
+        yield
+    finally:
+        for each in some:
+            for path in each.paths:
+                setattr(network.get_submodule(path), each.key, each.now)
+
+
+def needed(count: int, outcome: Outcome, exact: float) -> frozenset[int] | None:
+    """Which of `count` numbers must change so that a network runs, and, if that is to be had, keeps its function.
+
+    None of them, if that will do; else the fewest of all (QuickXplain: Junker 2004, AAAI), if the network runs with
+    all; else one, two, … of them. `outcome` is asked at most `TRIES` times.
+
+    Returns:
+        Their numbers; None if the network runs with no choice.
+
+    Raises:
+        ValueError: so many tries did not tell.
+    """
+    known: dict[frozenset[int], float | None] = {}
+
+    def asked(chosen: frozenset[int]) -> float | None:
+        if chosen not in known:
+            if len(known) == TRIES:
+                raise ValueError(f"{TRIES} tries did not tell which of {count} numbers must change")
+            known[chosen] = outcome(chosen)
+        return known[chosen]
+
+    def runs(chosen: frozenset[int]) -> bool:
+        return asked(chosen) is not None
+
+    def keeps(chosen: frozenset[int]) -> bool:
+        return runs(chosen) and asked(chosen) <= exact
+
+    everything = frozenset(range(count))
+    some = (frozenset(each) for number in range(1, count) for each in combinations(range(count), number))
+    found = frozenset()
+    if not runs(found):
+        found = _fewest(found, False, tuple(range(count)), runs) if count and runs(everything) else None
+        found = found if found is not None and runs(found) else next(filter(runs, some), None)
+    if found is None or keeps(found):
+        return found
+    rest = tuple(everything - found)
+    if rest and keeps(everything):
+        more = found | _fewest(found, False, rest, keeps)
+        return more if keeps(more) else everything
+    return next(filter(keeps, islice((found | {i} for i in rest), min(MORE, TRIES - len(known)))), found)
+
+
+def _fewest(base: frozenset[int], grew: bool, rest: tuple[int, ...], good: Callable[[frozenset[int]], bool]):
+    """The fewest of the rest that are good together with the base, if all of them are and more is never worse."""
+    if grew and good(base):
+        return frozenset()
+    if len(rest) == 1:
+        return frozenset(rest)
+    first, second = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+    later = _fewest(base.union(first), True, second, good)
+    return later | _fewest(base | later, bool(later), first, good)
+
+
+def relabel(network: nn.Module) -> None:
+    """Let what PyTorch's layers print of their sizes be true; they do not compute with it."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
+        elif isinstance(module, nn.Conv1d | nn.Conv2d):
+            module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
+        elif isinstance(module, nn.Embedding):
+            module.num_embeddings, module.embedding_dim = module.weight.shape
+        elif isinstance(module, nn.GroupNorm) and module.weight is not None:
+            module.num_channels = len(module.weight)
+        elif isinstance(module, _NormBase):
+            known = [t for t in (module.weight, module.running_mean) if t is not None]
+            module.num_features = len(known[0]) if known else module.num_features

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from cases import Wired, change
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from mmstudy.expansion.attributes import TRIES, needed
+from mmstudy.expansion.candidate import Candidate
+
+EXACT = 0.1
+
+
+class Attention(nn.Module):
+    """Of 4 heads, the fifth in a row of layers; it keeps a horizon that has nothing to do with either."""
+
+    def __init__(self, more: dict[str, int]):
+        super().__init__()
+        self.heads = 4
+        self.qkv, self.out = nn.Linear(3, 24), nn.Linear(8, 3)
+        for name, value in more.items():
+            setattr(self, name, value)
+
+    def forward(self, x):
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).mean(1)
+
+
+def test_an_index_that_equals_the_number_of_heads_stays():
+    network, inputs = Attention({"layer_idx": 4, "top_k": 8}), torch.randn(5, 6, 3)
+    grown = Candidate("lemon", ("qkv[1]",), (5,)).grow(network, inputs)
+    assert (grown.network.heads, grown.network.layer_idx, grown.network.top_k) == (5, 4, 8)
+    assert grown.changed == ("heads: 4 → 5",)
+    assert change(network, grown.network, inputs) < 1e-5
+
+
+def _weighed(net, x):
+    return net.head(net.norm(net.body(x)).relu()) / net.horizon
+
+
+def _stream(**more: int) -> Wired:
+    return Wired(_weighed, body=nn.Linear(3, 8), norm=nn.LayerNorm(8), head=nn.Linear(8, 2), **more)
+
+
+@pytest.mark.parametrize("operator", ["lemon", "random"])
+def test_a_number_that_the_function_needs_as_it_is_stays(operator):
+    network, inputs = _stream(horizon=8, num_classes=8, padding_idx=8), torch.randn(5, 3)
+    first = Candidate(operator, ("body",), (12,))
+    grown = first.grow(network, inputs)
+    assert [getattr(grown.network, name) for name in ("horizon", "num_classes", "padding_idx")] == [8, 8, 8]
+    assert grown.changed == ("norm.normalized_shape: (8,) → (12,)",)
+    chain = Candidate(operator, ("body",), (12,), then=Candidate(operator, ("body",), (16,)))
+    assert chain.grow(network, inputs).changed == (*grown.changed, "norm.normalized_shape: (12,) → (16,)")
+
+
+def test_a_scale_by_the_old_width_of_heads_stays():
+    """Nothing fails if it follows, but the function would be another one."""
+
+    def attended(net, x):
+        q, k, v = (layer(x).unflatten(-1, (3, -1)).transpose(1, 2) for layer in (net.q, net.k, net.v))
+        y = F.scaled_dot_product_attention(q, k, v, scale=net.width**-0.5)
+        return net.out(y.transpose(1, 2).flatten(2)).mean(1)
+
+    network = Wired(attended, q=nn.Linear(3, 12), k=nn.Linear(3, 12), v=nn.Linear(3, 12), out=nn.Linear(12, 2), width=4)
+    inputs = torch.randn(5, 6, 3)
+    grown = Candidate("bert2bert", ("q[1]",), (8,)).grow(network, inputs)
+    assert grown.changed == ()
+    assert change(network, grown.network, inputs) < 1e-5
+
+
+def test_fifty_numbers_that_happen_to_be_equal_are_told_apart_in_a_few_tries():
+    """All 2⁵⁰ choices would not fit into any memory."""
+    names = [f"number_{i}" for i in range(50)]
+    network, inputs = _stream(horizon=8, **dict.fromkeys(names, 8)), torch.randn(5, 3)
+    grown = Candidate("lemon", ("body",), (12,)).grow(network, inputs)
+    assert grown.changed == ("norm.normalized_shape: (8,) → (12,)",)
+
+
+@given(st.sets(st.integers(0, 39), max_size=4), st.sets(st.integers(0, 39), max_size=2))
+def test_what_is_needed_is_found_and_no_more(must, keeps):
+    """`must`: without these the network fails; `keeps`: without these it is another function."""
+    tries = []
+
+    def outcome(chosen: frozenset[int]) -> float | None:
+        tries.append(chosen)
+        return None if not must <= chosen else 0.0 if keeps <= chosen else 1.0
+
+    assert needed(40, outcome, EXACT) == must | keeps
+    assert len(tries) == len(set(tries)) <= TRIES
+
+
+def test_numbers_that_must_stay_are_found_around():
+    def outcome(chosen: frozenset[int]) -> float | None:
+        return 0.0 if chosen == {1, 3} else 1.0 if chosen == {0, 1} else None
+
+    assert needed(4, outcome, EXACT) == {0, 1}  # the first that runs; nothing beside it makes it exact
+    assert needed(4, lambda chosen: 0.0 if chosen == {1, 3} else None, EXACT) == {1, 3}
+    assert needed(3, lambda chosen: None, EXACT) is None
+    assert needed(0, lambda chosen: float("nan"), EXACT) == frozenset()
+
+
+def test_a_search_without_an_end_is_refused_by_its_numbers():
+    with pytest.raises(ValueError, match=rf"{TRIES} tries did not tell which of 50 numbers must change"):
+        needed(50, lambda chosen: None, EXACT)

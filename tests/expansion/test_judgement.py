@@ -1,0 +1,95 @@
+"""What counts as exact: judged in float64, beside how much the outputs vary."""
+
+import pytest
+import torch
+from cases import Wired, batch, mlp, of_family
+from torch import nn
+
+from mmstudy.core.seeds import generator
+from mmstudy.expansion.candidate import Candidate
+from mmstudy.expansion.exactness import broken, change, changes
+from mmstudy.expansion.operators import EXACTLY, OPERATORS
+from mmstudy.tracing.calls import Call
+from mmstudy.validation.preservation import FAMILIES
+
+EXACT = [name for name, operator in OPERATORS.items() if operator.preserves == EXACTLY]
+STREAM = generator("judgement")
+INPUTS = torch.randn(24, 3, generator=STREAM)
+
+
+def _felt(weight: float, offset: float = 0.0) -> Wired:
+    """Units of zero behind a sigmoid are felt; `weight` and `offset` are what hides them."""
+    torch.manual_seed(0)
+    parts = {"up": nn.Linear(3, 6), "down": nn.Linear(6, 2), "beside": nn.Linear(3, 2)}
+    network = Wired(lambda net, x: net.down(net.up(x).sigmoid()) + weight * net.beside(x) + offset, **parts)
+    network.beside.bias.data += 1
+    return network
+
+
+@pytest.mark.parametrize("network", [_felt(1, 3000), _felt(10, 300), _felt(10).double()])
+def test_a_change_is_judged_by_what_varies_and_not_by_an_offset(network):
+    inputs = INPUTS.to(network.up.weight)
+    with pytest.raises(
+        ValueError, match=r"zero_incoming up→9 is not exact here: the outputs change by \d.\de-0[12] of"
+    ):
+        Candidate("zero_incoming", ("up",), (9,)).expand(network, inputs)
+    assert len(Candidate("lemon", ("up",), (9,)).expand(network, inputs).up.bias) == 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_two_hundredths_are_no_rounding_in_half_precision(dtype):
+    network, inputs = _felt(8).to(dtype), INPUTS.to(dtype)
+    with pytest.raises(ValueError, match=r"zero_incoming up→9 is not exact here: the outputs change by \d\.\de-02"):
+        Candidate("zero_incoming", ("up",), (9,)).expand(network, inputs)
+
+
+@pytest.mark.parametrize("operator", EXACT)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_rounding_is_no_reason_to_refuse(operator, dtype):
+    family = "MLP" if OPERATORS[operator].widens or operator == "deeper_identity" else "ViT"
+    _, network, inputs, targets = of_family(family, 8)
+    where, number = ("hidden.0", 24) if OPERATORS[operator].widens else (FAMILIES[family].deeper[0], 1)
+    Candidate(operator, (where,), (number,)).expand(network.to(dtype), (inputs.to(dtype), targets))
+
+
+def test_one_example_is_judged_by_what_varies_among_its_outputs():
+    for dtype in (torch.float32, torch.float64):
+        network, inputs = _felt(1, 3000).to(dtype), INPUTS[:1].to(dtype)
+        assert Candidate("lemon", ("up",), (9,)).expand(network, inputs)
+        with pytest.raises(ValueError, match="is not exact here"):
+            Candidate("zero_incoming", ("up",), (9,)).expand(network, inputs)
+
+
+def test_a_network_that_computes_in_one_type_alone_is_judged_in_it():
+    network = Wired(lambda net, x: net.down(net.up(x.float()).sigmoid()), up=nn.Linear(3, 6), down=nn.Linear(6, 2))
+    assert len(Candidate("lemon", ("up",), (9,)).expand(network, INPUTS).up.bias) == 9
+    with pytest.raises(ValueError, match="is not exact here"):
+        Candidate("zero_incoming", ("up",), (9,)).expand(network, INPUTS)
+    assert len(Candidate("net2net", ("up",), (9,)).expand(network, INPUTS).up.bias) == 9
+
+
+def test_masked_outputs_may_be_infinite():
+    mask = torch.tensor([0.0, -torch.inf])
+    network = Wired(lambda net, x: net.down(net.up(x).relu()) + mask, up=nn.Linear(3, 6), down=nn.Linear(6, 2))
+    assert len(Candidate("lemon", ("up",), (9,)).expand(network, INPUTS).up.bias) == 9
+
+
+def test_changes_are_those_of_each_tensor():
+    before = {"a": torch.tensor([[1.0, 5.0], [3.0, 5.0]]), "b": (torch.tensor([1, 2, 3]),), "c": torch.zeros(0)}
+    after = {"a": torch.tensor([[1.0, 5.0], [3.0, 5.5]]), "b": (torch.tensor([1, 2, 3]),), "c": torch.zeros(0)}
+    assert changes(before, after) == [(0.5, pytest.approx(0.5**0.5), 5.0), (0.0, pytest.approx((2 / 3) ** 0.5), 3.0)]
+    assert change(before, after) == pytest.approx(0.5**0.5)
+    assert change(torch.ones(3), torch.full((3,), 1.5)) == 0.5  # what does not vary: beside its size
+    nothing, infinite = torch.tensor([torch.nan, 1.0]), torch.tensor([torch.inf, 1.0])
+    assert change(nothing, nothing) == change(infinite, infinite) == 0
+    assert not change(nothing, infinite) < 1
+    for wrong in ({}, torch.ones(2)):
+        with pytest.raises(ValueError, match="cannot be compared"):
+            changes(wrong, torch.ones(3))
+
+
+def test_a_network_is_the_same_as_itself_and_not_as_another():
+    network, call = mlp(), Call((batch()[0],))
+    names = {name: name for name, _ in network.named_parameters()}
+    assert broken(network, network, call, names) is None
+    assert "of how much they vary" in broken(network, mlp(seed=1), call, names)
