@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mmstudy.batched.objective import Objective
 from mmstudy.manifold import estimate
+from mmstudy.manifold.crossings import crossings
 from mmstudy.manifold.estimate import Budget
-from mmstudy.manifold.rays import crossings
 
 Rotation = list[tuple[Float[Tensor, "samples dim"], Float[Tensor, "samples dim"]]]  # (signs, unit normals) by round
 
@@ -73,8 +73,8 @@ def dimension(
         away, looks = parents.new_full((len(parents), count), radius), 0
     else:
         along = unit.expand(len(parents), -1, -1)
-        lines = crossings(objective, parents, along, level, most=FURTHEST, checks=0, origin=loss)
-        away, looks = AWAY * torch.as_tensor(lines["radius"].values).to(parents), lines["evaluations"].sum("ray").values
+        lines = crossings(objective, parents, along, level, max_multiple=FURTHEST, checks=0, origin=loss)
+        away, looks = AWAY * lines.radius.to(parents), lines.looks
     here = parents.unsqueeze(1) + away.unsqueeze(-1) * unit
     enough = _thresholds(objective, here, level, budget.steps, rotation)
     samples = (dim - enough).clamp(min=0).double()

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mmstudy.batched.objective import Objective
 from mmstudy.manifold import estimate
+from mmstudy.manifold.crossings import crossings
 from mmstudy.manifold.estimate import PASS, STEP, Budget
-from mmstudy.manifold.rays import crossings
 
 FEWEST = 12  # proposals, below which the halves of a chain say nothing
 ACCEPTANCE = 0.75  # what the step size aims at
@@ -123,8 +123,8 @@ def _scale(
     draw = torch.randn((SIDES, parents.shape[1]), generator=generator, dtype=torch.float64).to(parents)
     along = draw.expand(len(parents), -1, -1)
     lines = crossings(objective, parents, along, level, 1.0, FURTHEST, COARSE, LOOKS, 0, origin=base)
-    curved = torch.as_tensor(lines["multiple"].values).to(base) ** -2  # in proportion to the curvatures along them
-    return curved.mean(1) ** -0.5, lines["evaluations"].sum("ray").values
+    curved = lines.multiple.to(base) ** -2  # in proportion to the curvatures along them
+    return curved.mean(1) ** -0.5, lines.looks
 
 
 def _propose(

@@ -23,14 +23,15 @@ from mmstudy.core.tasks import Data, Task, load
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS
 from mmstudy.study import entries, predictors
-from mmstudy.study.measurements import CHECKPOINTS, Budget, measure, train_base
+from mmstudy.study.measurements import CHECKPOINTS, measure, train_base
+from mmstudy.study.protocol import Protocol
 
 ALIGNED = {"data_vars": "minimal", "coords": "minimal", "compat": "equals", "join": "exact"}
 
 
 def sweep(
     pools: Mapping[Task, Mapping[str, Candidate]],
-    budget: Budget,
+    protocol: Protocol,
     cache: str | Path,
     workers: int = 0,
     device: str = "cpu",
@@ -59,10 +60,10 @@ def sweep(
     executor = executor or _processes(workers)
     try:
         data = {task: load(task, device) for task in pools}
-        base_jobs = {task: ("base", task, (), budget) for task in pools}
+        base_jobs = {task: ("base", task, (), protocol) for task in pools}
         bases = _finish(executor, base_jobs, cache, lambda task: (data[task], None), "bases")
         groups = {task: _architectures(pool) for task, pool in pools.items()}
-        jobs = {(task, group): ("measure", task, group, budget) for task in pools for group in groups[task]}
+        jobs = {(task, group): ("measure", task, group, protocol) for task in pools for group in groups[task]}
         pieces = _finish(executor, jobs, cache, lambda key: (data[key[0]], bases[key[0]]), "candidates")
     finally:
         if own:
@@ -77,13 +78,13 @@ def sweep(
     dataset = dataset.assign(description=(("task", "candidate"), descriptions)).assign_coords(
         operator=("candidate", list(operators.values())),
         checkpoint=list(CHECKPOINTS),
-        seed=range(budget.seeds),
+        seed=range(protocol.seeds),
         label_noise=("task", [t.label_noise for t in pools]),
         dataset=("task", [t.dataset for t in pools]),
     )
     dataset = results.describe(dataset, known)
-    dataset.attrs = results.provenance({"tasks": [asdict(t) for t in pools], "budget": asdict(budget)}, device)
-    dataset.attrs |= {"full_cost": budget.full_cost, "wall_time_s": round(time.perf_counter() - started, 1)}
+    dataset.attrs = results.provenance({"tasks": [asdict(t) for t in pools], "budget": asdict(protocol)}, device)
+    dataset.attrs |= {"full_cost": protocol.full_cost, "wall_time_s": round(time.perf_counter() - started, 1)}
     return dataset
 
 
@@ -128,10 +129,10 @@ def _finish(executor: Executor, jobs: dict, cache: str | Path, materials, title:
 
 
 def _run(job: tuple, path: Path, outside: entries.Entries, data: Data, base: xr.Dataset | None) -> xr.Dataset:
-    kind, task, candidates, budget = job
+    kind, task, candidates, protocol = job
     entries.enter(outside)
     torch.set_num_threads(1)  # a process per core; and sums must not depend on the core count
-    dataset = train_base(task, data, budget) if kind == "base" else measure(task, data, base, candidates, budget)
+    dataset = train_base(task, data, protocol) if kind == "base" else measure(task, data, base, candidates, protocol)
     results.write(dataset, path)
     return dataset
 
