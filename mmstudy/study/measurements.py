@@ -14,7 +14,8 @@ from mmstudy.core import networks
 from mmstudy.core.seeds import generator
 from mmstudy.core.tasks import Data, Split, Task
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.manifold import children, directions
+from mmstudy.manifold import directions
+from mmstudy.manifold.children import disagreement, offspring, spread
 from mmstudy.manifold.crossings import crossings
 from mmstudy.manifold.estimate import PASS, STEP
 from mmstudy.manifold.estimators import ESTIMATORS
@@ -98,7 +99,7 @@ def examples_needed(task: Task, data: Data, base: en.Ensemble, protocol: Protoco
 
 
 def train_in_full(task: Task, data: Data, start: en.Ensemble, protocol: Protocol) -> dict[str, Tensor]:
-    """Train networks (candidates × seeds, the seeds innermost) for the whole budget; their test scores.
+    """Train networks (candidates × seeds, the seeds innermost) for as long as the protocol says; their test scores.
 
     Returns accuracy, nll and ece as (networks / seeds × seeds, checkpoint); checkpoints are the last one and the one
     with the best validation accuracy. A diverged network scores NaN.
@@ -132,8 +133,8 @@ def measure(
     network = new_base(task, data)
     parameters = torch.as_tensor(base["base"].values, device=data.training.inputs.device)
     nn.utils.vector_to_parameters(parameters, network.parameters())
-    walked = trace(network, data.training.inputs)
-    expanded = en.stack([c.grow(network, *data.training, walked=walked).network for _, c in candidates])
+    traced = trace(network, data.training.inputs)
+    expanded = en.stack([c.grow(network, *data.training, walked=traced).network for _, c in candidates])
     split = probe_split(task, data, int(base["probe_examples"]))
     seeds = torch.arange(len(candidates)).repeat_interleave(protocol.seeds)
     scores = train_in_full(task, data, expanded[seeds], protocol)
@@ -169,9 +170,10 @@ def probe(task: Task, data: Data, split: Split, expanded: en.Ensemble, level: fl
     lengths = [b // k for b in sorted(protocol.probes)]
     order = _order(task, data, protocol, [f"child {i}" for i in range(k)], lengths[-1])
     objective = of_networks(starts, split, training=data.training, minibatch=protocol.batch)
-    grown = children.offspring(objective, en.vectors(starts), order, step_sizes, protocol.momentum, lengths)
+    grown = offspring(objective, en.vectors(starts), order, step_sizes, protocol.momentum, lengths)
     sizes = [
-        _sizes(task, split.inputs, objective, starts, young, seen, step, level, protocol) for step, young, seen in grown
+        _sizes(task, split.inputs, objective, starts, children, seen, step, level, protocol)
+        for step, children, seen in grown
     ]
 
     flat = xr.concat(sizes, "probe").assign_coords(probe=[k * length for length in lengths])
@@ -185,28 +187,28 @@ def _sizes(
     inputs: Tensor,
     objective: Objective,
     starts: en.Ensemble,
-    young: Tensor,
+    children: Tensor,
     seen: Tensor,
     step: int,
     level: float,
     protocol: Protocol,
 ) -> xr.Dataset:
     """The sizes at one length of the probe, over (parent), and what each costs."""
-    count, k, _ = young.shape
-    start, (along, alive) = en.vectors(starts), ways_of(young)  # a diverged candidate has no size
+    count, k, _ = children.shape
+    start, (along, alive) = en.vectors(starts), ways_of(children)  # a diverged candidate has no size
     wide = alive.view(-1, 1, 1)
-    young = torch.where(wide, young, start.unsqueeze(1))
-    centre = young.mean(1)
+    children = torch.where(wide, children, start.unsqueeze(1))
+    centre = children.mean(1)
     random = directions.filter_normalized(starts, centre, protocol.random_rays, generator("random rays", task))
-    ways = torch.cat([along, torch.where(wide, directions.differences(young), 1.0)], dim=1)
+    ways = torch.cat([along, torch.where(wide, directions.differences(children), 1.0)], dim=1)
     loss, far = objective(centre), protocol.random_farthest
     lines = crossings(objective, centre, ways, level, max_multiple=protocol.farthest, origin=loss)
     relative = crossings(objective, centre, random, level, far / 4, far, origin=loss)
     radius = lines.radius.cpu().numpy()
     whose = torch.arange(count).unsqueeze(1).expand(count, k)
-    logits = en.outputs(en.at(starts, young, whose), inputs).unflatten(0, (count, k))
+    logits = en.outputs(en.at(starts, children, whose), inputs).unflatten(0, (count, k))
     values = {
-        "disagreement": children.disagreement(logits).cpu(),
+        "disagreement": disagreement(logits).cpu(),
         "extent_children": radius[:, : 2 * k].mean(1),
         "extent_children_se": radius[:, : 2 * k].std(1, ddof=1) / (2 * k) ** 0.5,
         "extent_differences": radius[:, 2 * k :].mean(1),
@@ -217,7 +219,7 @@ def _sizes(
         "centre_loss": loss.cpu(),
         "explorer_loss": seen.mean((1, 2)).cpu(),
     }
-    sizes = children.spread(start, young).assign({name: ("parent", value) for name, value in values.items()})
+    sizes = spread(start, children).assign({name: ("parent", value) for name, value in values.items()})
     sizes = sizes.where(xr.DataArray(alive.cpu(), dims="parent"))
     trained = STEP * protocol.batch * k * step
     point = PASS * len(inputs)

@@ -68,8 +68,8 @@ def flops(ensemble: Ensemble, batch: Batch) -> Tensor:
 
 def gradient_norm(ensemble: Ensemble, batch: Batch) -> Float[Tensor, " k"]:
     """‖∇L‖₂ of every network over the examples."""
-    _, slopes = of_networks(ensemble, batch).gradient(vectors(ensemble))
-    return slopes.norm(dim=1)
+    _, gradients = of_networks(ensemble, batch).gradient(vectors(ensemble))
+    return gradients.norm(dim=1)
 
 
 PREDICTORS: dict[str, Predictor] = {

@@ -178,7 +178,7 @@ def test_rays_along_the_children_hold_what_they_say():
     order = measurements._order(TASKS[0], data, PROTOCOL, [f"child {i}" for i in range(4)], 2)
     loss = of_networks(expanded, split, training=data.training)
     start = measurements.en.vectors(expanded)
-    ((_, young, _),) = measurements.children.offspring(loss, start, order, torch.tensor([0.05]))
+    ((_, young, _),) = measurements.offspring(loss, start, order, torch.tensor([0.05]))
     centre = young[0].mean(0)
     lengths = []
     for away in [*(young[0] - centre), *(centre - young[0])]:
