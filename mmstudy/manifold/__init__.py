@@ -4,6 +4,7 @@ __all__ = [
     "asked",
     "between",
     "children",
+    "crossings",
     "curvature",
     "dimension",
     "directions",

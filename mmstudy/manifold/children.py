@@ -22,7 +22,7 @@ ALPHAS = (0.25, 0.5, 0.75, 1.0)  # where the segment to a child is looked at
 def children(
     objective: Objective, parents: Float[Tensor, "m dim"], level: float, budget: Budget, generator: torch.Generator
 ) -> xr.Dataset:
-    """The radius of gyration of a parent's connected children, √(Σ ‖θ_k − θ̄‖² / (K − 1)); more is larger.
+    """The total standard deviation of a parent's connected children, √(Σ ‖θ_k − θ̄‖² / (K − 1)); more is larger.
 
     SGD explorers (Frankle et al. 2020, arXiv 1912.05671): `budget.samples` children train `budget.steps` steps with
     draws of their own, at a constant step size; those are kept to whom the loss stays below the level on a grid of the
@@ -37,13 +37,13 @@ def children(
     """
     k = budget.samples
     start, _ = estimate.starting(objective, parents, level)
-    young, alphas = grown(objective, parents, budget, generator), torch.tensor(ALPHAS)
-    young = young.where(young.isfinite(), math.nan)
-    inside = (segment(objective, parents.unsqueeze(1).expand_as(young), young, alphas) <= level).all(-1)
+    family, alphas = grown(objective, parents, budget, generator), torch.tensor(ALPHAS)
+    family = family.where(family.isfinite(), math.nan)
+    inside = (segment(objective, parents.unsqueeze(1).expand_as(family), family, alphas) <= level).all(-1)
     after = inside & inside.roll(-1, dims=1)
-    across = (segment(objective, young, young.roll(-1, dims=1), alphas[:-1]) <= level).all(-1)
-    size, error = gyration(young, inside)
-    distance = (young - parents.unsqueeze(1)).double().norm(dim=-1).where(inside, math.nan)
+    across = (segment(objective, family, family.roll(-1, dims=1), alphas[:-1]) <= level).all(-1)
+    size, error = deviation(family, inside)
+    distance = (family - parents.unsqueeze(1)).double().norm(dim=-1).where(inside, math.nan)
     few = (inside.sum(1) < 2).cpu().numpy()
     return estimate.report(
         objective,
@@ -69,8 +69,8 @@ def grown(
     rates = torch.full((len(parents),), budget.step_size)
     with torch.random.fork_rng():  # dropout draws from it
         torch.manual_seed(streams[0].initial_seed())
-        ((_, young, _),) = offspring(objective, parents, draws, rates, budget.momentum)
-    return young
+        ((_, family, _),) = offspring(objective, parents, draws, rates, budget.momentum)
+    return family
 
 
 def offspring(
@@ -103,13 +103,17 @@ def offspring(
         yield step, points.unflatten(0, (m, k)), seen.unflatten(0, (m, k))
 
 
-def gyration(
-    young: Float[Tensor, "m k dim"], keep: Bool[Tensor, "m k"]
+def deviation(
+    children: Float[Tensor, "m k dim"], keep: Bool[Tensor, "m k"]
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
-    """√(Σ ‖θ_k − θ̄‖² / (K − 1)) over the children to keep, and its jackknife standard error."""
+    """√(Σ ‖θ_k − θ̄‖² / (K − 1)) over the children to keep, and its jackknife standard error.
+
+    The root of the trace of their unbiased covariance. √((K − 1) / K) of it is the radius of gyration that `spread`
+    gives.
+    """
     n = keep.sum(1, keepdim=True).double()
     weight = keep.double().unsqueeze(-1)
-    points = young.double().where(keep.unsqueeze(-1), 0)
+    points = children.double().where(keep.unsqueeze(-1), 0)
     away = (points - (points.sum(1, keepdim=True) / n.unsqueeze(-1))) * weight
     square = away.square().sum(-1)  # (m, k)
     total = square.sum(1, keepdim=True)
@@ -119,11 +123,11 @@ def gyration(
     return (total / (n - 1)).sqrt().squeeze(1), variance.sqrt()
 
 
-def spread(parents: Float[Tensor, "m dim"], young: Float[Tensor, "m k dim"]) -> xr.Dataset:
+def spread(parents: Float[Tensor, "m dim"], children: Float[Tensor, "m k dim"]) -> xr.Dataset:
     """The size of the set that the children reached, in several senses, with jackknife standard errors.
 
-    - reach: mean distance from the parent; gyration: root mean square distance from the children's centre;
-      diameter: the largest distance between two children;
+    - reach: mean distance from the parent; gyration: root mean square distance from the children's centre,
+      √(Σ ‖θ_k − θ̄‖² / K); diameter: the largest distance between two children;
     - effective_dimension: participation ratio (Σλ)² / Σλ² of their covariance's spectrum, between 1 and K − 1;
     - log_volume: ln of the K-volume of the simplex whose corners are the parent and its children.
 
@@ -132,9 +136,9 @@ def spread(parents: Float[Tensor, "m dim"], young: Float[Tensor, "m k dim"]) -> 
     Raises:
         ValueError: fewer than two children.
     """
-    if young.shape[1] < 2:
-        raise ValueError(f"the spread of children needs at least 2 of them; got {young.shape[1]}")
-    away = (young - parents.unsqueeze(1)).double()
+    if children.shape[1] < 2:
+        raise ValueError(f"the spread of children needs at least 2 of them; got {children.shape[1]}")
+    away = (children - parents.unsqueeze(1)).double()
     gram = away @ away.mT  # (m, k, k): all that follows is in it
     values = _spread(gram)
     k = gram.shape[-1]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mmstudy.batched.objective import Objective
 from mmstudy.manifold import estimate
+from mmstudy.manifold.crossings import crossings
 from mmstudy.manifold.estimate import Budget
-from mmstudy.manifold.rays import crossings
 
 Rotation = list[tuple[Float[Tensor, "samples dim"], Float[Tensor, "samples dim"]]]  # (signs, unit normals) by round
 
@@ -73,8 +73,8 @@ def dimension(
         away, looks = parents.new_full((len(parents), count), radius), 0
     else:
         along = unit.expand(len(parents), -1, -1)
-        lines = crossings(objective, parents, along, level, most=FURTHEST, checks=0, origin=loss)
-        away, looks = AWAY * torch.as_tensor(lines["radius"].values).to(parents), lines["evaluations"].sum("ray").values
+        lines = crossings(objective, parents, along, level, max_multiple=FURTHEST, checks=0, origin=loss)
+        away, looks = AWAY * lines.radius.to(parents), lines.looks
     here = parents.unsqueeze(1) + away.unsqueeze(-1) * unit
     enough = _thresholds(objective, here, level, budget.steps, rotation)
     samples = (dim - enough).clamp(min=0).double()
@@ -130,22 +130,22 @@ def _descend(
     def ahead(by: Tensor) -> Tensor:
         return here + by.unsqueeze(-1).to(here) * along
 
-    here, (loss, slope), tiny = start, objective.gradient(start), torch.finfo(torch.float64).tiny
-    slope = within(slope)
-    along, trust = -slope, torch.ones_like(loss)
+    here, (loss, gradient), tiny = start, objective.gradient(start), torch.finfo(torch.float64).tiny
+    gradient = within(gradient)
+    along, trust = -gradient, torch.ones_like(loss)
     for _ in range(steps):
-        fall = -dot(slope, along)  # ≥ 0
+        fall = -dot(gradient, along)  # ≥ 0
         trial = trust * 2 * (loss - level).clamp(min=0) / fall.clamp(min=tiny)
         bend = objective(ahead(trial)) - loss + trial * fall  # ½ trial² × curvature
         ratio = torch.where(bend > 0, trial * fall / (2 * bend), 4.0).nan_to_num(0.1).clamp(0.1, 10)
         there = ahead(torch.where(bend.isnan(), 0.1, ratio) * trial)
         new, turned = objective.gradient(there)
         turned, lower = within(turned), new < loss
-        keep = (dot(turned, turned - slope) / dot(slope, slope).clamp(min=tiny)).clamp(min=0)
+        keep = (dot(turned, turned - gradient) / dot(gradient, gradient).clamp(min=tiny)).clamp(min=0)
         onward = keep.unsqueeze(-1).to(here) * along - turned
         trust = torch.where(lower, (2 * trust).clamp(max=1), trust / 8)
-        here, slope = there.where(lower.unsqueeze(-1), here), turned.where(lower.unsqueeze(-1), slope)
-        along = onward.where((lower & (dot(onward, turned) < 0)).unsqueeze(-1), -slope)
+        here, gradient = there.where(lower.unsqueeze(-1), here), turned.where(lower.unsqueeze(-1), gradient)
+        along = onward.where((lower & (dot(onward, turned) < 0)).unsqueeze(-1), -gradient)
         loss = new.where(lower, loss)
     return here, loss
 

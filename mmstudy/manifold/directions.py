@@ -35,15 +35,15 @@ def filter_normalized(
     return torch.cat(pieces, dim=-1)
 
 
-def from_centre(young: Float[Tensor, "m k dim"]) -> Float[Tensor, "m 2*k dim"]:
+def from_centre(children: Float[Tensor, "m k dim"]) -> Float[Tensor, "m 2*k dim"]:
     """From the children's centre to each child, then the opposite ways."""
-    away = young - young.mean(1, keepdim=True)
+    away = children - children.mean(1, keepdim=True)
     return torch.cat([away, -away], dim=1)
 
 
-def differences(young: Float[Tensor, "m k dim"]) -> Float[Tensor, "m k dim"]:
+def differences(children: Float[Tensor, "m k dim"]) -> Float[Tensor, "m k dim"]:
     """From each child to the one before it, the first's being the last."""
-    return young - young.roll(-1, dims=1)
+    return children - children.roll(-1, dims=1)
 
 
 def preconditioner(

@@ -87,7 +87,7 @@ class Estimator:
 ESTIMATORS: dict[str, Estimator] = {  # the budgets are cheap; chains that do not go far agree sooner
     "children": Estimator(
         children,
-        "radius of gyration of connected SGD explorers",
+        "total standard deviation of connected SGD explorers",
         "distance",
         "Frankle et al. 2020, arXiv 1912.05671",
         "#029e73",

@@ -12,9 +12,9 @@ from torch import Tensor
 from mmstudy.batched.objective import Objective
 from mmstudy.manifold import estimate
 from mmstudy.manifold.children import grown
+from mmstudy.manifold.crossings import crossings
 from mmstudy.manifold.directions import from_centre
 from mmstudy.manifold.estimate import PASS, STEP, Budget
-from mmstudy.manifold.rays import crossings
 
 CENSORED = 0.1  # the share of rays that may be cut off, above which the size is a lower bound and no estimate
 
@@ -26,7 +26,7 @@ def extent(
     budget: Budget,
     generator: torch.Generator,
     *,
-    most: float = 1024.0,
+    max_multiple: float = 1024.0,
 ) -> xr.Dataset:
     """The mean distance to the level from the children's centre, along ± the directions to the children.
 
@@ -38,7 +38,7 @@ def extent(
     duplication change it as they change distances, and training.
 
     Args:
-        most: how far a ray goes, in multiples of the child's distance from the centre. The study goes 16 times as far.
+        max_multiple: how far a ray goes, in multiples of the child's distance from the centre; 16 in the study.
 
     Returns:
         `estimate.report`; a sample is the mean of a child's two rays; also `censored`, the share of rays that are below
@@ -54,9 +54,9 @@ def extent(
     ways, parted = ways_of(family)
     centre = torch.where(family.isfinite().all(2).all(1, keepdim=True), family.mean(1), parents)
     loss = objective(centre)
-    lines = crossings(objective, centre, ways, level, most=most, origin=loss)
-    radius, met = torch.as_tensor(lines["radius"].values), lines["status"].values
-    censored = torch.as_tensor(met == "unbounded").double().mean(1)
+    lines = crossings(objective, centre, ways, level, max_multiple=max_multiple, origin=loss)
+    radius, met = lines.radius, lines.status
+    censored = torch.as_tensor((met == "unbounded").mean(1))
     unlike = {  # the first that holds
         "nan": ~family.isfinite().all(2).all(1).cpu().numpy() | (met == "nan").any(1),
         "together": ~parted.cpu().numpy(),
@@ -66,7 +66,6 @@ def extent(
     }
     worst = np.select(list(unlike.values()), list(unlike), "ok")
     samples = radius.unflatten(1, (2, k)).mean(1)
-    looks = 2 + lines["evaluations"].sum("ray").values
     return estimate.report(
         objective,
         level,
@@ -74,9 +73,9 @@ def extent(
         estimate.standard_error(samples),
         samples,
         np.where(start == "ok", worst, start),
-        cost=STEP * objective.batch * k * budget.steps + PASS * objective.examples * looks,
+        cost=STEP * objective.batch * k * budget.steps + PASS * objective.examples * (2 + lines.looks),
         censored=censored,
-        connected=torch.as_tensor(lines["multiple"].values[:, :k] >= 1).double().mean(1),
+        connected=(lines.multiple[:, :k] >= 1).double().mean(1),
         centre_loss=loss,
     )
 

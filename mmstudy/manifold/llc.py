@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mmstudy.batched.objective import Objective
 from mmstudy.manifold import estimate
+from mmstudy.manifold.crossings import crossings
 from mmstudy.manifold.estimate import PASS, STEP, Budget
-from mmstudy.manifold.rays import crossings
 
 FEWEST = 12  # proposals, below which the halves of a chain say nothing
 ACCEPTANCE = 0.75  # what the step size aims at
@@ -75,11 +75,11 @@ def llc(
     if not 2 <= reach < np.inf:
         raise ValueError(f"the reach must be finite and ≥ 2, so that the level lies well within it; got {reach}")
     status, _ = estimate.starting(objective, parents, level)
-    base, slope = objective.gradient(parents)
+    base, gradient = objective.gradient(parents)
     gap = level - base
     step, looks = _scale(objective, parents, base, level, generator)
     pull, t = (reach * step) ** -2, parents.shape[1] / 2 / gap
-    at = _Chains(*(x.unsqueeze(1).expand(-1, count, *x.shape[1:]) for x in (parents, base, slope)))
+    at = _Chains(*(x.unsqueeze(1).expand(-1, count, *x.shape[1:]) for x in (parents, base, gradient)))
     excesses, rates = [], []
     for proposal in range(proposals):
         at, rate = _propose(objective, parents, at, (t, pull, step), leaps, generator)
@@ -109,7 +109,7 @@ def llc(
 class _Chains:
     place: Float[Tensor, "m n dim"]
     loss: Float[Tensor, "m n"]
-    slope: Float[Tensor, "m n dim"]
+    gradient: Float[Tensor, "m n dim"]
 
 
 def _scale(
@@ -123,8 +123,8 @@ def _scale(
     draw = torch.randn((SIDES, parents.shape[1]), generator=generator, dtype=torch.float64).to(parents)
     along = draw.expand(len(parents), -1, -1)
     lines = crossings(objective, parents, along, level, 1.0, FURTHEST, COARSE, LOOKS, 0, origin=base)
-    curved = torch.as_tensor(lines["multiple"].values).to(base) ** -2  # in proportion to the curvatures along them
-    return curved.mean(1) ** -0.5, lines["evaluations"].sum("ray").values
+    curved = lines.multiple.to(base) ** -2  # in proportion to the curvatures along them
+    return curved.mean(1) ** -0.5, lines.looks
 
 
 def _propose(
@@ -148,7 +148,7 @@ def _propose(
         return t * chains.loss + (pull * away + speed) / 2
 
     def push(chains: _Chains) -> Tensor:
-        return hot * chains.slope + hold * (chains.place - home)
+        return hot * chains.gradient + hold * (chains.place - home)
 
     new, moving = at, momentum - by / 2 * push(at)
     for leap in range(leaps):
@@ -158,7 +158,9 @@ def _propose(
     chance = (energy(at, momentum) - energy(new, moving)).exp().nan_to_num(0, posinf=1).clamp(max=1)
     moved = luck < chance
     wide = moved.unsqueeze(-1)
-    kept = _Chains(new.place.where(wide, at.place), new.loss.where(moved, at.loss), new.slope.where(wide, at.slope))
+    kept = _Chains(
+        new.place.where(wide, at.place), new.loss.where(moved, at.loss), new.gradient.where(wide, at.gradient)
+    )
     return kept, chance.mean(1)
 
 

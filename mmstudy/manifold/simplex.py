@@ -38,7 +38,7 @@ def simplex(
     *,
     corners: int = 3,
     points: int = 64,
-    most: float = 1024.0,
+    max_radius: float = 1024.0,
 ) -> xr.Dataset:
     """The log-volume of the largest simplex at the parent whose mean loss is the level (Benton et al. 2021).
 
@@ -57,28 +57,28 @@ def simplex(
         corners: K, those that are trained.
         points: at which a simplex is trained; with too few it is low there and high elsewhere. All of them, m × n ×
             points × D numbers, are held at once, and twice as many to measure it.
-        most: how far from the parent a corner may be.
+        max_radius: how far from the parent a corner may be.
 
     Returns:
         `estimate.report`, its size the mean over simplexes; also `best`, the largest, whose corners relative
         to the parent are `edges` (parent, corner, coordinate); `effective_edge` (K! V)^(1/K), a
         distance; `mean_loss` at further points. Its status is the worst that a simplex met: nan (no finite number);
-        unbounded (a corner is as far as `most`: the size is a lower bound); at_limit (it still rose, or the level was
-        not met); ok.
+        unbounded (a corner is as far as `max_radius`: the size is a lower bound); at_limit (it still rose, or the
+        level was not met); ok.
 
     Raises:
-        ValueError: corners not in 1 … D, fewer points than a quadratic has coefficients, or `most` not positive.
+        ValueError: corners not in 1 … D, fewer points than a quadratic has coefficients, or `max_radius` not positive.
     """
     (m, dim), n = parents.shape, budget.samples
-    if not 1 <= corners <= dim or 2 * points < (corners + 1) * (corners + 2) or not most > 0:
-        wanted = f"1 to {dim} corners (the dimension), at least (corners + 1)(corners + 2)/2 points and most > 0"
-        raise ValueError(f"needs {wanted}; got corners={corners}, points={points}, most={most}")
+    if not 1 <= corners <= dim or 2 * points < (corners + 1) * (corners + 2) or not max_radius > 0:
+        wanted = f"1 to {dim} corners (the dimension), at least (corners + 1)(corners + 2)/2 points and max_radius > 0"
+        raise ValueError(f"needs {wanted}; got corners={corners}, points={points}, max_radius={max_radius}")
     status, loss = estimate.starting(objective, parents, level)
     trained, fresh, others = (barycentric(n, c * points, corners, generator) for c in (1, FRESH, FRESH))
     draw = torch.randn(n, corners, dim, generator=generator, dtype=torch.float64)
     w = (draw / draw.norm(dim=-1, keepdim=True)).to(parents).expand(m, -1, -1, -1)
 
-    losses = _Losses(objective, parents, level, loss.view(-1, 1, 1, 1), most)
+    losses = _Losses(objective, parents, level, loss.view(-1, 1, 1, 1), max_radius)
     w, _ = losses.to_level(w, trained)
     w, rise = _climb(losses, w, trained, budget.steps)
     w, moved = losses.to_level(w, fresh)
@@ -86,7 +86,7 @@ def simplex(
 
     numbers = (size.isfinite() & mean_loss.isfinite()).all(1)
     settled = (rise.mean((1, 2, 3)) <= TOLERANCE) & (moved <= TOLERANCE).all(1)
-    wrong = [~numbers, _far(w, most).flatten(1).any(1), ~settled]
+    wrong = [~numbers, _far(w, max_radius).flatten(1).any(1), ~settled]
     worst = np.select([x.cpu().numpy() for x in wrong], ["nan", "unbounded", "at_limit"], "ok")
     steps, passes = n * points * (budget.steps + (1 + FRESH) * SEARCH), n * points * FRESH + 1
     cost = objective.examples * (STEP * steps + PASS * passes)
@@ -139,7 +139,7 @@ class _Losses:
     parents: Float[Tensor, "m dim"]
     level: float
     origin: Float[Tensor, "m 1 1 1"]  # the parents' losses
-    most: float
+    max_radius: float
 
     def points(self, w: Corners, shares: Float[Tensor, "n count k"]) -> Float[Tensor, "m n count dim"]:
         return self.parents[:, None, None] + shares.to(w) @ w
@@ -150,14 +150,14 @@ class _Losses:
         With g = ∇E[L], c = ⟨g, W⟩, the gradient is (W Wᵀ)⁻¹W − (K/c) g, which has nothing along W. The scale takes a
         step of Newton's method in logarithms, at its end at once if the loss grows as a power.
         """
-        values, slopes = self.objective.gradient(self.points(w, shares))
-        value, slope = values.mean(-1)[..., None, None], shares.to(w).mT @ slopes / shares.shape[1]
-        rise, k = _dot(slope, w).double(), w.shape[-2]
+        values, gradients = self.objective.gradient(self.points(w, shares))
+        value, gradient = values.mean(-1)[..., None, None], shares.to(w).mT @ gradients / shares.shape[1]
+        rise, k = _dot(gradient, w).double(), w.shape[-2]
         gap, aim = value - self.origin, self.level - self.origin
         power = torch.where((gap > 0) & (aim > 0), (aim / gap).log() * gap, self.level - value) / rise
         stretch = torch.where(rise > 0, power, torch.where(value <= self.level, 1.0, -1.0)).nan_to_num(-1).clamp(-1, 1)
-        stretch = torch.minimum(stretch, (self.most / _longest(w)).log())
-        inward = torch.where(rise > 0, (k / rise).to(w) * slope, k / _dot(w, w) * w)
+        stretch = torch.minimum(stretch, (self.max_radius / _longest(w)).log())
+        inward = torch.where(rise > 0, (k / rise).to(w) * gradient, k / _dot(w, w) * w)
         outward, factor = torch.linalg.solve_ex(_gram(w), w.double())[0].to(w), stretch.exp().to(w)
         return w * factor, (outward - inward) / factor, log_volume(w)[..., None, None] + k * stretch
 
@@ -183,44 +183,44 @@ def _climb(losses: _Losses, w: Corners, shares: Float[Tensor, "n count k"], step
 
     A step that does not rise is taken back, and one of a quarter tried; a tiny one is kept, whatever it does.
     """
-    w, slope, best = losses.look(w, shares)
-    rate = _size(w) / _size(_gram(w).to(w) @ slope)
+    w, gradient, best = losses.look(w, shares)
+    rate = _size(w) / _size(_gram(w).to(w) @ gradient)
     shrink, pairs, heights = torch.ones_like(rate), [], [best]
     for _ in range(steps - 1):
-        step = _uphill(slope, _gram(w).to(w), rate, pairs)
+        step = _uphill(gradient, _gram(w).to(w), rate, pairs)
         step = step * shrink * (REACH * _size(w) / _size(step)).clamp(max=1)
-        new, new_slope, height = losses.look(w + step, shares)
-        numbers = height.isfinite() & _size(new_slope).isfinite()
-        good = ~_far(w, losses.most) & numbers & ((height > best - 1e-4) | (shrink < 0.05))
-        move, fall = (new - w).where(good, 0), (slope - new_slope).where(good, 0)
+        new, new_gradient, height = losses.look(w + step, shares)
+        numbers = height.isfinite() & _size(new_gradient).isfinite()
+        good = ~_far(w, losses.max_radius) & numbers & ((height > best - 1e-4) | (shrink < 0.05))
+        move, fall = (new - w).where(good, 0), (gradient - new_gradient).where(good, 0)
         bent, curved = _dot(move, fall), _dot(move, fall) > 1e-8 * _size(move) * _size(fall)
         rate = torch.where(curved, bent / _dot(fall, _gram(w).to(w) @ fall), rate)
         # moves, how much the gradient fell over each, and 1/⟨move, fall⟩
         pairs = [*pairs, (move, fall, torch.where(curved, 1 / bent, 0))][-MEMORY:]
-        w, slope, best = new.where(good, w), new_slope.where(good, slope), height.where(good, best)
+        w, gradient, best = new.where(good, w), new_gradient.where(good, gradient), height.where(good, best)
         shrink = torch.where(good, 1, shrink / 4)
         heights.append(best)
     return w, best - heights[-1 - -(-steps // 10)] if steps > 1 else best + math.inf
 
 
-def _uphill(slope: Corners, gram: Float[Tensor, "m n k k"], rate: Number, pairs: list[tuple]) -> Corners:
+def _uphill(gradient: Corners, gram: Float[Tensor, "m n k k"], rate: Number, pairs: list[tuple]) -> Corners:
     """The direction of L-BFGS (Nocedal 1980); its first guess of the inverse curvature is a multiple of W Wᵀ."""
     shares = []
     for move, fall, inverse in reversed(pairs):
-        shares.append(inverse * _dot(move, slope))
-        slope = slope - shares[-1] * fall
-    slope = rate * (gram @ slope)
+        shares.append(inverse * _dot(move, gradient))
+        gradient = gradient - shares[-1] * fall
+    gradient = rate * (gram @ gradient)
     for (move, fall, inverse), share in zip(pairs, reversed(shares), strict=True):
-        slope = slope + (share - inverse * _dot(fall, slope)) * move
-    return slope
+        gradient = gradient + (share - inverse * _dot(fall, gradient)) * move
+    return gradient
 
 
 def _longest(w: Corners) -> Number:
     return w.norm(dim=-1).amax(-1).double()[..., None, None]
 
 
-def _far(w: Corners, most: float) -> Bool[Tensor, "m n 1 1"]:
-    return _longest(w) >= 0.999 * most
+def _far(w: Corners, max_radius: float) -> Bool[Tensor, "m n 1 1"]:
+    return _longest(w) >= 0.999 * max_radius
 
 
 def _gram(w: Tensor) -> Tensor:

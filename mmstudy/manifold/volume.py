@@ -6,6 +6,7 @@ rays carry that mean; directions that are drawn where the rays are long, and wei
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from mmstudy.batched.objective import Objective
 from mmstudy.manifold import estimate
+from mmstudy.manifold.crossings import Crossings, crossings
 from mmstudy.manifold.estimate import PASS, Budget
-from mmstudy.manifold.rays import crossings
 
 EVALUATIONS = 16  # of a ray: a log-volume wants its length to a finer tolerance than a mean does
 FEW = 10  # an effective sample below this says nothing about its own error
@@ -29,32 +30,33 @@ def volume(
     budget: Budget,
     generator: torch.Generator,
     scale: Float[Tensor, "m dim"] | None = None,
-    most: float = 1024.0,
+    max_radius: float = 1024.0,
     tolerance: float = 1e-3,
 ) -> xr.Dataset:
     """The log-volume of the manifold, from `budget.samples` rays along weighted directions; see `log_volume`.
 
     Args:
         scale: of each coordinate, such as `directions.preconditioner` gives; uniform directions without it.
-        most, tolerance: as in `rays.crossings`. An error δr of the rays shows as D·δr/r.
+        max_radius: how far rays go.
+        tolerance: as in `crossings`. An error δr of the rays shows as D·δr/r.
     """
     start, loss = estimate.starting(objective, parents, level)
     scale = torch.ones_like(parents) if scale is None else scale
     unit, log_weight = directions(scale, budget.samples, generator)
-    options = {"most": most, "tolerance": tolerance, "evaluations": EVALUATIONS, "origin": loss}
+    options = {"max_multiple": max_radius, "tolerance": tolerance, "evaluations": EVALUATIONS, "origin": loss}
     lines = crossings(objective, parents, unit, level, **options)
     found = log_volume(lines, log_weight, parents.shape[1])
-    radius = torch.as_tensor(lines["radius"].values)
-    more = {n: torch.as_tensor(found[n].values) for n in ("effective_radius", "effective_samples", "largest_weight")}
     return estimate.report(
         objective,
         level,
-        torch.as_tensor(found["log_volume"].values),
-        torch.as_tensor(found["log_volume_se"].values),
-        radius,
-        np.where(start == "ok", found["status"].values, start),
-        PASS * objective.examples * (1 + lines["evaluations"].sum("ray").values),
-        **more,
+        found.size,
+        found.size_se,
+        lines.radius,
+        np.where(start == "ok", found.status, start),
+        PASS * objective.examples * (1 + lines.looks),
+        effective_radius=found.effective_radius,
+        effective_samples=found.effective_samples,
+        largest_weight=found.largest_weight,
     )
 
 
@@ -83,7 +85,25 @@ def directions(
     return unit.to(scale), log_weight
 
 
-def log_volume(lines: xr.Dataset, log_weight: Float[Tensor, "m rays"], dimension: int) -> xr.Dataset:
+class LogVolume(NamedTuple):
+    """A log-volume of each parent, and what it rests on.
+
+    `size` and its standard error `size_se` (delta method over rays); `effective_radius`; `effective_samples`
+    (Σx)²/Σx², x = w·r^D; `largest_weight`, the share of the largest x; and `status`: ok; few_rays (fewer than 10
+    effective samples: neither number nor error can be trusted); at_limit (a ray is known to a coarse bracket only);
+    unbounded (a ray left the grid: the volume is at least this); outside (the parent lies above the level: the set is
+    empty); nan.
+    """
+
+    size: Float[Tensor, " m"]
+    size_se: Float[Tensor, " m"]
+    effective_radius: Float[Tensor, " m"]
+    effective_samples: Float[Tensor, " m"]
+    largest_weight: Float[Tensor, " m"]
+    status: np.ndarray
+
+
+def log_volume(lines: Crossings, log_weight: Float[Tensor, "m rays"], dimension: int) -> LogVolume:
     """ln vol of the star-shaped set that rays along unit directions have measured.
 
     ln V = ln V_D + ln meanᵢ exp(D ln rᵢ + ln wᵢ). More is larger; its unit is ln of (parameter distance)^D, so that it
@@ -91,21 +111,14 @@ def log_volume(lines: xr.Dataset, log_weight: Float[Tensor, "m rays"], dimension
     of this volume, exp((ln V − ln V_D)/D), is a distance for every D. An error δr of the rays shows as D·δr/r.
 
     Args:
-        lines: what `rays.crossings` returned for the directions.
+        lines: what `crossings` returned for the directions.
         log_weight: of each direction, from `directions`.
         dimension: D, of the parameter space.
-
-    Returns:
-        Dataset over `parent`: `log_volume`; `log_volume_se` (delta method over rays); `effective_radius`;
-        `effective_samples` (Σx)²/Σx², x = w·r^D; `largest_weight`, the share of the largest x; and `status`: ok;
-        few_rays (fewer than 10 effective samples: neither number nor error can be trusted); at_limit (a ray is
-        known to a coarse bracket only); unbounded (a ray left the grid: the volume is at least this); outside (the
-        parent lies above the level: the set is empty); nan.
 
     Raises:
         ValueError: fewer than two rays, or weights for another number of rays.
     """
-    radius = torch.as_tensor(lines["radius"].values).double()
+    radius = lines.radius.cpu().double()
     if radius.shape[1] < 2:
         raise ValueError(f"the error of a log-volume needs at least 2 rays; got {radius.shape[1]}")
     if radius.shape != log_weight.shape:
@@ -116,16 +129,15 @@ def log_volume(lines: xr.Dataset, log_weight: Float[Tensor, "m rays"], dimension
     mean = log_sum - math.log(count)
     effective = 1 / (share**2).sum(1)
     worst = ["nan", "outside", "unbounded", "at_limit"]
-    met = [(lines["status"].values == name).any(1) for name in worst]
-    status = np.select([*met, effective.numpy() < FEW], [*worst, "few_rays"], "ok")  # the first that holds
-    variables = {
-        "log_volume": log_ball(dimension) + mean,
-        "log_volume_se": share.std(1) * count**0.5,  # std(x) / (mean(x) √n), in shares of the sum
-        "effective_radius": (mean / dimension).exp(),
-        "effective_samples": effective,
-        "largest_weight": share.amax(1),
-    }
-    return xr.Dataset({n: ("parent", v.numpy()) for n, v in variables.items()}).assign(status=("parent", status))
+    met = [(lines.status == name).any(1) for name in worst]
+    return LogVolume(
+        size=log_ball(dimension) + mean,
+        size_se=share.std(1) * count**0.5,  # std(x) / (mean(x) √n), in shares of the sum
+        effective_radius=(mean / dimension).exp(),
+        effective_samples=effective,
+        largest_weight=share.amax(1),
+        status=np.select([*met, effective.numpy() < FEW], [*worst, "few_rays"], "ok"),  # the first that holds
+    )
 
 
 def log_ball(dimension: int) -> float:

@@ -11,7 +11,7 @@ import xarray as xr
 from scipy import stats
 
 from mmstudy.expansion.pools import SAME_SIZE
-from mmstudy.study.predictors import PREDICTORS
+from mmstudy.study import predictors
 
 # Chosen on the tasks of the profile `pilot`, before those of `small` were run; all else is exploratory.
 # `share` is the length of the probe (or of the early-loss run) as a share of the full training.
@@ -62,18 +62,18 @@ def predictions(experiment: xr.Dataset) -> xr.Dataset:
     rank-averaged with the log parameter count).
     """
     columns, about = [], []
+    known = {name: each for name, each in predictors.known().items() if name in experiment}
 
     def add(measure: str, value: xr.DataArray, cost: float = 0.0, rate: float = 0.0, length: int = 0) -> None:
         name = f"{measure} ×{rate:g} @{length}" if length else measure
-        about.append((name, measure, PREDICTORS[measure].family, cost / full, rate, length))
-        columns.append(PREDICTORS[measure].sign * value.transpose("task", "candidate").values)
+        about.append((name, measure, known[measure].family, cost / full, rate, length))
+        columns.append(known[measure].sign * value.transpose("task", "candidate").values)
 
     full = float(experiment.attrs["full_cost"])
     budget = json.loads(experiment.attrs["parameters"])["budget"]
     steps, bin_ = budget["steps"], budget["early_bin"]
     examples = float(experiment["probe_examples"].mean())
     shared = float(experiment["examples_cost"].mean()) / experiment.sizes["candidate"]  # of all that looks at examples
-    known = {name: each for name, each in PREDICTORS.items() if name in experiment}
     sizes = [name for name in known if "probe" in experiment[name].dims]
     for name, each in known.items():
         if each.compute:

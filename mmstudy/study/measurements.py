@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 import xarray as xr
@@ -15,10 +14,14 @@ from mmstudy.core import networks
 from mmstudy.core.seeds import generator
 from mmstudy.core.tasks import Data, Split, Task
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.manifold import children, directions
+from mmstudy.manifold import directions
+from mmstudy.manifold.children import disagreement, offspring, spread
+from mmstudy.manifold.crossings import crossings
 from mmstudy.manifold.estimate import PASS, STEP
-from mmstudy.manifold.rays import crossings
+from mmstudy.manifold.estimators import ESTIMATORS
+from mmstudy.manifold.extent import ways_of
 from mmstudy.study import predictors
+from mmstudy.study.protocol import Protocol
 from mmstudy.tracing.trace import trace
 
 CHECKPOINTS = ("last", "best validation")
@@ -26,49 +29,7 @@ FIRST_LOOK = 512  # training examples that foretell how many are needed
 SCORES = ("accuracy", "nll", "ece")
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How much is trained and measured. Costs are counted in example-evaluations.
-
-    A probe of length b: `children` copies of the candidate train b / children steps each, at a constant step size;
-    the rays start at the children's centre (their mean) and go up to the base network's loss plus `margin`, as far as
-    `farthest` times a direction, those along random filter-normalized directions as far as `random_farthest` times.
-    Losses are measured on as few training examples, the same for all candidates of a task, as tell a network at that
-    level from the base to a standard error of `probe_error` nats. `rates` multiply the training's step size in probes.
-    """
-
-    steps: int = 2500
-    batch: int = 128
-    step_size: float = 0.05
-    momentum: float = 0.9
-    seeds: int = 3
-    validations: int = 10
-    rates: tuple[float | int, ...] = (1.0, 2.0)
-    probes: tuple[int, ...] = (20, 40, 100, 200, 400)
-    early_steps: int = 500
-    early_bin: int = 5
-    children: int = 4
-    margin: float = 0.1
-    probe_error: float = 0.05
-    random_rays: int = 4
-    farthest: float = 16.0
-    random_farthest: float = 0.8
-
-    def __post_init__(self):
-        if self.seeds < 2 or self.children < 3:
-            raise ValueError(f"needs ≥ 2 seeds and ≥ 3 children; got {self.seeds} and {self.children}")
-        if not self.probes or any(b % self.children or b <= 0 for b in self.probes):
-            raise ValueError(f"probes {self.probes} must be positive multiples of the {self.children} children")
-        if self.early_steps % self.early_bin:
-            raise ValueError(f"early_steps = {self.early_steps} is no multiple of early_bin = {self.early_bin}")
-
-    @property
-    def full_cost(self) -> int:
-        """Example-evaluations of training one candidate in full once."""
-        return STEP * self.steps * self.batch
-
-
-def train_base(task: Task, data: Data, budget: Budget) -> xr.Dataset:
+def train_base(task: Task, data: Data, protocol: Protocol) -> xr.Dataset:
     """Train the task's base network, then train it on as the control, once for each seed.
 
     Returns the base's parameters and loss, and the control's scores over (seed, checkpoint).
@@ -77,12 +38,12 @@ def train_base(task: Task, data: Data, budget: Budget) -> xr.Dataset:
         ValueError: the base network diverged.
     """
     stacked = en.stack([new_base(task, data)])
-    order = _order(task, data, budget, ["base"], budget.steps)
-    ((_, base, _),) = training.train(stacked, data.training, order, _schedule(budget), budget.momentum)
+    order = _order(task, data, protocol, ["base"], protocol.steps)
+    ((_, base, _),) = training.train(stacked, data.training, order, _schedule(protocol), protocol.momentum)
     if not en.vectors(base).isfinite().all():
-        raise ValueError(f"the base network of {task} diverged: step_size={budget.step_size:g} is too large")
-    control = train_in_full(task, data, base[torch.zeros(budget.seeds, dtype=torch.long)], budget)
-    examples, cost = examples_needed(task, data, base, budget)
+        raise ValueError(f"the base network of {task} diverged: step_size={protocol.step_size:g} is too large")
+    control = train_in_full(task, data, base[torch.zeros(protocol.seeds, dtype=torch.long)], protocol)
+    examples, cost = examples_needed(task, data, base, protocol)
     return xr.Dataset(
         {
             "base": ("dimension", en.vectors(base)[0].cpu().numpy()),
@@ -102,14 +63,14 @@ def new_base(task: Task, data: Data) -> nn.Module:
     return networks.initialize(network, generator("initialize", task)).to(inputs.device)
 
 
-def _schedule(budget: Budget) -> Tensor:
-    return training.cosine(budget.step_size, budget.steps)
+def _schedule(protocol: Protocol) -> Tensor:
+    return training.cosine(protocol.step_size, protocol.steps)
 
 
-def _order(task: Task, data: Data, budget: Budget, names: Iterable[object], steps: int) -> Tensor:
+def _order(task: Task, data: Data, protocol: Protocol, names: Iterable[object], steps: int) -> Tensor:
     """Minibatch orders, one for each name; the same name gives every candidate of a task the same order."""
     generators = [generator("minibatches", task, name) for name in names]
-    return training.minibatches(generators, len(data.training.inputs), steps, budget.batch)
+    return training.minibatches(generators, len(data.training.inputs), steps, protocol.batch)
 
 
 def probe_split(task: Task, data: Data, examples: int) -> Split:
@@ -119,36 +80,36 @@ def probe_split(task: Task, data: Data, examples: int) -> Split:
     return Split(inputs[some], targets[some])
 
 
-def examples_needed(task: Task, data: Data, base: en.Ensemble, budget: Budget) -> tuple[int, int]:
+def examples_needed(task: Task, data: Data, base: en.Ensemble, protocol: Protocol) -> tuple[int, int]:
     """On how many training examples rays are measured, and the cost of finding out, in example-evaluations.
 
     What must be told apart are networks at the level and the base network. Random rays from the base lead to some.
     """
     split, start = probe_split(task, data, FIRST_LOOK), en.vectors(base)
     objective = of_networks(base, split)
-    ways = directions.filter_normalized(base, start, budget.random_rays, generator("first look", task))
-    own, far = scoring.example_losses(base, split), budget.random_farthest
+    ways = directions.filter_normalized(base, start, protocol.random_rays, generator("first look", task))
+    own, far = scoring.example_losses(base, split), protocol.random_farthest
     loss = own.mean(1)
-    lines = crossings(objective, start, ways, loss.item() + budget.margin, far / 4, far, origin=loss)
-    reached = torch.as_tensor(lines["multiple"].values).to(ways).unsqueeze(-1)
+    lines = crossings(objective, start, ways, loss.item() + protocol.margin, far / 4, far, origin=loss)
+    reached = lines.multiple.to(ways).unsqueeze(-1)
     there = scoring.example_losses(en.at(base, (start.unsqueeze(1) + reached * ways)[0]), split)
-    evaluations = 1 + int(lines["evaluations"].sum()) + budget.random_rays
-    count = scoring.examples_for(budget.probe_error, there - own)
+    evaluations = 1 + int(lines.evaluations.sum()) + protocol.random_rays
+    count = scoring.examples_for(protocol.probe_error, there - own)
     return min(count, len(data.training.targets)), PASS * evaluations * len(split.targets)
 
 
-def train_in_full(task: Task, data: Data, start: en.Ensemble, budget: Budget) -> dict[str, Tensor]:
-    """Train networks (candidates × seeds, the seeds innermost) for the whole budget; their test scores.
+def train_in_full(task: Task, data: Data, start: en.Ensemble, protocol: Protocol) -> dict[str, Tensor]:
+    """Train networks (candidates × seeds, the seeds innermost) for as long as the protocol says; their test scores.
 
     Returns accuracy, nll and ece as (networks / seeds × seeds, checkpoint); checkpoints are the last one and the one
     with the best validation accuracy. A diverged network scores NaN.
     """
     count = len(start)
-    order = _order(task, data, budget, range(budget.seeds), budget.steps).repeat(count // budget.seeds, 1, 1)
-    marks = [round(budget.steps * (i + 1) / budget.validations) for i in range(budget.validations)]
+    order = _order(task, data, protocol, range(protocol.seeds), protocol.steps).repeat(count // protocol.seeds, 1, 1)
+    marks = [round(protocol.steps * (i + 1) / protocol.validations) for i in range(protocol.validations)]
     best = torch.full((count,), -math.inf, dtype=torch.float64)
     points = en.vectors(start)
-    trained = training.train(start, data.training, order, _schedule(budget), budget.momentum, marks)
+    trained = training.train(start, data.training, order, _schedule(protocol), protocol.momentum, marks)
     for _, now, _ in trained:
         score = scoring.evaluate(now, data.validation)["accuracy"].cpu()
         better = score > best
@@ -163,7 +124,7 @@ def train_in_full(task: Task, data: Data, start: en.Ensemble, budget: Budget) ->
 
 
 def measure(
-    task: Task, data: Data, base: xr.Dataset, candidates: Sequence[tuple[str, Candidate]], budget: Budget
+    task: Task, data: Data, base: xr.Dataset, candidates: Sequence[tuple[str, Candidate]], protocol: Protocol
 ) -> xr.Dataset:
     """Probe and train (labelled) candidates that share one architecture, all of them as one batch.
 
@@ -172,52 +133,53 @@ def measure(
     network = new_base(task, data)
     parameters = torch.as_tensor(base["base"].values, device=data.training.inputs.device)
     nn.utils.vector_to_parameters(parameters, network.parameters())
-    walked = trace(network, data.training.inputs)
-    expanded = en.stack([c.grow(network, *data.training, walked=walked).network for _, c in candidates])
+    traced = trace(network, data.training.inputs)
+    expanded = en.stack([c.grow(network, *data.training, walked=traced).network for _, c in candidates])
     split = probe_split(task, data, int(base["probe_examples"]))
-    seeds = torch.arange(len(candidates)).repeat_interleave(budget.seeds)
-    scores = train_in_full(task, data, expanded[seeds], budget)
-    by_seed = (len(candidates), budget.seeds, len(CHECKPOINTS))
+    seeds = torch.arange(len(candidates)).repeat_interleave(protocol.seeds)
+    scores = train_in_full(task, data, expanded[seeds], protocol)
+    by_seed = (len(candidates), protocol.seeds, len(CHECKPOINTS))
     static = predictors.start_values(expanded, split)
     static["expansion_cost"] = torch.tensor([c.cost(len(data.training.inputs)) for _, c in candidates])
     return xr.merge(
         [
             xr.Dataset({n: (("candidate", "seed", "checkpoint"), v.view(by_seed)) for n, v in scores.items()}),
             xr.Dataset({name: ("candidate", value.cpu()) for name, value in static.items()}),
-            probe(task, data, split, expanded, float(base["base_loss"]) + budget.margin, budget),
+            probe(task, data, split, expanded, float(base["base_loss"]) + protocol.margin, protocol),
         ]
     ).assign_coords(candidate=[label for label, _ in candidates])
 
 
-def probe(task: Task, data: Data, split: Split, expanded: en.Ensemble, level: float, budget: Budget) -> xr.Dataset:
+def probe(task: Task, data: Data, split: Split, expanded: en.Ensemble, level: float, protocol: Protocol) -> xr.Dataset:
     """Everything that is measured on candidates by training them a little, over (candidate, rate, early | probe).
 
     One run at each constant step size gives the early loss; the children of each candidate give its size, measured on
     the examples of `split`.
     """
-    count, rates, k = len(expanded), len(budget.rates), budget.children
+    count, rates, k = len(expanded), len(protocol.rates), protocol.children
     starts = expanded[torch.arange(count).repeat_interleave(rates)]
-    step_sizes = budget.step_size * torch.tensor(budget.rates).repeat(count)  # (candidate × rate)
+    step_sizes = protocol.step_size * torch.tensor(protocol.rates).repeat(count)  # (candidate × rate)
     device = data.training.inputs.device
 
-    order = _order(task, data, budget, ["probe"], budget.early_steps).repeat(len(starts), 1, 1)
-    bins = range(budget.early_bin, budget.early_steps + 1, budget.early_bin)
-    schedule = step_sizes.to(device).expand(budget.early_steps, -1)
-    runs = training.train(starts, data.training, order, schedule, budget.momentum, bins)
+    order = _order(task, data, protocol, ["probe"], protocol.early_steps).repeat(len(starts), 1, 1)
+    bins = range(protocol.early_bin, protocol.early_steps + 1, protocol.early_bin)
+    schedule = step_sizes.to(device).expand(protocol.early_steps, -1)
+    runs = training.train(starts, data.training, order, schedule, protocol.momentum, bins)
     early = torch.stack([seen.mean(1).cpu() for _, _, seen in runs])
 
-    lengths = [b // k for b in sorted(budget.probes)]
-    order = _order(task, data, budget, [f"child {i}" for i in range(k)], lengths[-1])
-    objective = of_networks(starts, split, training=data.training, minibatch=budget.batch)
-    grown = children.offspring(objective, en.vectors(starts), order, step_sizes, budget.momentum, lengths)
+    lengths = [b // k for b in sorted(protocol.probes)]
+    order = _order(task, data, protocol, [f"child {i}" for i in range(k)], lengths[-1])
+    objective = of_networks(starts, split, training=data.training, minibatch=protocol.batch)
+    grown = offspring(objective, en.vectors(starts), order, step_sizes, protocol.momentum, lengths)
     sizes = [
-        _sizes(task, split.inputs, objective, starts, young, seen, step, level, budget) for step, young, seen in grown
+        _sizes(task, split.inputs, objective, starts, children, seen, step, level, protocol)
+        for step, children, seen in grown
     ]
 
     flat = xr.concat(sizes, "probe").assign_coords(probe=[k * length for length in lengths])
     flat = flat.assign_coords(early=list(bins)).assign(early_loss=(("early", "parent"), early))
     index = xr.DataArray(torch.arange(count * rates).view(count, rates), dims=("candidate", "rate"))
-    return flat.isel(parent=index).assign(level=level).assign_coords(rate=list(budget.rates))
+    return flat.isel(parent=index).assign(level=level).assign_coords(rate=list(protocol.rates))
 
 
 def _sizes(
@@ -225,47 +187,62 @@ def _sizes(
     inputs: Tensor,
     objective: Objective,
     starts: en.Ensemble,
-    young: Tensor,
+    children: Tensor,
     seen: Tensor,
     step: int,
     level: float,
-    budget: Budget,
+    protocol: Protocol,
 ) -> xr.Dataset:
     """The sizes at one length of the probe, over (parent), and what each costs."""
-    count, k, _ = young.shape
-    apart = (young - young.mean(1, keepdim=True)).norm(dim=-1)
-    alive = (apart.isfinite() & (apart > 0)).all(1)  # a diverged candidate has no size
-    start = en.vectors(starts)
-    young = torch.where(alive.view(-1, 1, 1), young, start.unsqueeze(1))
-    centre = young.mean(1)
-    random = directions.filter_normalized(starts, centre, budget.random_rays, generator("random rays", task))
-    ways = torch.cat([directions.from_centre(young), directions.differences(young)], dim=1)
-    ways = torch.where(alive.view(-1, 1, 1), ways, 1.0)
-    loss, far = objective(centre), budget.random_farthest
-    lines = crossings(objective, centre, ways, level, most=budget.farthest, origin=loss)
+    count, k, _ = children.shape
+    start, (along, alive) = en.vectors(starts), ways_of(children)  # a diverged candidate has no size
+    wide = alive.view(-1, 1, 1)
+    children = torch.where(wide, children, start.unsqueeze(1))
+    centre = children.mean(1)
+    random = directions.filter_normalized(starts, centre, protocol.random_rays, generator("random rays", task))
+    ways = torch.cat([along, torch.where(wide, directions.differences(children), 1.0)], dim=1)
+    loss, far = objective(centre), protocol.random_farthest
+    lines = crossings(objective, centre, ways, level, max_multiple=protocol.farthest, origin=loss)
     relative = crossings(objective, centre, random, level, far / 4, far, origin=loss)
-    along, between = lines["radius"][:, : 2 * k], lines["radius"][:, 2 * k :]
+    radius = lines.radius.cpu().numpy()
     whose = torch.arange(count).unsqueeze(1).expand(count, k)
-    logits = en.outputs(en.at(starts, young, whose), inputs).unflatten(0, (count, k))
-    sizes = children.spread(start, young).assign(
-        disagreement=("parent", children.disagreement(logits).cpu()),
-        extent_children=along.mean("ray"),
-        extent_children_se=along.std("ray", ddof=1) / (2 * k) ** 0.5,
-        extent_differences=between.mean("ray"),
-        extent_random=relative["multiple"].mean("ray"),
-        connected=(lines["multiple"][:, :k] >= 1).mean("ray"),
-        unbounded=(lines["status"] == "unbounded").mean("ray"),
-        outside=(lines["status"] == "outside").all("ray"),
-        centre_loss=("parent", loss.cpu()),
-        explorer_loss=("parent", seen.mean((1, 2)).cpu()),
-    )
+    logits = en.outputs(en.at(starts, children, whose), inputs).unflatten(0, (count, k))
+    values = {
+        "disagreement": disagreement(logits).cpu(),
+        "extent_children": radius[:, : 2 * k].mean(1),
+        "extent_children_se": radius[:, : 2 * k].std(1, ddof=1) / (2 * k) ** 0.5,
+        "extent_differences": radius[:, 2 * k :].mean(1),
+        "extent_random": relative.multiple.cpu().numpy().mean(1),
+        "connected": (lines.multiple[:, :k].cpu().numpy() >= 1).mean(1),
+        "unbounded": (lines.status == "unbounded").mean(1),
+        "outside": (lines.status == "outside").all(1),
+        "centre_loss": loss.cpu(),
+        "explorer_loss": seen.mean((1, 2)).cpu(),
+    }
+    sizes = spread(start, children).assign({name: ("parent", value) for name, value in values.items()})
     sizes = sizes.where(xr.DataArray(alive.cpu(), dims="parent"))
-    trained = STEP * budget.batch * k * step
+    trained = STEP * protocol.batch * k * step
     point = PASS * len(inputs)
-    return sizes.assign(
-        children_cost=trained,
-        predictions_cost=trained + point * k,
-        centre_cost=trained + point,
-        rays_cost=trained + point * (1 + lines["evaluations"].sum("ray")),
-        random_cost=trained + point * (1 + relative["evaluations"].sum("ray")),
-    )
+    costs = {
+        "children_cost": trained,
+        "predictions_cost": trained + point * k,
+        "centre_cost": trained + point,
+        "rays_cost": ("parent", trained + point * (1 + lines.looks)),
+        "random_cost": ("parent", trained + point * (1 + relative.looks)),
+    }
+    return sizes.assign(costs).merge(_estimates(task, objective, centre, alive.cpu(), trained, level, protocol))
+
+
+def _estimates(
+    task: Task, objective: Objective, centre: Tensor, alive: Tensor, trained: int, level: float, protocol: Protocol
+) -> xr.Dataset:
+    """What the protocol's estimators say at the children's centre, over (parent), and what each costs with these."""
+    variables: dict[str, xr.DataArray] = {}
+    for name in protocol.estimators:
+        found = ESTIMATORS[name].measure(objective, centre, level, generator("estimator", name, task))
+        known = xr.DataArray(alive, dims="parent")
+        for part in ("size", "size_se"):
+            variables[f"{name}_{part}"] = found[part].where(known)
+        variables[f"{name}_size_status"] = found["status"].where(known, "nan")
+        variables[f"{name}_size_cost"] = trained + found["cost"]
+    return xr.Dataset(variables)

@@ -15,6 +15,7 @@ from mmstudy.batched.engine import Batch
 from mmstudy.batched.ensemble import Ensemble, losses, vectors
 from mmstudy.batched.objective import of_networks
 from mmstudy.core import networks
+from mmstudy.manifold.estimators import ESTIMATORS
 
 STATIC, EARLY_LOSS, SIZE = FAMILIES = ("static", "early loss", "size")
 PROBED = "children_cost"  # what a probe costs before anything is evaluated on the probe examples
@@ -67,8 +68,8 @@ def flops(ensemble: Ensemble, batch: Batch) -> Tensor:
 
 def gradient_norm(ensemble: Ensemble, batch: Batch) -> Float[Tensor, " k"]:
     """‖∇L‖₂ of every network over the examples."""
-    _, slopes = of_networks(ensemble, batch).gradient(vectors(ensemble))
-    return slopes.norm(dim=1)
+    _, gradients = of_networks(ensemble, batch).gradient(vectors(ensemble))
+    return gradients.norm(dim=1)
 
 
 PREDICTORS: dict[str, Predictor] = {
@@ -119,6 +120,17 @@ PREDICTORS: dict[str, Predictor] = {
 }
 
 
+def known() -> dict[str, Predictor]:
+    """All predictors by name: those of `PREDICTORS`, and every estimator's size at the children's centre."""
+    sizes = {
+        f"{name}_size": Predictor(
+            each.more, f"{each.what}, at the children's centre", each.unit, SIZE, each.source, cost=f"{name}_size_cost"
+        )
+        for name, each in ESTIMATORS.items()
+    }
+    return PREDICTORS | {name: each for name, each in sizes.items() if name not in PREDICTORS}
+
+
 def start_values(ensemble: Ensemble, batch: Batch) -> dict[str, Tensor]:
     """What is computed right after expansion, by name, one number for each network.
 
@@ -141,6 +153,10 @@ def words(others: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
     """
     if taken := sorted(PREDICTORS.keys() & others.keys()):
         raise ValueError(f"the experiment has variables {taken} already: enter the predictor by another name")
-    own = {name: (each.unit, each.words) for name, each in PREDICTORS.items()}
-    errors = {f"{name}_se": (each.unit, f"standard error of {name}") for name, each in PREDICTORS.items()}
-    return errors | own | dict(others)
+    found = dict(others)
+    for name, each in known().items():
+        found |= {name: (each.unit, each.words), f"{name}_se": (each.unit, f"standard error of {name}")}
+    for name in ESTIMATORS:
+        found[f"{name}_size_status"] = "1", f"ok where {name}_size can be trusted, and else why not"
+        found[f"{name}_size_cost"] = "example-evaluations", f"cost of a probe with {name}_size"
+    return found

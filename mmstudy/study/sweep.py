@@ -22,14 +22,15 @@ from mmstudy.core.tasks import Data, Task, load
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS
 from mmstudy.study import entries, predictors
-from mmstudy.study.measurements import CHECKPOINTS, Budget, measure, train_base
+from mmstudy.study.measurements import CHECKPOINTS, measure, train_base
+from mmstudy.study.protocol import Protocol
 
 ALIGNED = {"data_vars": "minimal", "coords": "minimal", "compat": "equals", "join": "exact"}
 
 
 def sweep(
     pools: Mapping[Task, Mapping[str, Candidate]],
-    budget: Budget,
+    protocol: Protocol,
     cache: str | Path,
     workers: int = 0,
     device: str = "cpu",
@@ -59,10 +60,10 @@ def sweep(
     try:
         data = {task: load(task, device) for task in pools}
         known = {task: tasks.fingerprint(data[task]) for task in pools}
-        base_jobs = {task: ("base", task, (), budget, known[task]) for task in pools}
+        base_jobs = {task: ("base", task, (), protocol, known[task]) for task in pools}
         bases = _finish(executor, base_jobs, cache, lambda task: (data[task], None), "bases", device)
         groups = {task: _architectures(pool) for task, pool in pools.items()}
-        jobs = {(t, group): ("measure", t, group, budget, known[t]) for t in pools for group in groups[t]}
+        jobs = {(t, group): ("measure", t, group, protocol, known[t]) for t in pools for group in groups[t]}
         pieces = _finish(executor, jobs, cache, lambda key: (data[key[0]], bases[key[0]]), "candidates", device)
     finally:
         if own:
@@ -77,13 +78,13 @@ def sweep(
     dataset = dataset.assign(description=(("task", "candidate"), descriptions)).assign_coords(
         operator=("candidate", list(operators.values())),
         checkpoint=list(CHECKPOINTS),
-        seed=range(budget.seeds),
+        seed=range(protocol.seeds),
         label_noise=("task", [t.label_noise for t in pools]),
         dataset=("task", [t.dataset for t in pools]),
     )
     dataset = results.describe(dataset, known_words)
-    dataset.attrs = results.provenance({"tasks": [asdict(t) for t in pools], "budget": asdict(budget)}, device)
-    dataset.attrs |= {"full_cost": budget.full_cost, "wall_time_s": round(time.perf_counter() - started, 1)}
+    dataset.attrs = results.provenance({"tasks": [asdict(t) for t in pools], "budget": asdict(protocol)}, device)
+    dataset.attrs |= {"full_cost": protocol.full_cost, "wall_time_s": round(time.perf_counter() - started, 1)}
     return dataset
 
 
@@ -109,14 +110,14 @@ def _architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candi
     return [tuple(group) for group in groups.values()]
 
 
-def _finish(executor: Executor, jobs: dict, cache: str | Path, materials, title: str, device: str) -> dict:
+def _finish(executor: Executor, jobs: dict, cache: str | Path, given, title: str, device: str) -> dict:
     """The results of all jobs, by key: read from the cache where they are, computed and kept where they are not."""
     outside = entries.from_outside()
     more = [*filter(None, (entries.description(outside), device if device != "cpu" else ""))]
     paths = {key: Path(cache) / f"{title}-{_fingerprint(job, more)}.nc" for key, job in jobs.items()}
     done = {key: results.read(path) for key, path in paths.items() if path.exists()}
     waiting = sorted(jobs.keys() - done.keys(), key=lambda key: -_work(jobs[key]))
-    futures = {executor.submit(_run, jobs[key], paths[key], outside, *materials(key)): key for key in waiting}
+    futures = {executor.submit(_run, jobs[key], paths[key], outside, *given(key)): key for key in waiting}
     with (
         _terminal() as stream,
         tqdm(total=len(jobs), initial=len(done), desc=title, file=stream, disable=None) as bar,
@@ -128,10 +129,13 @@ def _finish(executor: Executor, jobs: dict, cache: str | Path, materials, title:
 
 
 def _run(job: tuple, path: Path, outside: entries.Entries, data: Data, base: xr.Dataset | None) -> xr.Dataset:
-    kind, task, candidates, budget, _ = job
+    kind, task, candidates, protocol, _ = job
     entries.enter(outside)
     with ALONE, _one_thread():  # an executor's threads take turns; sums must not depend on the core count
-        dataset = train_base(task, data, budget) if kind == "base" else measure(task, data, base, candidates, budget)
+        if kind == "base":
+            dataset = train_base(task, data, protocol)
+        else:
+            dataset = measure(task, data, base, candidates, protocol)
     results.write(dataset, path)
     return dataset
 

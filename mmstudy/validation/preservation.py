@@ -108,8 +108,8 @@ def survey(
     Wider ones multiply the units by `factor`, deeper ones add one layer or block. Where an operator does not apply,
     its reason stands in `refused` and the measurements are missing.
     """
-    walked = trace(network, examples.inputs)
-    groups = of_trace(walked)
+    traced = trace(network, examples.inputs)
+    groups = of_trace(traced)
     before = _state(family, network, examples)
     ranks = {place: _rank(network, place.partition("[")[0], examples) for place in (*family.wider, *family.deeper)}
     rows = []
@@ -119,7 +119,7 @@ def survey(
             candidate = Candidate(operator, (place,), (size,), seed)
             row = {"operator": operator, "place": place, "candidate": str(candidate), "refused": ""}
             try:
-                expansion = candidate.grow(network, examples, family.loss_fn, walked)
+                expansion = candidate.grow(network, examples, family.loss_fn, traced)
             except ValueError as error:
                 rows.append(row | {"refused": str(error)})
                 continue

@@ -43,15 +43,15 @@ def test_the_stationary_variance_is_the_fixed_point_of_the_recursion():
     assert found.item() == pytest.approx(sigma[0, 0].item(), rel=1e-9)
 
 
-def test_the_gyration_within_five_percent_and_honest_errors():
+def test_the_deviation_within_five_percent_and_honest_errors():
     """200 families of 16 children, all trained at once, then regrouped."""
     draws = BOWL.draws([generator("families", i) for i in range(200 * 16)], LONG.steps)
     ((_, young, _),) = children.offspring(BOWL, ORIGIN, draws, torch.tensor([LONG.step_size]), LONG.momentum)
     families = young.view(200, 16, 3)
-    size, error = children.gyration(families, torch.ones(200, 16, dtype=torch.bool))
+    size, error = children.deviation(families, torch.ones(200, 16, dtype=torch.bool))
     covered = int(((size - truth()).abs() < 1.96 * error).sum())
     assert 180 <= covered <= binom.ppf(0.999, 200, 0.95)
-    whole, whole_error = children.gyration(young, torch.ones(1, 3200, dtype=torch.bool))
+    whole, whole_error = children.deviation(young, torch.ones(1, 3200, dtype=torch.bool))
     assert whole.item() == pytest.approx(truth(), rel=0.05)
     assert abs(whole.item() - truth()) < 4 * whole_error.item()
     assert error.mean().item() / whole_error.item() == pytest.approx((3200 / 16) ** 0.5, rel=0.2)
@@ -68,17 +68,17 @@ def test_the_estimator_is_that_of_its_children():
     assert again["size"].values == pytest.approx([found["size"].item()] * 2)
 
 
-def test_gyration_of_some_is_that_of_those_alone():
+def test_deviation_of_some_is_that_of_those_alone_and_gyration_is_a_little_less():
     young = torch.randn(1, 6, 4, generator=generator("some"), dtype=torch.float64)
     keep = torch.tensor([[True, False, True, True, False, True]])
     all_in = torch.ones(1, 4, dtype=torch.bool)
-    for part, alone in zip(children.gyration(young, keep), children.gyration(young[:, keep[0]], all_in), strict=True):
+    for part, alone in zip(children.deviation(young, keep), children.deviation(young[:, keep[0]], all_in), strict=True):
         assert part.item() == pytest.approx(alone.item())
     sizes = children.spread(torch.zeros(1, 4, dtype=torch.float64), young[:, keep[0]])
-    size, error = children.gyration(young[:, keep[0]], all_in)
+    size, error = children.deviation(young[:, keep[0]], all_in)
     assert size.item() == pytest.approx(sizes["gyration"].item() * (4 / 3) ** 0.5)
     left = [
-        children.gyration(young[:, [i for i in (0, 2, 3, 5) if i != out]], all_in[:, :3])[0].item()
+        children.deviation(young[:, [i for i in (0, 2, 3, 5) if i != out]], all_in[:, :3])[0].item()
         for out in (0, 2, 3, 5)
     ]
     assert error.item() == pytest.approx((3 * np.var(left)) ** 0.5)

@@ -8,7 +8,7 @@ from mmstudy.batched.objective import of_landscape, of_networks
 from mmstudy.core.networks import initialize
 from mmstudy.core.seeds import generator
 from mmstudy.manifold import directions
-from mmstudy.manifold.rays import crossings
+from mmstudy.manifold.crossings import crossings
 from mmstudy.validation import landscapes
 
 
@@ -64,8 +64,8 @@ def test_multiples_of_filter_normalized_directions_do_not_see_a_rescaling_of_rel
         u = directions.filter_normalized(stacked, en.vectors(stacked), 6, generator("same"))
         loss, start = of_networks(stacked, (inputs, targets)), en.vectors(stacked)
         lines = crossings(loss, start, u, float(loss(start)) + 0.3, 0.5, 4.0)
-        assert (lines["status"] == "converged").any()
-        multiples.append(lines["multiple"].values)
+        assert (lines.status == "converged").any()
+        multiples.append(lines.multiple.numpy())
     assert multiples[0] == pytest.approx(multiples[1], rel=1e-3)
 
 

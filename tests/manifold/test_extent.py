@@ -25,7 +25,7 @@ def objective_of(networks):
 def test_it_is_the_mean_of_rays_along_children_scanned_one_by_one():
     objective, parents = objective_of([mlp(seed=i) for i in range(2)])
     level = float(objective(parents).max()) + 0.3
-    found = extent(objective, parents, level, BUDGET, generator("e"), most=16.0)
+    found = extent(objective, parents, level, BUDGET, generator("e"), max_multiple=16.0)
     family = grown(objective, parents, BUDGET, generator("e"))
     for i in range(2):
         centre, lengths = family[i].mean(0), []
@@ -65,13 +65,13 @@ def test_a_share_of_rays_that_are_cut_off_is_a_status(ceiling):
     """A bowl whose children lie near its middle: rays that go a few child distances far are cut off."""
     bowl = of_landscape(landscapes.ellipsoid(torch.tensor([1.0, 1.0, 1.0]).double()), 3, noise=0.1)
     where = torch.zeros(1, 3, dtype=torch.float64)
-    one = extent(bowl, where, 0.05, Budget(16, 100), generator("cut"), most=ceiling)
+    one = extent(bowl, where, 0.05, Budget(16, 100), generator("cut"), max_multiple=ceiling)
     share = one["censored"].item()
     assert one["status"].item() == ("censored" if share > CENSORED else "ok")
     assert (ceiling == 1.0) == (share > CENSORED)
     assert one["size"].notnull().all()  # a lower bound
     if ceiling == 1.0:
-        whole = extent(bowl, where, 0.05, Budget(16, 100), generator("cut"), most=64.0)
+        whole = extent(bowl, where, 0.05, Budget(16, 100), generator("cut"), max_multiple=64.0)
         assert one["size"].item() < 0.9 * whole["size"].item()
 
 

@@ -1,10 +1,9 @@
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 from cases import batch, mlp
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,25 +13,25 @@ from mmstudy.batched import ensemble as en
 from mmstudy.batched.objective import of_landscape, of_networks
 from mmstudy.core.seeds import generator
 from mmstudy.manifold import volume
+from mmstudy.manifold.crossings import Crossings, crossings
 from mmstudy.manifold.estimate import Budget
-from mmstudy.manifold.rays import crossings
 from mmstudy.validation import landscapes
 
 FINE = {"first": 0.1, "tolerance": 1e-3, "evaluations": 32, "checks": 10}  # the shell's hole is often grazed
 
 
-def measured(loss, start, scale, count, level) -> xr.Dataset:
+def measured(loss, start, scale, count, level) -> volume.LogVolume:
     """The log-volume about one start from so many rays, drawn with this scale."""
     u, log_weight = volume.directions(scale.unsqueeze(0), count, generator("volume"))
     lines = crossings(of_landscape(loss, len(start)), start.unsqueeze(0), u, level, **FINE)
     return volume.log_volume(lines, log_weight, len(start))
 
 
-def exact_lines(curvatures, u, level) -> xr.Dataset:
+def exact_lines(curvatures, u, level) -> Crossings:
     """What rays would return if they made no error."""
     radius = landscapes.ellipsoid_radius(curvatures, u, level)
-    status = np.full(radius.shape, "converged")
-    return xr.Dataset({"radius": (("parent", "ray"), radius), "status": (("parent", "ray"), status)})
+    looks = torch.zeros_like(radius, dtype=torch.long)
+    return Crossings(radius, radius, radius, radius, looks, looks > 0, np.full(radius.shape, "converged"))
 
 
 def test_unit_balls():
@@ -75,10 +74,10 @@ def test_directions_drawn_like_the_ellipsoid_give_its_volume_exactly(axes, level
     curvatures = (scale / factor) ** -2
     u, log_weight = volume.directions(scale.unsqueeze(0), 5, generator("exact", seed))
     found = volume.log_volume(exact_lines(curvatures, u, level), log_weight, len(axes))
-    assert found["log_volume"].item() == pytest.approx(landscapes.ellipsoid_log_volume(curvatures, level), abs=1e-8)
-    assert found["log_volume_se"].item() == pytest.approx(0, abs=1e-8)
-    assert found["effective_samples"].item() == pytest.approx(5)
-    assert found["largest_weight"].item() == pytest.approx(1 / 5)
+    assert found.size.item() == pytest.approx(landscapes.ellipsoid_log_volume(curvatures, level), abs=1e-8)
+    assert found.size_se.item() == pytest.approx(0, abs=1e-8)
+    assert found.effective_samples.item() == pytest.approx(5)
+    assert found.largest_weight.item() == pytest.approx(1 / 5)
 
 
 LANDSCAPES = {  # loss, start, scale of the directions, level, exact log-volume
@@ -104,20 +103,21 @@ def test_known_volumes_within_five_percent_and_honest_errors(name):
     start, scale = torch.tensor(start, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64)
     u, log_weight = volume.directions(scale.unsqueeze(0), 200 * 1000, generator("coverage", name))
     lines = crossings(of_landscape(loss, len(start)), start.unsqueeze(0), u, level, **FINE)
-    parts = xr.concat([lines.isel(ray=slice(i, None, 200)) for i in range(200)], "parent")
+    columns = {f.name: getattr(lines, f.name).reshape(1000, 200).T for f in fields(lines)}
+    parts = Crossings(**columns)
     found = volume.log_volume(parts, log_weight.view(1000, 200).T.contiguous(), len(start))
-    z = (found["log_volume"] - exact) / found["log_volume_se"]
+    z = (found.size - exact) / found.size_se
     covered = int((abs(z) < 1.96).sum())
     assert binom.ppf(0.001, 200, 0.95) <= covered, f"{covered} of 200 intervals cover the truth"
     assert abs(z.mean()) < 4 / 200**0.5
     assert 0.7 < z.std() < 1.3
-    assert abs(found["log_volume"] - exact).median() < 0.05
+    assert abs(found.size - exact).median() < 0.05
 
 
 def test_the_error_falls_as_one_over_the_root_of_the_number_of_rays():
     loss, start, scale, level, _ = LANDSCAPES["ellipsoid"]
     start, scale = torch.tensor(start, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64)
-    errors = [measured(loss, start, scale, n, level)["log_volume_se"].item() for n in (500, 8000)]
+    errors = [measured(loss, start, scale, n, level).size_se.item() for n in (500, 8000)]
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.2)
 
 
@@ -126,30 +126,30 @@ def test_uniform_rays_in_many_dimensions_say_that_they_are_too_few():
     ones = torch.ones(1, 200, dtype=torch.float64)
     u, log_weight = volume.directions(ones, 1000, generator("many"))
     found = volume.log_volume(exact_lines(curvatures, u, 0.5), log_weight, 200)
-    assert found["status"].item() == "few_rays"
-    assert found["log_volume"].item() < landscapes.ellipsoid_log_volume(curvatures, 0.5) - 5
-    assert found["largest_weight"].item() > 0.1
+    assert found.status.item() == "few_rays"
+    assert found.size.item() < landscapes.ellipsoid_log_volume(curvatures, 0.5) - 5
+    assert found.largest_weight.item() > 0.1
 
 
 def test_every_volume_says_how_far_it_can_be_trusted():
     flat, ring, broken = landscapes.ellipsoid(torch.tensor([1.0, 0.0])), landscapes.ring(), lambda p: p[..., 0].asin()
     ones, there, origin = torch.ones(2), torch.tensor([1.0, 0.0]), torch.zeros(2)
-    assert measured(ring, there, ones, 100, 0.03)["status"].item() == "ok"
-    assert measured(ring, there, ones, 9, 0.03)["status"].item() == "few_rays"
-    assert measured(flat, origin, ones, 100, 0.5)["status"].item() == "unbounded"
-    assert measured(broken, origin, ones, 100, 9.0)["status"].item() == "nan"
+    assert measured(ring, there, ones, 100, 0.03).status.item() == "ok"
+    assert measured(ring, there, ones, 9, 0.03).status.item() == "few_rays"
+    assert measured(flat, origin, ones, 100, 0.5).status.item() == "unbounded"
+    assert measured(broken, origin, ones, 100, 9.0).status.item() == "nan"
     outside = measured(ring, origin, ones, 100, 0.03)
-    assert outside["status"].item() == "outside"
-    assert outside["log_volume"].item() == -math.inf
+    assert outside.status.item() == "outside"
+    assert outside.size.item() == -math.inf
     u, log_weight = volume.directions(ones[None], 100, generator("coarse"))
     coarse = crossings(of_landscape(ring, 2), there[None], u, 0.03, evaluations=2, checks=1)
-    assert volume.log_volume(coarse, log_weight, 2)["status"].item() == "at_limit"
+    assert volume.log_volume(coarse, log_weight, 2).status.item() == "at_limit"
 
 
 def test_the_effective_radius_is_that_of_the_ball_of_this_volume():
     found = measured(landscapes.ellipsoid(torch.ones(7)), torch.zeros(7), torch.ones(7), 20, 0.5)
-    assert found["effective_radius"].item() == pytest.approx(1, rel=1e-4)
-    assert found["log_volume"].item() == pytest.approx(landscapes.log_ball(7), abs=1e-3)
+    assert found.effective_radius.item() == pytest.approx(1, rel=1e-4)
+    assert found.size.item() == pytest.approx(landscapes.log_ball(7), abs=1e-3)
 
 
 def test_the_volume_around_a_network_is_that_of_each_parent_and_follows_a_change_of_scale():
@@ -159,16 +159,16 @@ def test_the_volume_around_a_network_is_that_of_each_parent_and_follows_a_change
     loss, points = of_networks(stacked, (inputs, targets)), en.vectors(stacked)
     level, dim = float(loss(points).max()) + 0.3, points.shape[1]
     u, log_weight = volume.directions(torch.ones(2, dim), 400, generator("network"))
-    fine = {"most": 64.0, "tolerance": 1e-4, "evaluations": 24}
+    fine = {"max_multiple": 64.0, "tolerance": 1e-4, "evaluations": 24}
     together = volume.log_volume(crossings(loss, points, u, level, **fine), log_weight, dim)
     for i in range(2):
         alone = crossings(loss, points[i : i + 1], u[i : i + 1], level, **fine)
         alone = volume.log_volume(alone, log_weight[i : i + 1], dim)
-        assert together["log_volume"].values[i] == pytest.approx(alone["log_volume"].item(), abs=1e-2)
+        assert together.size[i].item() == pytest.approx(alone.size.item(), abs=1e-2)
     (term,) = loss.terms
     wide = replace(loss, terms=(lambda where, owner: term(where / 2, owner),))
     twice = volume.log_volume(crossings(wide, 2 * points, 2 * u, level, **fine), log_weight, dim)
-    assert twice["log_volume"].values == pytest.approx(together["log_volume"].values + dim * math.log(2), abs=1e-2)
+    assert twice.size.numpy() == pytest.approx(together.size.numpy() + dim * math.log(2), abs=1e-2)
 
 
 def test_the_estimator_is_that_of_its_rays_and_keeps_a_parents_status():
@@ -194,6 +194,6 @@ def test_too_few_rays_and_other_weights_are_refused():
     with pytest.raises(ValueError, match="at least one direction; got count=0"):
         volume.directions(torch.ones(1, 2), 0, generator("none"))
     with pytest.raises(ValueError, match="at least 2 rays; got 1"):
-        volume.log_volume(lines.isel(ray=[0]), torch.zeros(1, 1), 2)
+        volume.log_volume(exact_lines(torch.ones(2), torch.eye(2)[None, :1], 0.5), torch.zeros(1, 1), 2)
     with pytest.raises(ValueError, match=r"\(1, 2\) rays, but weights for \(1, 3\)"):
         volume.log_volume(lines, torch.zeros(1, 3), 2)

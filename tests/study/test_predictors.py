@@ -11,6 +11,7 @@ from mmstudy.core import results
 from mmstudy.core.tasks import Task, load
 from mmstudy.expansion import pools
 from mmstudy.study import entries, evaluation, measurements, predictors, sweep
+from mmstudy.study.protocol import Protocol
 
 
 def test_gradient_norm_is_that_of_autograd():
@@ -86,13 +87,13 @@ def registered(monkeypatch):
 
 
 TASK = Task("digits", (4, 4), 200)
-BUDGET = measurements.Budget(steps=20, batch=32, seeds=2, validations=2, probes=(4,), early_steps=10, random_rays=2)
+PROTOCOL = Protocol(steps=20, batch=32, seeds=2, validations=2, probes=(4,), early_steps=10, random_rays=2)
 
 
 def swept(cache, **options):
     data = load(TASK)
     pool = pools.candidate_pool(measurements.new_base(TASK, data), data.training.inputs, (2,), (), ())
-    return sweep.sweep({TASK: dict(list(pool.items())[:5])}, BUDGET, cache, **options)
+    return sweep.sweep({TASK: dict(list(pool.items())[:5])}, PROTOCOL, cache, **options)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

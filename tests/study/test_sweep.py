@@ -22,11 +22,13 @@ from mmstudy.core.seeds import generator
 from mmstudy.core.tasks import Task, load
 from mmstudy.expansion import pools
 from mmstudy.expansion.candidate import Candidate
+from mmstudy.manifold import estimate
+from mmstudy.manifold.estimators import ESTIMATORS, Estimator
 from mmstudy.study import evaluation, measurements, sweep
-from mmstudy.study.measurements import Budget
+from mmstudy.study.protocol import Protocol
 
 TASKS = [Task("digits", (4, 4), 200), Task("digits", (5, 3), 200, 0.2)]
-BUDGET = Budget(steps=30, batch=32, seeds=2, validations=3, probes=(4, 8), early_steps=10, random_rays=2)
+PROTOCOL = Protocol(steps=30, batch=32, seeds=2, validations=3, probes=(4, 8), early_steps=10, random_rays=2)
 
 
 def pool_of(task) -> dict[str, Candidate]:
@@ -39,12 +41,12 @@ LABELS = list(POOLS[TASKS[0]])
 POOL = list(POOLS[TASKS[0]].items())  # (label, candidate) of the first task
 
 
-def swept(cache, tasks=TASKS, labels=LABELS, budget=BUDGET, **options) -> xr.Dataset:
+def swept(cache, tasks=TASKS, labels=LABELS, protocol=PROTOCOL, **options) -> xr.Dataset:
     some = {task: {label: POOLS[task][label] for label in labels} for task in tasks}
     if "workers" in options:
-        return sweep.sweep(some, budget, cache, **options)
+        return sweep.sweep(some, protocol, cache, **options)
     with ThreadPoolExecutor(1) as executor:
-        return sweep.sweep(some, budget, cache, executor=executor)
+        return sweep.sweep(some, protocol, cache, executor=executor)
 
 
 def timeless(experiment: xr.Dataset) -> xr.Dataset:
@@ -133,8 +135,8 @@ def test_costs_are_those_counted_by_hand(experiment):
 def test_as_few_examples_as_the_wanted_error_allows(task):
     """Networks at the level, found along other rays than those that chose: their distance from the base's loss, on
     subsets of that size, scatters by the error that was asked for."""
-    data, budget = load(task), replace(BUDGET, margin=0.3, probe_error=0.1, steps=300)
-    base = measurements.train_base(task, data, budget)
+    data, protocol = load(task), replace(PROTOCOL, margin=0.3, probe_error=0.1, steps=300)
+    base = measurements.train_base(task, data, protocol)
     count = int(base["probe_examples"])
     assert 2 < count < len(data.training.targets)
     network = measurements.new_base(task, data)
@@ -142,25 +144,25 @@ def test_as_few_examples_as_the_wanted_error_allows(task):
     stacked = measurements.en.stack([network])
     start, loss = measurements.en.vectors(stacked), of_networks(stacked, data.training)
     ways = torch.randn(1, 20, start.shape[1], generator=generator("other rays")) * start.norm() / start.shape[1] ** 0.5
-    lines = measurements.crossings(loss, start, ways, float(loss(start)) + budget.margin)
-    assert (lines["status"] == "converged").all()
-    there = start + torch.as_tensor(lines["multiple"].values[0]).float().unsqueeze(1) * ways[0]
+    lines = measurements.crossings(loss, start, ways, float(loss(start)) + protocol.margin)
+    assert (lines.status == "converged").all()
+    there = start + lines.multiple[0].float().unsqueeze(1) * ways[0]
     own = scoring.example_losses(stacked, data.training)
     apart = scoring.example_losses(measurements.en.at(stacked, there), data.training) - own
     draws = [torch.randint(len(data.training.targets), (count,), generator=generator("draw", i)) for i in range(400)]
     scatter = torch.stack([apart[:, some].mean(1) for some in draws]).var(0).mean().sqrt().item()
-    assert scatter == pytest.approx(budget.probe_error, rel=0.35)
-    half = measurements.train_base(task, data, replace(budget, probe_error=0.2))
+    assert scatter == pytest.approx(protocol.probe_error, rel=0.35)
+    half = measurements.train_base(task, data, replace(protocol, probe_error=0.2))
     assert int(half["probe_examples"]) == pytest.approx(count / 4, abs=1)
-    tight = measurements.train_base(task, data, replace(budget, probe_error=1e-4))
+    tight = measurements.train_base(task, data, replace(protocol, probe_error=1e-4))
     assert int(tight["probe_examples"]) == len(data.training.targets)
 
 
 def test_the_probe_sees_the_training_examples_only(experiment, tmp_path):
     data = load(TASKS[0])
-    base = measurements.train_base(TASKS[0], data, BUDGET)
+    base = measurements.train_base(TASKS[0], data, PROTOCOL)
     blind = data._replace(test=data.test._replace(inputs=data.test.inputs * 0))
-    seen, unseen = (measurements.measure(TASKS[0], d, base, POOL[:3], BUDGET) for d in (data, blind))
+    seen, unseen = (measurements.measure(TASKS[0], d, base, POOL[:3], PROTOCOL) for d in (data, blind))
     changed = [name for name in seen if not seen[name].equals(unseen[name])]
     assert set(changed) == set(measurements.SCORES)
 
@@ -168,16 +170,16 @@ def test_the_probe_sees_the_training_examples_only(experiment, tmp_path):
 def test_rays_along_the_children_hold_what_they_say():
     """The extent is the mean over ± rays from the children's centre; recomputed here by a fine scan."""
     data = load(TASKS[0])
-    base = measurements.train_base(TASKS[0], data, BUDGET)
+    base = measurements.train_base(TASKS[0], data, PROTOCOL)
     level = float(base["base_loss"]) + 1.0
     network = POOL[0][1].expand(measurements.new_base(TASKS[0], data), data.training.inputs[:1])
     expanded = measurements.en.stack([network])
     split = measurements.probe_split(TASKS[0], data, 128)
-    probed = measurements.probe(TASKS[0], data, split, expanded, level, BUDGET).isel(candidate=0, rate=0).sel(probe=8)
-    order = measurements._order(TASKS[0], data, BUDGET, [f"child {i}" for i in range(4)], 2)
+    probed = measurements.probe(TASKS[0], data, split, expanded, level, PROTOCOL).isel(candidate=0, rate=0).sel(probe=8)
+    order = measurements._order(TASKS[0], data, PROTOCOL, [f"child {i}" for i in range(4)], 2)
     loss = of_networks(expanded, split, training=data.training)
     start = measurements.en.vectors(expanded)
-    ((_, young, _),) = measurements.children.offspring(loss, start, order, torch.tensor([0.05]))
+    ((_, young, _),) = measurements.offspring(loss, start, order, torch.tensor([0.05]))
     centre = young[0].mean(0)
     lengths = []
     for away in [*(young[0] - centre), *(centre - young[0])]:
@@ -188,14 +190,54 @@ def test_rays_along_the_children_hold_what_they_say():
     assert float(probed["extent_children"]) == pytest.approx(np.mean(lengths), rel=0.05)
 
 
+def parameter_norm(objective, parents, level, budget, generator):
+    """An estimator of a user's own: ‖θ‖."""
+    status, _ = estimate.starting(objective, parents, level)
+    norm = parents.double().norm(dim=1)
+    return estimate.report(objective, level, norm, 0 * norm, norm.unsqueeze(1), status, objective.examples)
+
+
+OWN = Estimator(parameter_norm, "norm of the parameters", "distance", "nobody", "k", more=-1)
+
+
+def test_any_estimator_may_enter_an_experiment(experiment, tmp_path, monkeypatch):
+    """Each with an error, a status and a cost, at the children's centre; and nothing else changes."""
+    monkeypatch.setitem(ESTIMATORS, "norm", OWN)
+    names, some = ("rays", "extent", "norm"), LABELS[:2] + LABELS[-1:]
+    protocol = replace(PROTOCOL, estimators=names, margin=1.0)
+    found = swept(tmp_path / "with", labels=some, protocol=protocol)
+    plain = swept(tmp_path / "without", labels=some, protocol=replace(protocol, estimators=()))
+    new = {f"{name}_size{part}" for name in names for part in ("", "_se", "_status", "_cost")}
+    assert set(found) - set(plain) == new
+    xr.testing.assert_identical(timeless(found.drop_vars(new)).drop_attrs(), timeless(plain).drop_attrs())
+    assert results.load(results.save(found, tmp_path / "e.nc")).equals(found)
+    inside = found["outside"] == 0
+    assert inside.any()
+    for name in names:
+        assert (found[f"{name}_size"] > 0).where(inside, True).all()
+        assert (found[f"{name}_size_status"] == "outside").where(~inside, True).all()
+        assert (found[f"{name}_size_cost"] > found["children_cost"]).all()
+        assert found[f"{name}_size"].attrs["units"] == ESTIMATORS[name].unit
+    predicted = evaluation.predictions(found)
+    for name, sign in (("rays", 1), ("norm", -1)):
+        column = predicted.sel(predictor=f"{name}_size ×1 @8")
+        one = found.sel(rate=1.0, probe=8)
+        assert np.array_equal(column["value"], sign * one[f"{name}_size"], equal_nan=True)
+        assert column["cost"] * found.attrs["full_cost"] > one[f"{name}_size_cost"].mean()  # and the choice of examples
+        assert column["family"] == "size"
+    with pytest.raises(ValueError, match=r"unknown estimators \['raze'\]; known: children"):
+        Protocol(estimators=("raze",))
+
+
 def test_a_diverged_run_is_recorded_not_dropped():
     data = load(TASKS[0])
-    base = measurements.train_base(TASKS[0], data, BUDGET)
-    wild = Budget(**{**vars(BUDGET), "step_size": 1e38})
+    base = measurements.train_base(TASKS[0], data, PROTOCOL)
+    wild = replace(PROTOCOL, step_size=1e38, estimators=("rays",))
     measured = measurements.measure(TASKS[0], data, base, POOL[:3], wild)
     assert measured.sizes["candidate"] == 3
-    for name in (*measurements.SCORES, "extent_children", "reach", "disagreement", "explorer_loss"):
+    for name in (*measurements.SCORES, "extent_children", "reach", "disagreement", "explorer_loss", "rays_size"):
         assert measured[name].isnull().all(), name
+    assert (measured["rays_size_status"] == "nan").all()
     assert measured["loss"].notnull().all()
     with pytest.raises(ValueError, match=r"digits 200, 4-4, seed 0 diverged: step_size=1e\+38"):
         measurements.train_base(TASKS[0], data, wild)
@@ -203,19 +245,19 @@ def test_a_diverged_run_is_recorded_not_dropped():
 
 def test_bad_budgets_and_empty_pools_are_refused_by_value():
     with pytest.raises(ValueError, match="≥ 2 seeds and ≥ 3 children; got 1 and 4"):
-        Budget(seeds=1)
+        Protocol(seeds=1)
     with pytest.raises(ValueError, match=r"probes \(5,\) must be positive multiples of the 4"):
-        Budget(probes=(5,))
+        Protocol(probes=(5,))
     with pytest.raises(ValueError, match="early_steps = 7 is no multiple"):
-        Budget(early_steps=7)
+        Protocol(early_steps=7)
     with pytest.raises(ValueError, match="empty pool"):
         pools.candidate_pool(
             measurements.new_base(TASKS[0], load(TASKS[0])), load(TASKS[0]).training.inputs, (), (), ()
         )
     with pytest.raises(ValueError, match="0 tasks, no candidates"):
-        sweep.sweep({}, BUDGET, "nowhere")
+        sweep.sweep({}, PROTOCOL, "nowhere")
     with pytest.raises(ValueError, match=r"20% flipped.* differs from that of .*: net2net hidden\.0 ×2"):
-        sweep.sweep({TASKS[0]: dict(POOL), TASKS[1]: dict(POOL[1:])}, BUDGET, "nowhere")
+        sweep.sweep({TASKS[0]: dict(POOL), TASKS[1]: dict(POOL[1:])}, PROTOCOL, "nowhere")
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
@@ -226,7 +268,7 @@ from mmstudy.study import measurements, sweep
 if __name__ == "__main__":
     tasks = [Task("digits", (4, 4), 200, seed=seed) for seed in range(2)]
     pool = pools.candidate_pool(measurements.new_base(tasks[0], load(tasks[0])), load(tasks[0]).training.inputs)
-    sweep.sweep(dict.fromkeys(tasks, pool), measurements.Budget(steps=10**5), {str(tmp_path)!r}, 2)
+    sweep.sweep(dict.fromkeys(tasks, pool), measurements.Protocol(steps=10**5), {str(tmp_path)!r}, 2)
 """
     script = tmp_path / "endless.py"
     script.write_text(code)
@@ -264,40 +306,40 @@ def test_costs_are_those_of_what_is_evaluated(monkeypatch):
         return replace(made, terms=(term,), noisy=noisy)
 
     monkeypatch.setattr(measurements, "of_networks", counting)
-    data, budget = load(TASKS[0]), replace(BUDGET, probes=(8,))
+    data, protocol = load(TASKS[0]), replace(PROTOCOL, probes=(8,))
     network = measurements.new_base(TASKS[0], data)
     expanded = measurements.en.stack([c.expand(network, data.training.inputs[:1]) for _, c in POOL[:3]])
     split = measurements.probe_split(TASKS[0], data, 128)
-    probed = measurements.probe(TASKS[0], data, split, expanded, 3.0, budget).squeeze("probe")
+    probed = measurements.probe(TASKS[0], data, split, expanded, 3.0, protocol).squeeze("probe")
     assert not probed["outside"].any()
     training, centre = int(probed["children_cost"]), int(probed["centre_cost"] - probed["children_cost"])
-    assert 3 * len(budget.rates) * training == 3 * sum(trained)
+    assert 3 * len(protocol.rates) * training == 3 * sum(trained)
     rays = sum(int((probed[f"{name}_cost"] - training - centre).sum()) for name in ("rays", "random"))
     assert rays > 0
-    assert sum(points) == rays + 3 * len(budget.rates) * centre  # the centre counts in each, and is evaluated once
+    assert sum(points) == rays + 3 * len(protocol.rates) * centre  # the centre counts in each, and is evaluated once
     points.clear()
-    _, cost = measurements.examples_needed(TASKS[0], data, measurements.en.stack([network]), budget)
-    outside = (1 + budget.random_rays) * len(data.training.targets)  # losses of single examples
+    _, cost = measurements.examples_needed(TASKS[0], data, measurements.en.stack([network]), protocol)
+    outside = (1 + protocol.random_rays) * len(data.training.targets)  # losses of single examples
     assert cost == sum(points) + outside
 
 
 def test_scores_and_early_losses_are_those_of_a_plain_loop(experiment):
     task, (label, candidate), seed = TASKS[0], POOL[4], 1
     data = load(task)
-    base = measurements.train_base(task, data, BUDGET)
+    base = measurements.train_base(task, data, PROTOCOL)
     network = measurements.new_base(task, data)
     torch.nn.utils.vector_to_parameters(torch.tensor(base["base"].values), network.parameters())
     measured = experiment.sel(task=str(task), candidate=label)
     split = measurements.probe_split(task, data, int(base["probe_examples"]))
     loss = torch.nn.functional.cross_entropy(network(split[0]), split[1]).item()
     assert float(measured["base_loss"]) == pytest.approx(loss, rel=1e-5)
-    assert float(measured["level"]) == pytest.approx(loss + BUDGET.margin, rel=1e-5)
+    assert float(measured["level"]) == pytest.approx(loss + PROTOCOL.margin, rel=1e-5)
     example = data.training.inputs[:1]
 
     def run(name, steps, step_size):
         """The network and its minibatch loss after each step."""
         single = candidate.expand(network, example)
-        (order,) = measurements._order(task, data, BUDGET, [name], steps)
+        (order,) = measurements._order(task, data, PROTOCOL, [name], steps)
         optimizer = torch.optim.SGD(single.parameters(), lr=1.0, momentum=0.9)
         for step, some in enumerate(order):
             optimizer.param_groups[0]["lr"] = step_size(step)
@@ -322,29 +364,29 @@ def test_scores_and_early_losses_are_those_of_a_plain_loop(experiment):
         assert float(one["accuracy"]) == pytest.approx(accuracy, abs=0.002)  # two of a thousand on the edge
         assert float(one["nll"]) == pytest.approx(nll, rel=1e-4)
 
-    for rate in BUDGET.rates:
+    for rate in PROTOCOL.rates:
         losses = [value for _, value in run("probe", 10, lambda i, rate=rate: 0.05 * rate)]
-        bins = np.mean(np.reshape(losses, (-1, BUDGET.early_bin)), axis=1)
+        bins = np.mean(np.reshape(losses, (-1, PROTOCOL.early_bin)), axis=1)
         assert measured["early_loss"].sel(rate=rate).values == pytest.approx(bins, rel=1e-4)
 
 
 def test_the_control_is_the_base_trained_on(experiment):
     """With the same minibatches as the candidates: an expansion that adds nothing gains nothing."""
     data = load(TASKS[0])
-    base = measurements.train_base(TASKS[0], data, BUDGET)
+    base = measurements.train_base(TASKS[0], data, PROTOCOL)
     network = measurements.new_base(TASKS[0], data)
     torch.nn.utils.vector_to_parameters(torch.tensor(base["base"].values), network.parameters())
-    again = measurements.train_in_full(TASKS[0], data, measurements.en.stack([network] * BUDGET.seeds), BUDGET)
+    again = measurements.train_in_full(TASKS[0], data, measurements.en.stack([network] * PROTOCOL.seeds), PROTOCOL)
     for name in measurements.SCORES:
         np.testing.assert_allclose(again[name], experiment[f"control_{name}"].isel(task=0), rtol=1e-6)
-    assert len(np.unique(again["nll"][:, 0])) == BUDGET.seeds
+    assert len(np.unique(again["nll"][:, 0])) == PROTOCOL.seeds
 
 
 def test_threads_measure_the_same_in_turn(experiment, tmp_path):
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(3) as executor:
         some = {TASKS[0]: {label: POOLS[TASKS[0]][label] for label in LABELS[:4]}}
-        found = sweep.sweep(some, BUDGET, tmp_path, executor=executor)
+        found = sweep.sweep(some, PROTOCOL, tmp_path, executor=executor)
     expected = experiment.isel(task=[0]).sel(candidate=LABELS[:4])
     for name in ("accuracy", "nll", "early_loss", "extent_children"):
         np.testing.assert_array_equal(found[name].values, expected[name].values)
@@ -352,17 +394,17 @@ def test_threads_measure_the_same_in_turn(experiment, tmp_path):
 
 
 def test_a_piece_has_another_name_when_anything_it_depends_on_changes():
-    job = ("measure", TASKS[0], tuple(POOL[:3]), BUDGET)
+    job = ("measure", TASKS[0], tuple(POOL[:3]), PROTOCOL)
     others = [
         ("base", *job[1:]),
         (job[0], replace(TASKS[0], seed=1), *job[2:]),
         (job[0], replace(TASKS[0], label_noise=0.1), *job[2:]),
-        (*job[:2], tuple(POOL[:2]), BUDGET),
-        (*job[:2], ((POOL[0][0], replace(POOL[0][1], seed=1)), *POOL[1:3]), BUDGET),
-        (*job[:3], replace(BUDGET, margin=0.2)),
+        (*job[:2], tuple(POOL[:2]), PROTOCOL),
+        (*job[:2], ((POOL[0][0], replace(POOL[0][1], seed=1)), *POOL[1:3]), PROTOCOL),
+        (*job[:3], replace(PROTOCOL, margin=0.2)),
     ]
     names = [sweep._fingerprint(j) for j in (job, *others)] + [sweep._fingerprint(job, ["cuda"])]
-    assert sweep._fingerprint(("measure", replace(TASKS[0]), tuple(POOL[:3]), replace(BUDGET))) == names[0]
+    assert sweep._fingerprint(("measure", replace(TASKS[0]), tuple(POOL[:3]), replace(PROTOCOL))) == names[0]
     assert len(set(names)) == len(names)
 
 
@@ -374,7 +416,7 @@ def test_other_data_under_the_same_name_have_pieces_of_their_own(monkeypatch, tm
         example = load(task).training.inputs
         pool = pools.candidate_pool(measurements.new_base(task, load(task)), example, (2,), (), ())
         with ThreadPoolExecutor(1) as executor:
-            return sweep.sweep({task: dict([*pool.items()][:1])}, BUDGET, tmp_path, executor=executor)
+            return sweep.sweep({task: dict([*pool.items()][:1])}, PROTOCOL, tmp_path, executor=executor)
 
     inputs = torch.randn(240, 5, generator=generator("own"))
     one, other, again = (experiment((sign * inputs[:, 0] > 0).long() * 2) for sign in (1, -1, 1))
@@ -395,7 +437,7 @@ def another_package(tmp_path, monkeypatch):
 
 
 def test_a_piece_outlives_comments_and_docstrings_but_not_its_code(another_package):
-    job = ("measure", TASKS[0], tuple(POOL[:3]), BUDGET)
+    job = ("measure", TASKS[0], tuple(POOL[:3]), PROTOCOL)
 
     def changed(text, name="manifold/rays.py"):
         (another_package / name).write_text((sources_of / name).read_text() + text)
@@ -427,7 +469,7 @@ def test_all_that_measures_names_the_pieces(another_package):
 def test_a_candidate_that_fails_is_told_and_what_was_finished_is_kept(tmp_path):
     pool = dict(POOL[:1]) | {"astray": Candidate("random", ("hidden.9",), (2,))}
     with pytest.raises(ValueError, match=r"unknown location 'hidden\.9'"), ThreadPoolExecutor(1) as executor:
-        sweep.sweep({TASKS[0]: pool}, BUDGET, tmp_path, executor=executor)
+        sweep.sweep({TASKS[0]: pool}, PROTOCOL, tmp_path, executor=executor)
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert any(path.name.startswith("bases-") for path in finished)
     swept(tmp_path, TASKS[:1], LABELS[:1])
