@@ -478,7 +478,7 @@ def test_half_made_environment_is_made_again(project):
 
 def test_active_conda_environment_is_used_as_it_is(project):
     conda = make(project, "-n", "lint", variables=(), env=CLEAN | {"CONDA_DEFAULT_ENV": "mmstudy"})
-    assert conda.stdout == "python -m ruff check .\n"
+    assert conda.stdout == "python -m ruff check .\npython -m mypy\n"
     other = make(project, "-n", "lint", variables=(), env=CLEAN | {"CONDA_DEFAULT_ENV": "base"})
     assert "-m venv" in other.stdout
     assert ".venv/bin/python -m ruff check ." in other.stdout

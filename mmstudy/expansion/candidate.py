@@ -145,6 +145,9 @@ def widen(
     """A copy of `network` in which the coupling at `location` has `size` units, by an operator that widens.
 
     The bare operator, without a check of its promise; for the arguments see `Candidate.grow`.
+
+    Raises:
+        ValueError: no such operator, or what the operator cannot do here.
     """
     if operator not in (known := named(widens=True)):
         raise ValueError(f"unknown wider operator {operator!r}; known: {', '.join(known)}")
@@ -157,7 +160,11 @@ def widen(
 def deepen(
     network: nn.Module, location: str, number: int, operator: str, generator: torch.Generator, inputs: Tensor
 ) -> nn.Module:
-    """A copy of `network` with `number` more layers or blocks behind the module at `location`."""
+    """A copy of `network` with `number` more layers or blocks behind the module at `location`.
+
+    Raises:
+        ValueError: no such operator, or what the operator cannot do here.
+    """
     if operator not in (known := named(widens=False)):
         raise ValueError(f"unknown deeper operator {operator!r}; known: {', '.join(known)}")
     way, walked = OPERATORS[operator].apply, trace(network, inputs)
@@ -181,7 +188,7 @@ def _growth(walked: Trace, network: nn.Module, location: str, size: int, *rest) 
 
 
 def _widen(candidate, network, walked, stream, inputs, targets, loss_fn) -> Expansion:
-    operator, plans = OPERATORS[candidate.operator], []
+    operator, plans = OPERATORS[candidate.operator], list[surgery.Plan]()
     for location, size in zip(candidate.locations, candidate.sizes, strict=True):
         walked = trace(network, inputs) if plans else walked
         growth = _growth(walked, network, location, size, stream, inputs, targets, loss_fn)

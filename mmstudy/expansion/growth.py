@@ -34,10 +34,15 @@ class Growth:
 
     @property
     def extra(self) -> int:
+        """The number of new units."""
         return self.size - self.coupling.size
 
     def loss(self, network: nn.Module, parameters: dict[str, Tensor] | None = None) -> Tensor:
-        """The mean loss over the examples, in evaluation mode, of the network with some parameters replaced."""
+        """The mean loss over the examples, in evaluation mode, of the network with some parameters replaced.
+
+        Raises:
+            ValueError: there are no targets.
+        """
         if self.targets is None:
             raise ValueError("this operator learns from data: give it inputs and targets")
         with evaluating(network):

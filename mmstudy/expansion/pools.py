@@ -82,7 +82,7 @@ def pool_table(pool: Mapping[str, Candidate], network: nn.Module, inputs: Tensor
     """Every candidate of a pool with its parameters and FLOPs (forward pass of one example), or why it is refused."""
     walked, rows = trace(network, inputs), []
     for label, candidate in pool.items():
-        row = {"candidate": label, "operator": candidate.operator, "description": str(candidate)}
+        row: dict[str, object] = {"candidate": label, "operator": candidate.operator, "description": str(candidate)}
         try:
             expanded = candidate.grow(network, inputs, targets, walked=walked).network
         except ValueError as error:

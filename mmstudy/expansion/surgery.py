@@ -42,6 +42,7 @@ class Plan:
 
     @property
     def size(self) -> int:
+        """The number of units, old and new."""
         return len(self.make)
 
     @property
@@ -208,7 +209,7 @@ def put(network: nn.Module, name: str, tensor: Tensor) -> None:
         for own in (module._parameters, module._buffers):
             for key, value in own.items():
                 if value is old:
-                    own[key] = new
+                    own[key] = new  # type: ignore[assignment]  # a parameter for a parameter
 
 
 def relabel(network: nn.Module) -> None:
@@ -227,7 +228,7 @@ def _rescale_eps(network: nn.Module, plan: Plan) -> None:
     for path, eps, scale in {(n.module, n.eps, n.scale) for n in plan.coupling.normalizations}:
         module = network.get_submodule(path)
         keys = [key for key, value in vars(module).items() if isinstance(value, float) and value == eps]
-        if scale is None or not keys:
+        if scale is None or eps is None or not keys:
             missing = "scale" if scale is None else f"eps ({eps})"
             raise ValueError(
                 f"{path} has no {missing} that could make up for {plan.size} units; "
@@ -252,6 +253,9 @@ def _kept(network: nn.Module, plan: Plan, inputs: Tensor) -> list[tuple[str, str
     """(module path, attribute, its new value): of those that have the value of a length that has changed, which must.
 
     Modules of a class change alike. The attributes are tried out on the network itself.
+
+    Raises:
+        ValueError: the network runs with none of the choices.
     """
     places: dict[tuple, list[str]] = {}  # (class, attribute, value now, value then) → module paths
     for path, module in network.named_modules():

@@ -37,7 +37,8 @@ def line(
     says so.
 
     Raises:
-        TypeError, ValueError: an argument of another kind, networks of different shapes.
+        TypeError: an argument of another kind.
+        ValueError: an argument out of range, or networks of different shapes.
     """
     pair, batch = _together([a, b], ("a", "b"), batch, loss_fn)
     arguments.whole(points, "points", 2, 10**5)
@@ -76,7 +77,8 @@ def plane(
     `normalization` says so.
 
     Raises:
-        TypeError, ValueError: an argument of another kind, networks of different shapes or on one line.
+        TypeError: an argument of another kind.
+        ValueError: an argument out of range, or networks of different shapes or on one line.
     """
     three, batch = _together([a, b, c], ("a", "b", "c"), batch, loss_fn)
     arguments.whole(points, "points", 2, 10**3)

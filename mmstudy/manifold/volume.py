@@ -6,6 +6,7 @@ rays carry that mean; directions that are drawn where the rays are long, and wei
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def volume(
     start, loss = estimate.starting(objective, parents, level)
     scale = torch.ones_like(parents) if scale is None else scale
     unit, log_weight = directions(scale, budget.samples, generator)
-    options = {"most": most, "tolerance": tolerance, "evaluations": EVALUATIONS, "origin": loss}
+    options: dict[str, Any] = {"most": most, "tolerance": tolerance, "evaluations": EVALUATIONS, "origin": loss}
     lines = crossings(objective, parents, unit, level, **options)
     found = log_volume(lines, log_weight, parents.shape[1])
     radius = torch.as_tensor(lines["radius"].values)

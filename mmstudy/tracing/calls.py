@@ -21,6 +21,7 @@ class Call:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, network: nn.Module) -> Any:
+        """What the network returns."""
         return network(*self.arguments, **self.options)
 
     def mapped(self, function) -> "Call":
@@ -29,6 +30,7 @@ class Call:
 
     @property
     def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments."""
         return tensors((self.arguments, self.options))
 
 
