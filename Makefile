@@ -68,8 +68,9 @@ test: $(ENVIRONMENT) ## Test the package, and run the notebooks as they are comm
 	$(PYTHON) -m pytest tests notebooks --numprocesses=auto --dist=loadfile --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout=300 --nbval-kernel-startup-timeout=120
 
-lint: $(ENVIRONMENT) ## Check the code, that of the notebooks too
+lint: $(ENVIRONMENT) ## Check style (of the notebooks too), docstrings and types
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
 
 # nbval takes a cell without a count for one that has not run: the counts, 1, 2, ... after a fresh run, stay.
 notebooks: $(ENVIRONMENT) ## Run the notebooks in place, and the README's table of operators, to be committed

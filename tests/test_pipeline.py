@@ -1,5 +1,6 @@
 """The Makefile and the runner, tried on stub notebooks in a folder of their own: what reruns, what a kill leaves."""
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -287,6 +288,19 @@ def start(folder):
     return running
 
 
+@contextlib.contextmanager
+def at_work(folder):
+    """Make, as `start` starts it, until it has ended; when something goes wrong, nothing stays."""
+    with start(folder) as running:
+        try:
+            yield running
+            running.wait(60)
+        except BaseException:
+            for process in processes(folder):
+                process.kill()
+            raise
+
+
 @pytest.mark.parametrize(
     ("kill", "number"),
     [(os.killpg, signal.SIGINT), (os.killpg, signal.SIGTERM), (os.kill, signal.SIGKILL)],
@@ -309,7 +323,7 @@ def test_a_kill_leaves_no_process_and_no_result(undone, kill, number):
 @pytest.mark.parametrize("victim", ["the runner", "the process group"])
 def test_a_pool_ends_with_a_kernel_that_nobody_could_end(undone, victim):
     (undone / "wait").touch()
-    with start(undone) as running:
+    with at_work(undone) as running:
         if victim == "the process group":
             os.killpg(running.pid, signal.SIGKILL)  # the kernel has a session of its own
         else:
@@ -350,7 +364,7 @@ def test_a_rerun_that_is_killed_keeps_the_results_before_it(project, kill, numbe
     before = state(project)
     (project / "wait").touch()
     (project / "notebooks/1_expansion.ipynb").touch()
-    with start(project) as running:
+    with at_work(project) as running:
         kill(running.pid, number)
     wait_until(lambda: not processes(project))
     assert state(project) == before
@@ -362,7 +376,7 @@ def test_make_alone_interrupted_lets_the_run_finish(project):
     (project / "wait").touch()
     (project / "notebooks/1_expansion.ipynb").touch()
     before = state(project)
-    with start(project) as running:
+    with at_work(project) as running:
         running.send_signal(signal.SIGINT)
         child(project).kill()
         (project / "wait").unlink()
@@ -374,7 +388,7 @@ def test_make_alone_interrupted_lets_the_run_finish(project):
 
 def test_a_second_make_says_who_is_at_work(undone):
     (undone / "wait").touch()
-    with start(undone) as running:
+    with at_work(undone) as running:
         second = make(undone, TARGET)
         runner_at_work = kernel(undone).parent().pid
         assert second.returncode != 0
@@ -464,7 +478,7 @@ def test_half_made_environment_is_made_again(project):
 
 def test_active_conda_environment_is_used_as_it_is(project):
     conda = make(project, "-n", "lint", variables=(), env=CLEAN | {"CONDA_DEFAULT_ENV": "mmstudy"})
-    assert conda.stdout == "python -m ruff check .\n"
+    assert conda.stdout == "python -m ruff check .\npython -m mypy\n"
     other = make(project, "-n", "lint", variables=(), env=CLEAN | {"CONDA_DEFAULT_ENV": "base"})
     assert "-m venv" in other.stdout
     assert ".venv/bin/python -m ruff check ." in other.stdout

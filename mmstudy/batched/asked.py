@@ -35,7 +35,8 @@ def classes(network: nn.Module, batch: Batch) -> None:
     """Refuse what the default loss, a classifier's on (inputs, targets), would misread or fail on.
 
     Raises:
-        ValueError, TypeError: no pair; targets that are no class numbers of the shape and range of the outputs.
+        TypeError: the batch is no pair.
+        ValueError: outputs that are no classes, or targets that are no class numbers of their shape and range.
     """
     if not isinstance(batch, tuple) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
         wanted = "(inputs, targets); for any other batch pass loss_fn(model, batch)"

@@ -6,7 +6,7 @@ examples that are always the same. Nothing in a module or in a loader promises t
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -191,7 +191,7 @@ def _why_readings_differ(loader: Iterable) -> str:
     for sampler in _samplers(loader):
         if type(sampler) not in (SequentialSampler, BatchSampler):
             return f"the loader's {type(sampler).__name__} chooses another order each time: pass shuffle=False"
-    dataset = getattr(loader, "dataset", loader)
+    dataset: Any = getattr(loader, "dataset", loader)
     while getattr(dataset, "transform", None) is None and hasattr(dataset, "dataset"):  # a Subset around it, say
         dataset = dataset.dataset
     how = f" (transform={dataset.transform})" if getattr(dataset, "transform", None) else ""

@@ -47,7 +47,7 @@ class Cost:
     batches: bool  # whether `vmap` knows all of its operations
 
 
-def loss_of(network: nn.Module, loss_fn: LossFn) -> Callable[[dict, dict, Batch], Tensor]:
+def loss_of(network: nn.Module, loss_fn: LossFn) -> Callable[..., Tensor]:
     """The loss as a function of (parameters, buffers, batch), as `torch.func` wants it.
 
     Raises:
@@ -135,8 +135,10 @@ class _Allocated(TorchDispatchMode):
 
 
 def at_once(taken: Cost, device: torch.device) -> int:
-    """How many networks go into one call: as many as fit into memory, and one where they can't be a batch, or where a
-    call of one is so large that a CPU has nothing to gain."""
+    """How many networks go into one call: as many as fit into memory.
+
+    One where they can't be a batch, or where a call of one is so large that a CPU has nothing to gain.
+    """
     if not taken.batches or (device.type == "cpu" and taken.flops > LARGE_CALL):
         return 1
     return max(1, _allowed(BYTES, device) // max(1, taken.memory))

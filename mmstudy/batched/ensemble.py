@@ -192,7 +192,7 @@ def losses(
     with torch.no_grad(), measuring(ensemble.network, normalization):
         parts = parts_of(ensemble, batch, loss_fn, normalization)
         total = sum(losses_of(ensemble, part, loss_fn).double() * engine.count(part) for part in parts)
-    return total / engine.count(batch)
+    return total / engine.count(batch)  # type: ignore[return-value]  # of one part or more
 
 
 def parts_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, normalization: str) -> list[Batch]:
@@ -243,9 +243,10 @@ def losses_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, shared: bool = 
     """
     rows, most = [], at_once(ensemble, batch if shared else engine.take(batch, 0), loss_fn, shared)
     for some in engine.pieces(len(ensemble), most):
-        tensors = [{n: t[some] for n, t in kind.items()} for kind in (ensemble.parameters, ensemble.buffers)]
+        kinds = (ensemble.parameters, ensemble.buffers)
+        parameters, buffers = ({n: t[some] for n, t in kind.items()} for kind in kinds)
         own = batch if shared else engine.take(batch, some)
-        rows.append(engine.mapped(ensemble.network, loss_fn, *tensors, own, shared))
+        rows.append(engine.mapped(ensemble.network, loss_fn, parameters, buffers, own, shared))
     return torch.cat(rows)
 
 

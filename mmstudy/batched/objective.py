@@ -69,7 +69,9 @@ class Objective:
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n dim"]]:
         """The noisy loss, and its gradient, at any points of these owners, each with a draw of its own."""
         with engine.exact():
-            return engine.in_pieces(self._noisy_slopes, self.noisy_at_once, points, owner, draw.to(points.device))
+            draw = draw.to(points.device)
+            value, slope = engine.in_pieces(self._noisy_slopes, self.noisy_at_once, points, owner, draw)
+        return value, slope
 
     def hessian_vector(
         self, points: Float[Tensor, "m dim"], vectors: Float[Tensor, "m p dim"]
@@ -81,11 +83,11 @@ class Objective:
         """
         owner, probes = torch.arange(len(points), device=points.device), vectors.transpose(0, 1)
         together = max(1, self.at_once // 2)  # a second backward pass keeps about twice as much
-        rows = []
+        rows: list[Tensor] = []
         with sdpa_kernel(SDPBackend.MATH), _ComposedWeightNorm(), engine.exact():
             for some in engine.pieces(len(points), max(1, together // len(probes))):
                 products = [_curved(term, points[some], owner[some], probes[:, some], together) for term in self.terms]
-                rows.append(sum(products))
+                rows.append(sum(products))  # type: ignore[arg-type]  # of one term or more
         return torch.cat(rows, dim=1).transpose(0, 1)
 
     def _flat(self, points: Tensor) -> tuple[Tensor, Tensor]:

@@ -136,8 +136,10 @@ def take_down(function: Function, inputs: tuple[Tensor, ...]) -> Function | None
 
 
 def _refuse_reading(function: Function, inputs: tuple[Tensor, ...]) -> None:
-    """Raise where the function reads numbers out of what it computes (`.tolist()`, `.numpy()`, a comparison that Python
-    sorts by), or changes a tensor of its own: there are no numbers in fake tensors."""
+    """Raise where the function reads numbers out of what it computes, or changes a tensor of its own.
+
+    There are no numbers in fake tensors for `.tolist()`, `.numpy()`, or a comparison that Python sorts by.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, _Reading():
         function(*[mode.from_tensor(tensor.detach()) for tensor in inputs])
 
@@ -179,7 +181,7 @@ def _copies(tensors: tuple[Tensor, ...], factor: float) -> list[Tensor]:
 def _dice() -> tuple:
     """The states of Python's and of numpy's random numbers."""
     kind, key, *more = np.random.get_state()  # noqa: NPY002 (it is read, for those who draw from it)
-    return random.getstate(), kind, key.tobytes(), *more
+    return random.getstate(), kind, np.asarray(key).tobytes(), *more
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -20,8 +21,9 @@ class Tape(TorchDispatchMode):
 
     def start(self, inputs: list[Tensor], whole: list[bool]) -> None:
         """Begin; whether each input is the whole of its memory, or may lie somewhere else in it next time."""
-        self.graph, self.found = fx.Graph(), {}
-        self.alive = []  # all that was seen, so that no two have the same id, or the same memory
+        self.graph = fx.Graph()
+        self.found: dict[Any, Any] = {}
+        self.alive: list[Any] = []  # all that was seen, so that no two have the same id, or the same memory
         self.nodes: dict[int, fx.Node] = {}
         self.places: dict[tuple, fx.Node] = {}
         self.roots: dict[int, Tensor] = {}  # memory → the tensor that was there first
@@ -114,7 +116,7 @@ def _reuse_memory(graph: fx.Graph, tensors: dict[fx.Node, Tensor]) -> None:
 
 
 @cache
-def _writing(function: Callable) -> tuple[torch._ops.OpOverload, str] | None:
+def _writing(function: Any) -> tuple[torch._ops.OpOverload, str] | None:
     """The same elementwise operation, writing into a tensor, and what it calls that; "" where it is the first argument.
 
     What torch generates for operations that cannot write into a tensor copies the result, and gains nothing.

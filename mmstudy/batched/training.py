@@ -114,7 +114,8 @@ def train(
     learn, seen_at = engine.gradients(losses, network), order.unbind(1)
 
     def gradient(points: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        return engine.in_pieces(learn, most, points, seen_at[step], *buffers)
+        loss, slope = engine.in_pieces(learn, most, points, seen_at[step], *buffers)
+        return loss, slope
 
     for step, points, seen in sgd(gradient, vectors(ensemble), step_sizes, momentum, milestones):
         copied = {name: b.clone() for name, b in zip(names, buffers, strict=True)}

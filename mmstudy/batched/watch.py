@@ -134,7 +134,7 @@ def _inside_function(function: types.FunctionType) -> tuple[Iterable, list[Value
         tuple(map(attrgetter("cell_contents"), cells))
     except ValueError:
         raise Opaque("a name that has no value yet") from None
-    closure = [lambda: map(attrgetter("cell_contents"), cells)] if cells else []
+    closure: list[Values] = [lambda: map(attrgetter("cell_contents"), cells)] if cells else []
     if _of_library(function):
         return (), closure
     names = set(_names(function.__code__))

@@ -144,7 +144,11 @@ def fits(bytes_needed: int, what: str) -> None:
 
 @contextmanager
 def explained(given: Any) -> Iterator[None]:
-    """What torch says of a first call, as a ValueError that names the batch's tensors."""
+    """What torch says of a first call, with the batch's tensors.
+
+    Raises:
+        ValueError: the call fails.
+    """
     try:
         yield
     except (RuntimeError, IndexError, AttributeError, ZeroDivisionError, KeyError, TypeError, ValueError) as error:

@@ -26,12 +26,14 @@ class MLP(nn.Module):
     def __init__(self, inputs: int, widths: Sequence[int], outputs: int, normalized: bool = False):
         super().__init__()
         _positive(widths=widths)
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise([inputs, *widths]))
+        layers = [nn.Linear(a, b) for a, b in pairwise([inputs, *widths])]
+        self.hidden = nn.ModuleList(layers)
         if normalized:
-            self.hidden = nn.ModuleList(nn.Sequential(h, nn.BatchNorm1d(h.out_features)) for h in self.hidden)
+            self.hidden = nn.ModuleList(nn.Sequential(h, nn.BatchNorm1d(h.out_features)) for h in layers)
         self.head = nn.Linear(widths[-1], outputs)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
+        """The outputs; an example may have any shape."""
         x = x.flatten(1)
         for layer in self.hidden:
             x = layer(x).relu()
@@ -47,11 +49,12 @@ class ResidualBlock(nn.Module):
         self.norm1 = _norm(norm, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.norm2 = _norm(norm, width)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or channels != width:
             self.shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), _norm(norm, width))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b width h2 w2"]:
+        """The block on feature maps."""
         y = self.norm1(self.conv1(x)).relu()
         y = self.norm2(self.conv2(y))
         return (y + self.shortcut(x)).relu()
@@ -94,18 +97,22 @@ class ResNet(nn.Module):
         self.head = nn.Linear(widths[-1], outputs)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
+        """The outputs for images, which may come as rows where `image` says their shape."""
         if self.image:
             x = x.unflatten(1, self.image)
         x = self.norm(self.stem(x)).relu()
         for stage in self.stages:
-            for block in stage:
+            for block in stage:  # type: ignore[attr-defined]  # a list of modules
                 x = block(x)
         return self.head(x.mean((2, 3)))
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017); with fewer `key_heads`, several heads of queries share one head of
-    keys and values (grouped-query attention, Ainslie et al. 2023, arXiv 2305.13245)."""
+    """Multi-head attention (Vaswani et al. 2017).
+
+    With fewer `key_heads`, several heads of queries share one head of keys and values (grouped-query attention, Ainslie
+    et al. 2023, arXiv 2305.13245).
+    """
 
     def __init__(self, width: int, heads: int, key_heads: int, head_width: int, causal: bool):
         super().__init__()
@@ -118,6 +125,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(heads * head_width, width)
 
     def forward(self, x: Float[Tensor, "b t e"]) -> Float[Tensor, "b t e"]:
+        """What each token gathers from the others."""
         q = self.query(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, H, T, D)
         k = self.key(x).unflatten(-1, (self.key_heads, -1)).transpose(1, 2)
         v = self.value(x).unflatten(-1, (self.key_heads, -1)).transpose(1, 2)
@@ -136,6 +144,7 @@ class TransformerBlock(nn.Module):
         self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "b t e"]) -> Float[Tensor, "b t e"]:
+        """The stream, with what attention and the perceptron add to it."""
         x = x + self.attention(self.norm1(x))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
@@ -181,6 +190,7 @@ class ViT(nn.Module):
         self.head = nn.Linear(width, outputs)
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
+        """The outputs for images, in any shape that holds their pixels."""
         x = self.embedding(x.reshape(-1, *self.image)).flatten(2).transpose(1, 2)  # (B, T, E)
         x = x + self.position
         for block in self.blocks:
@@ -214,6 +224,7 @@ class Decoder(nn.Module):
         self.head.weight = self.embedding.weight
 
     def forward(self, tokens: Int[Tensor, "batch t"]) -> Float[Tensor, "batch t vocabulary"]:
+        """The logits of each next token."""
         x = self.embedding(tokens) + self.position[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)

@@ -66,12 +66,16 @@ def describe(dataset: xr.Dataset, words: dict[str, tuple[str, str]]) -> xr.Datas
     """The dataset with (units, long name) on the variables and coordinates that `words` names and it has."""
     dataset = dataset.copy()
     for name in dataset.variables.keys() & words.keys():
-        dataset[name].attrs.update(zip(("units", "long_name"), words[name], strict=True))
+        dataset[name].attrs.update(zip(("units", "long_name"), words[str(name)], strict=True))
     return dataset
 
 
 def check(dataset: xr.Dataset, requires: Iterable[str] = ()) -> None:
-    """Raise a ValueError that lists what is missing: required variables, units, long names, provenance."""
+    """Refuse a dataset that is no result of this study.
+
+    Raises:
+        ValueError: lists what is missing: required variables, units, long names, provenance.
+    """
     wrong = [f"no variable {name!r}" for name in requires if name not in dataset.variables]
     for name, variable in dataset.data_vars.items():
         wrong += [f"{name!r} has no {attr!r}" for attr in ("units", "long_name") if attr not in variable.attrs]
@@ -129,7 +133,12 @@ def read(path: str | Path) -> xr.Dataset:
 
 
 def load(path: str | Path, requires: Iterable[str] = ()) -> xr.Dataset:
-    """`read` a result and `check` it; the error names the file."""
+    """`read` a result and `check` it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, or is no result of this study; the message names it.
+    """
     dataset = read(path)
     try:
         check(dataset, requires)

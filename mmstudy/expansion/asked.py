@@ -97,4 +97,5 @@ def _candidate(how: Any, where: Any, seed: int) -> Candidate:
             raise TypeError(f"where must map locations to whole numbers, {example}; got {arguments.described(places)}")
         sizes = tuple(arguments.whole(size, f"where[{name!r}]", 1, 10**6) for name, size in places.items())
         candidate = Candidate(operator, tuple(places), sizes, seed, candidate)
+    assert candidate is not None
     return candidate

@@ -41,7 +41,7 @@ def kept(network: nn.Module, lengths: Callable[[str], Mapping[int, int]]) -> lis
             then = _replaced(now, longer)
             if not key.startswith("_") and then != now:
                 places.setdefault((type(module), key, now, then), []).append(path)
-    return [Kept(*place, tuple(paths)) for place, paths in places.items()]
+    return [Kept(kind, key, now, then, tuple(paths)) for (kind, key, now, then), paths in places.items()]
 
 
 def _replaced(value: object, lengths: Mapping[int, int]) -> object:
@@ -92,13 +92,14 @@ def needed(count: int, outcome: Outcome, exact: float) -> frozenset[int] | None:
         return asked(chosen) is not None
 
     def keeps(chosen: frozenset[int]) -> bool:
-        return runs(chosen) and asked(chosen) <= exact
+        change = asked(chosen)
+        return change is not None and change <= exact
 
     everything = frozenset(range(count))
     some = (frozenset(each) for number in range(1, count) for each in combinations(range(count), number))
-    found = frozenset()
-    if not runs(found):
-        found = _fewest(found, False, tuple(range(count)), runs) if count and runs(everything) else None
+    found: frozenset[int] | None = frozenset()
+    if not runs(frozenset()):
+        found = _fewest(frozenset(), False, tuple(range(count)), runs) if count and runs(everything) else None
         found = found if found is not None and runs(found) else next(filter(runs, some), None)
     if found is None or keeps(found):
         return found

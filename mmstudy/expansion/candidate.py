@@ -148,6 +148,9 @@ def widen(
     """A copy of `network` in which the coupling at `location` has `size` units, by an operator that widens.
 
     The bare operator, without a check of its promise; for the arguments see `Candidate.grow`.
+
+    Raises:
+        ValueError: no such operator, or what the operator cannot do here.
     """
     if operator not in (known := named(widens=True)):
         raise ValueError(f"unknown wider operator {operator!r}; known: {', '.join(known)}")
@@ -160,7 +163,11 @@ def widen(
 def deepen(
     network: nn.Module, location: str, number: int, operator: str, generator: torch.Generator, batch: Any
 ) -> nn.Module:
-    """A copy of `network` with `number` more layers or blocks behind the module at `location`."""
+    """A copy of `network` with `number` more layers or blocks behind the module at `location`.
+
+    Raises:
+        ValueError: no such operator, or what the operator cannot do here.
+    """
     if operator not in (known := named(widens=False)):
         raise ValueError(f"unknown deeper operator {operator!r}; known: {', '.join(known)}")
     call = called(network, batch)
@@ -185,7 +192,7 @@ def _growth(walked: Trace, network: nn.Module, location: str, size: int, *rest) 
 
 
 def _widen(candidate, network, walked, stream, call, batch, loss_fn) -> Expansion:
-    operator, plans, changed = OPERATORS[candidate.operator], [], []
+    operator, plans, changed = OPERATORS[candidate.operator], list[surgery.Plan](), list[str]()
     for location, size in zip(candidate.locations, candidate.sizes, strict=True):
         walked = trace(network, call) if plans else walked
         growth = _growth(walked, network, location, size, stream, batch, loss_fn)

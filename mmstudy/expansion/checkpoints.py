@@ -144,7 +144,8 @@ def _length(candidate: Candidate) -> int:
 
 def _steps(candidate: Candidate) -> list[Candidate]:
     """The expansions of a chain, those that widen split into one for each location."""
-    steps, rest = [], candidate
+    steps: list[Candidate] = []
+    rest: Candidate | None = candidate
     while rest is not None:
         places = zip(rest.locations, rest.sizes, strict=True)
         if OPERATORS[rest.operator].widens:

@@ -45,6 +45,7 @@ class Block:
         return [name.removeprefix(inside) for names in sums for name in names if name.startswith(inside)]
 
     def copied(self) -> nn.Module:
+        """A copy of the module."""
         return copy.deepcopy(self.network.get_submodule(self.path))
 
 

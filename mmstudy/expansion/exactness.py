@@ -42,8 +42,8 @@ def broken(
     eps = max(torch.finfo(p.dtype).eps for p in new.parameters() if p.is_floating_point())
     with torch.no_grad():
         try:
-            several = [copy.deepcopy(old).double(), copy.deepcopy(new).double()]
-            found = _found(*several, call.mapped(_double), made, max(eps, PRECISION), replaced or {})
+            one, two = copy.deepcopy(old).double(), copy.deepcopy(new).double()
+            found = _found(one, two, call.mapped(_double), made, max(eps, PRECISION), replaced or {})
             least = torch.finfo(torch.float64).eps
         except Exception:  # not every network, nor every device, computes in float64
             now = {**dict(new.named_parameters()), **dict(new.named_buffers())}

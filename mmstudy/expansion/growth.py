@@ -34,6 +34,7 @@ class Growth:
 
     @property
     def extra(self) -> int:
+        """The number of new units."""
         return self.size - self.coupling.size
 
     @property
@@ -57,7 +58,11 @@ class Growth:
         return replace(self, batch=engine.take(self.batch, some.to(engine.tensors(self.batch)[0].device)))
 
     def loss(self, network: nn.Module, parameters: dict[str, Tensor] | None = None) -> Tensor:
-        """The mean loss over the examples, in evaluation mode, of the network with some parameters replaced."""
+        """The mean loss over the examples, in evaluation mode, of the network with some parameters replaced.
+
+        Raises:
+            ValueError: there are no targets, as `examples` says.
+        """
         _ = self.examples  # there is something to learn from
         with evaluating(network):
             return engine.loss_of(network, self.loss_fn)(parameters or {}, {}, self.batch)

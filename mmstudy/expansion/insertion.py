@@ -139,6 +139,9 @@ def _run_in(
     """Run the new network once: see that what was inserted runs and keeps shapes, and that all that ran still does.
 
     Normalizations of layers that do nothing are fitted to their inputs meanwhile.
+
+    Raises:
+        ValueError: it does not run, or something in it does not that should.
     """
 
     def check(module: nn.Module, given: tuple, options: dict, output: Any) -> None:

@@ -87,7 +87,7 @@ def gradmax(growth: Growth) -> tuple[Plan, Touch | None]:
             raise RuntimeError(f"shapes {tuple(read.shape)} and {tuple(slope.shape)}")
         return (read * slope).sum()
 
-    one = maker.weight[0].detach(), reader.weight[:, 0].detach()
+    one = maker.weight[0].detach(), reader.weight[:, 0].detach()  # type: ignore[index]  # both have a weight
     try:
         mixed = torch.func.jacrev(torch.func.grad(response, argnums=1))(*one)  # ∂²/∂outgoing ∂incoming
     except RuntimeError as error:  # pooling, for one, lies between them
@@ -157,6 +157,9 @@ def ligo(
 
     They start as the copies of `bert2bert` with a little noise, as equal rows would learn the same. The width half of
     LiGO: Wang et al. 2023 (arXiv 2303.00980), section 3.
+
+    Raises:
+        ValueError: there are no targets to learn from.
     """
     examples = growth.examples
     start = plan(growth.coupling, copied(growth, growth.generator))

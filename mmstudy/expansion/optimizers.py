@@ -27,7 +27,7 @@ def carried(optimizer: torch.optim.Optimizer, network: nn.Module, expansion: Exp
     Raises:
         ValueError: the optimizer has a parameter that the network lacks, or takes more than its defaults to be made.
     """
-    names = {parameter: name for name, parameter in network.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
     new, origin = dict(expansion.network.named_parameters()), expansion.origin
     result = _like(optimizer, [_group(i, group, names, new, origin) for i, group in enumerate(optimizer.param_groups)])
     if isinstance(optimizer, torch.optim.LBFGS):  # it keeps one vector for all parameters

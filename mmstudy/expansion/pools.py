@@ -90,7 +90,7 @@ def pool_table(
     one = call.mapped(lambda tensor: tensor[:1])
     walked, rows = trace(network, call), []
     for label, candidate in pool.items():
-        row = {"candidate": label, "operator": candidate.operator, "description": str(candidate)}
+        row: dict[str, object] = {"candidate": label, "operator": candidate.operator, "description": str(candidate)}
         try:
             expanded = candidate.grow(network, batch, loss_fn, walked).network
         except ValueError as error:

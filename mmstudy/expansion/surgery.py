@@ -48,6 +48,7 @@ class Plan:
 
     @property
     def size(self) -> int:
+        """The number of units, old and new."""
         return len(self.make)
 
     @property
@@ -215,7 +216,7 @@ def put(network: nn.Module, name: str, tensor: Tensor) -> None:
         for own in (module._parameters, module._buffers):
             for key, value in own.items():
                 if value is old:
-                    own[key] = new
+                    own[key] = new  # type: ignore[assignment]  # a parameter for a parameter
 
 
 def _rescale_eps(network: nn.Module, plan: Plan) -> None:
@@ -225,7 +226,7 @@ def _rescale_eps(network: nn.Module, plan: Plan) -> None:
     for path, eps, scale in {(n.module, n.eps, n.scale) for n in plan.coupling.normalizations}:
         module = network.get_submodule(path)
         keys = [key for key, value in vars(module).items() if isinstance(value, float) and value == eps]
-        if scale is None or not keys:
+        if scale is None or eps is None or not keys:
             missing = "scale" if scale is None else f"eps ({eps})"
             raise ValueError(
                 f"{path} has no {missing} that could make up for {plan.size} units; "
@@ -250,6 +251,9 @@ def _kept(network: nn.Module, old: nn.Module, plan: Plan, call: Call) -> list[tu
     """(module path, attribute, its new value) of those that must change; they are tried out on the network itself.
 
     With the tensors that the plan alone makes, the network is the same function, as far as it can be.
+
+    Raises:
+        ValueError: the network runs with none of the choices, or there are too many.
     """
     places = attributes.kept(network, lambda path: plan.coupling.lengths(path, plan.size))
     expected = plan.coupling.structure(plan.size)

@@ -125,9 +125,9 @@ def estimators_truth(dataset: xr.Dataset) -> Figure:
         axis.set_ylim(len(rows) - 0.5, -0.5)
     drawn = dataset["samples_drawn"].values
     for i in range(dataset.sizes["grown"]):
-        one = dataset["growth"].isel(grown=i)
-        name = str(one["grown_estimator"].values)
-        grow.plot(drawn, 100 * one, "o-", ms=3, lw=1, color=estimator_color(name), label=name)
+        share = dataset["growth"].isel(grown=i)
+        name = str(share["grown_estimator"].values)
+        grow.plot(drawn, 100 * share, "o-", ms=3, lw=1, color=estimator_color(name), label=name)
     first = 100 * float(dataset["growth"].isel(samples_drawn=0).max())
     grow.plot(drawn, first * (drawn / drawn[0]) ** -0.5, "k--", lw=0.8, label="1/√samples")
     grow.set(xscale="log", yscale="log", xlabel="samples", ylabel="root mean square error, %")
@@ -147,7 +147,7 @@ def estimators_symmetries(dataset: xr.Dataset) -> Figure:
     unchanged = ~dataset["changes"].transpose("measure", "symmetry").values
     words = np.where(unchanged, "≈ 1", table.map("{:.3g}".format))
     words[table.isna().values] = "–"
-    shown = np.log(table).abs().clip(upper=1)
+    shown = table.apply(np.log).abs().clip(upper=1)
     sns.heatmap(
         shown.where(~unchanged, 0), annot=words, fmt="", cmap="rocket_r", vmin=0, vmax=1, ax=axis, linewidths=0.5,
         cbar_kws={"label": "|ln(after / before)|, cut off at 1"},

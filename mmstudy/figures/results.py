@@ -139,7 +139,7 @@ def classes(dataset: xr.Dataset) -> Figure:
     """
     summary = bootstrap(dataset["spearman"])
     figure, axis = plt.subplots(figsize=(8, 3.6))
-    count, used = summary.sizes["predictor"], Counter()
+    count, used = summary.sizes["predictor"], Counter[str]()
     for i, name in enumerate(summary["predictor"].values):
         one = summary.sel(predictor=name)
         where = np.arange(summary.sizes["group"]) + (i - (count - 1) / 2) * 0.8 / count

@@ -48,7 +48,8 @@ def size(
         `cost` in example-evaluations, and `level`.
 
     Raises:
-        TypeError, ValueError: an argument of another kind or out of range.
+        TypeError: an argument of another kind.
+        ValueError: an argument out of range, or a level below the networks' losses.
     """
     networks, batch, losses = _fit(network, batch, loss_fn)
     arguments.one_of(method, ESTIMATORS, "method")
@@ -86,14 +87,19 @@ def sizes(
     seed: int = 0,
     loss_fn: LossFn = classification,
 ) -> xr.Dataset:
-    """Several sizes of each network at one level, over (estimator, network), all of them by default; see `size`."""
+    """Several sizes of each network at one level, over (estimator, network), all of them by default; see `size`.
+
+    Raises:
+        TypeError: methods that are no list, and what `size` refuses.
+        ValueError: what `size` refuses.
+    """
     methods = list(ESTIMATORS) if methods is None else methods
     if isinstance(methods, str) or not isinstance(methods, list | tuple) or not methods:
         raise TypeError(f"methods must be a list of names of {', '.join(ESTIMATORS)}; got {methods!r}")
     for method in methods:
         arguments.one_of(method, ESTIMATORS, "method")
     found = [size(network, batch, level, method, seed, loss_fn) for method in methods]
-    units = {"unit": ("estimator", [each.attrs["unit"] for each in found])}
+    units: dict[str, Any] = {"unit": ("estimator", [each.attrs["unit"] for each in found])}
     whole = xr.concat([each.drop_vars("level").drop_attrs() for each in found], "estimator")
     about = {"seed": seed, "normalization": "frozen"}
     return whole.assign(level=found[0]["level"]).assign_coords(estimator=list(methods), **units).assign_attrs(about)

@@ -38,7 +38,8 @@ def line(
     says so.
 
     Raises:
-        TypeError, ValueError: an argument of another kind, networks of different shapes.
+        TypeError: an argument of another kind.
+        ValueError: an argument out of range, or networks of different shapes.
     """
     pair, batch = _together([a, b], ("a", "b"), batch, loss_fn)
     arguments.whole(points, "points", 2, 10**5)
@@ -77,7 +78,8 @@ def plane(
     `normalization` says so.
 
     Raises:
-        TypeError, ValueError: an argument of another kind, networks of different shapes or on one line.
+        TypeError: an argument of another kind.
+        ValueError: an argument out of range, or networks of different shapes or on one line.
     """
     three, batch = _together([a, b, c], ("a", "b", "c"), batch, loss_fn)
     arguments.whole(points, "points", 2, 10**3)

@@ -148,8 +148,19 @@ class _Search:
             ["nan", "outside", "unbounded", "nan", "at_limit"],
             "converged",
         )
-        found = (multiple, multiple * length.flatten(), self.low, self.high, self.spent, self.reentered)
-        return Crossings(*(x.view(self.shape) for x in found), status.reshape(self.shape))
+
+        def shaped(values: Tensor) -> Tensor:
+            return values.view(self.shape)
+
+        return Crossings(
+            multiple=shaped(multiple),
+            radius=shaped(multiple * length.flatten()),
+            low=shaped(self.low),
+            high=shaped(self.high),
+            evaluations=shaped(self.spent),
+            reentered=shaped(self.reentered),
+            status=status.reshape(self.shape),
+        )
 
     def _inside(self) -> Tensor:
         return self.origin <= self.level

@@ -69,6 +69,7 @@ def dimension(
     draw = torch.randn((count, dim), generator=generator, dtype=torch.float64)
     unit = (draw / draw.norm(dim=1, keepdim=True)).to(parents)
     rotation = _rotation(count, dim, generator, parents)
+    looks: int | np.ndarray
     if radius is not None:
         away, looks = parents.new_full((len(parents), count), radius), 0
     else:

@@ -69,10 +69,11 @@ def report(
     cost: int | np.ndarray,
     **more: Tensor,
 ) -> xr.Dataset:
-    """An estimate: `size`, its standard error `size_se`, `status` over parent; `samples` over (parent, sample); `cost`,
-    example-evaluations per parent. Where the status says that nothing could be measured, the size is NaN.
+    """An estimate, as every estimator returns it.
 
-    The level, and what batch normalization used, are recorded as attributes.
+    `size`, its standard error `size_se`, `status` over parent; `samples` over (parent, sample); `cost`,
+    example-evaluations per parent. Where the status says that nothing could be measured, the size is NaN. The level,
+    and what batch normalization used, are recorded as attributes.
 
     Args:
         status: of each parent, (m,); "ok" where the number can be trusted.

@@ -185,7 +185,8 @@ def _climb(losses: _Losses, w: Corners, shares: Float[Tensor, "n count k"], step
     """
     w, gradient, best = losses.look(w, shares)
     rate = _size(w) / _size(_gram(w).to(w) @ gradient)
-    shrink, pairs, heights = torch.ones_like(rate), [], [best]
+    shrink, heights = torch.ones_like(rate), [best]
+    pairs: list[tuple] = []
     for _ in range(steps - 1):
         step = _uphill(gradient, _gram(w).to(w), rate, pairs)
         step = step * shrink * (REACH * _size(w) / _size(step)).clamp(max=1)

@@ -6,7 +6,7 @@ rays carry that mean; directions that are drawn where the rays are long, and wei
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,9 @@ def volume(
     start, loss = estimate.starting(objective, parents, level)
     scale = torch.ones_like(parents) if scale is None else scale
     unit, log_weight = directions(scale, budget.samples, generator)
-    options = {"max_multiple": max_radius, "tolerance": tolerance, "evaluations": EVALUATIONS, "origin": loss}
+    options: dict[str, Any] = {
+        "max_multiple": max_radius, "tolerance": tolerance, "evaluations": EVALUATIONS, "origin": loss,
+    }  # fmt: skip
     lines = crossings(objective, parents, unit, level, **options)
     found = log_volume(lines, log_weight, parents.shape[1])
     return estimate.report(

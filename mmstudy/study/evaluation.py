@@ -61,7 +61,8 @@ def predictions(experiment: xr.Dataset) -> xr.Dataset:
     training, the mean over candidates), `family`, `measure`, `rate`, `length` (steps) and `combined` (whether it is
     rank-averaged with the log parameter count).
     """
-    columns, about = [], []
+    columns: list[np.ndarray] = []
+    about: list[tuple[str, str, str, float, float, int]] = []
     known = {name: each for name, each in predictors.known().items() if name in experiment}
 
     def add(measure: str, value: xr.DataArray, cost: float = 0.0, rate: float = 0.0, length: int = 0) -> None:

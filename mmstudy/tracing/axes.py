@@ -22,9 +22,11 @@ class Axis:
 
     @property
     def fixed(self) -> bool:
+        """Whether it cannot grow."""
         return bool(self.why)
 
     def root(self) -> "Axis":
+        """The axis that stands for all that are the same."""
         axis = self
         while axis.same_as is not None:
             axis = axis.same_as

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
@@ -25,7 +25,8 @@ class Call:
     arguments: tuple = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def of(self, network: nn.Module) -> Any:
+    def of(self, network: Callable[..., Any]) -> Any:
+        """What the network returns."""
         return network(*self.arguments, **self.options)
 
     def mapped(self, function) -> "Call":
@@ -34,6 +35,7 @@ class Call:
 
     @property
     def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments."""
         return tensors((self.arguments, self.options))
 
 

@@ -46,6 +46,7 @@ class Coupling:
 
     @property
     def size(self) -> int:
+        """The number of units."""
         return self._axis.size
 
     @property
@@ -117,7 +118,8 @@ def couplings(network: nn.Module, batch: Any) -> dict[str, Coupling]:
 
     Raises:
         NotImplementedError: the network uses an operation that is not known; the message names it.
-        TypeError, ValueError: no network, no batch, or the network cannot be called on it.
+        TypeError: no network, or no batch.
+        ValueError: the network cannot be called on the batch.
     """
     walked = trace(network, batch)
     if walked.unread:

@@ -27,6 +27,7 @@ class Value:
 
     @property
     def shape(self) -> list[int]:
+        """The sizes of its axes."""
         return [axis.size for axis in self.axes]
 
 
@@ -94,6 +95,7 @@ class Trace:
         fix(*axes, why=f"{why} ({self.operation} in {self.module or 'the network itself'})")
 
     def note(self, value: Value | None, axis: int, role: str, fan_in: int | None = None, reads: Value | None = None):
+        """Record the role that one axis of a parameter or buffer has; of other values nothing is recorded."""
         if value is not None and value.tensor:
             self.notes.append(Note(value.tensor, value.axes[axis], role, fan_in, reads.writers if reads else ()))
 

@@ -31,7 +31,8 @@ def trace(network: nn.Module, batch: Any) -> Trace:
 
     Raises:
         NotImplementedError: an operation is not known; the message names it. Or the network runs but has no graph.
-        TypeError, ValueError: no network, no batch, or the network cannot be called on it.
+        TypeError: no network, or no batch.
+        ValueError: the network cannot be called on the batch.
     """
     call = called(network, batch)
     with unnoticed(network), evaluating(network):  # training would write running statistics into the graph
@@ -40,7 +41,8 @@ def trace(network: nn.Module, batch: Any) -> Trace:
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     names = {node: canonical[name.removeprefix(PREFIX)] for node, name in names.items()}
-    result, values, read = Trace(), {}, set()
+    result, read = Trace(), set()
+    values: dict[fx.Node, Any] = {}
     for node in program.graph.nodes:
         if node.op == "placeholder":
             axes = [Axis(size) for size in node.meta["val"].shape]
@@ -134,7 +136,7 @@ def _first_names(network: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in both}
 
 
-def _follow(result: Trace, node: fx.Node, values: dict[fx.Node, Value]) -> Value | list[Value]:
+def _follow(result: Trace, node: fx.Node, values: dict[fx.Node, Any]) -> Value | list[Value]:
     stack = list((node.meta.get("nn_module_stack") or {"": ("",)}).values())
     result.module, result.operation = f"{stack[-1][0]}.".removeprefix(PREFIX).rstrip("."), str(node.target)
     if node.target not in RULES:

@@ -121,7 +121,7 @@ def changes(ratio: xr.DataArray, level: float = 0.003, least: float = 0.02) -> x
     Returns:
         Dataset: `response`, the geometric mean, NaN of fewer than three networks; `changes`.
     """
-    logs = np.log(ratio.where((ratio > 0) & (ratio < np.inf)))
+    logs = xr.apply_ufunc(np.log, ratio.where((ratio > 0) & (ratio < np.inf)))
     count = logs.notnull().sum("parent")
     logs = logs.where(count >= 3)
     mean, noise, square = logs.mean("parent"), logs.std("parent", ddof=1) / count**0.5, (logs**2).mean("parent")

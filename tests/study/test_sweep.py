@@ -393,6 +393,20 @@ def test_threads_measure_the_same_in_turn(experiment, tmp_path):
     assert torch.get_num_threads() == threads
 
 
+def test_a_cluster_measures_the_same(experiment, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="needs the extra dask")
+    some = {TASKS[0]: {label: POOLS[TASKS[0]][label] for label in LABELS[:2]}}
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+        client.get_executor() as executor,
+    ):
+        found = sweep.sweep(some, BUDGET, tmp_path, executor=executor)
+    expected = experiment.isel(task=[0]).sel(candidate=LABELS[:2])
+    for name in ("accuracy", "nll", "early_loss", "extent_children"):
+        np.testing.assert_array_equal(found[name].values, expected[name].values)
+
+
 def test_a_piece_has_another_name_when_anything_it_depends_on_changes():
     job = ("measure", TASKS[0], tuple(POOL[:3]), PROTOCOL)
     others = [

@@ -99,7 +99,8 @@ def _group_norm(t, shape, x, groups, scale=None, shift=None, eps=1e-5, *options)
         if value is not None:
             unify(value.axes[0], x.axes[1])
             t.note(value, 0, role)
-    t.normalizations.append(Normalization(each, "group", *_names(scale, shift), eps, t.module))
+    names = _names(scale, shift)
+    t.normalizations.append(Normalization(each, "group", names[0], names[1], eps, t.module))
     return Value(x.axes, _named(scale, shift))
 
 
@@ -109,7 +110,8 @@ def _normalization(t, kind, x, axes, scale, shift, eps) -> Value:
             for i, axis in enumerate(axes):
                 unify(value.axes[i], axis)
                 t.note(value, i, role)
-    t.normalizations.append(Normalization(product(axes), kind, *_names(scale, shift), eps, t.module))
+    names = _names(scale, shift)
+    t.normalizations.append(Normalization(product(axes), kind, names[0], names[1], eps, t.module))
     return Value(x.axes, _named(scale, shift))
 
 

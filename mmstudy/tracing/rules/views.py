@@ -100,8 +100,8 @@ def _pooling(t, shape, x, *options):
 def _reshaped(t, shape, x, *options):
     same = [a for a in x.axes if a.size != 1]
     if [a.size for a in same] == [size for size in shape if size != 1]:  # only axes of size 1 come or go
-        same = iter(same)
-        return Value([next(same) if size != 1 else Axis(1, why=ONE) for size in shape], x.writers, x.tensor)
+        kept = iter(same)
+        return Value([next(kept) if size != 1 else Axis(1, why=ONE) for size in shape], x.writers, x.tensor)
     return Value(regroup(x.axes, shape), x.writers, x.tensor)
 
 

@@ -1,0 +1,88 @@
+"""What CONTRIBUTING shows is done here as it stands, from outside the package."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from mmstudy.core import results, tasks
+from mmstudy.expansion.operators import OPERATORS
+from mmstudy.expansion.pools import candidate_pool
+from mmstudy.manifold.estimators import ESTIMATORS
+
+ROOT = Path(__file__).parent.parent
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.M))
+OUTER = ("MAKEFLAGS", "MAKELEVEL", "PROFILE", "CONDA_DEFAULT_ENV")  # of the make that may have started these tests
+
+
+def blocks(section, language="python"):
+    return re.findall(rf"```{language}\n(.*?)```", SECTIONS[section], re.DOTALL)
+
+
+@pytest.fixture
+def known(monkeypatch):
+    """The names that the blocks share; what they enter is taken out again."""
+    before = [(registry, dict(registry)) for registry in (OPERATORS, ESTIMATORS, tasks.DATASETS)]
+    names = {"__name__": "outside"}
+    exec(*blocks("Rooms"), names)
+    yield names
+    for registry, entries in before:
+        registry.clear()
+        registry.update(entries)
+
+
+def test_an_operator(known):
+    exec(*blocks("An operator"), known)
+    inputs, _ = known["batch"]
+    assert known["wider"].hidden[0].out_features == 9
+    assert torch.allclose(known["wider"](inputs), known["network"](inputs), atol=1e-5)
+    pool = candidate_pool(known["network"], inputs, wider=["twins"], deeper=[])
+    assert {candidate.operator for candidate in pool.values()} == {"twins"}
+
+
+def test_an_estimator(known):
+    exec(*blocks("An operator"), known)
+    exec(*blocks("An estimator"), known)
+    found = known["found"]
+    assert list(found["status"].values) == ["ok", "ok"]
+    assert ((found["size"] >= 0) & (found["size"] <= 1)).all()
+    assert set(known["mm"].sizes(known["network"], known["batch"], methods=["inside", "rays"])["unit"].values) >= {"1"}
+
+
+def test_a_predictor(known):
+    exec(*blocks("A predictor"), known)
+    network, (inputs, targets) = known["network"], known["batch"]
+    torch.nn.functional.cross_entropy(network(inputs), targets).backward()
+    norm = torch.cat([p.grad.flatten() for p in network.parameters()]).norm()
+    assert known["value"].tolist() == pytest.approx([norm.item()], rel=1e-5)
+
+
+def test_a_task(known):
+    exec(*blocks("A task"), known)
+    assert [len(part.targets) for part in known["data"]] == [200, 100, 500]
+    assert set(known["data"].training.targets.tolist()) == {0, 1, 2}
+
+
+def test_a_notebook(tmp_path):
+    for file in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / file, tmp_path)
+    for folder in ("notebooks", "mmstudy"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    codes = [nbformat.v4.new_code_cell(code) for code in blocks("A notebook")]
+    codes[0].metadata["tags"] = ["parameters"]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = nbformat.v4.new_notebook(cells=codes, metadata={"kernelspec": kernel})
+    nbformat.write(notebook, tmp_path / "notebooks/6_mine.ipynb")
+    command = [*shlex.split(*blocks("A notebook", "sh")), f"PYTHON={sys.executable}", "ENVIRONMENT="]
+    environment = {name: value for name, value in os.environ.items() if name not in OUTER}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert results.load(tmp_path / "outputs/small/data/mine.nc")["square"].values.tolist() == [0, 1, 4]
+    assert subprocess.run([*command, "-q"], cwd=tmp_path, env=environment).returncode == 0
