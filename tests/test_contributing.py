@@ -12,10 +12,12 @@ import nbformat
 import pytest
 import torch
 
+from mmstudy.batched.ensemble import stack
 from mmstudy.core import results, tasks
 from mmstudy.expansion.operators import OPERATORS
 from mmstudy.expansion.pools import candidate_pool
 from mmstudy.manifold.estimators import ESTIMATORS
+from mmstudy.study import predictors
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.M))
@@ -29,7 +31,7 @@ def blocks(section, language="python"):
 @pytest.fixture
 def known(monkeypatch):
     """The names that the blocks share; what they enter is taken out again."""
-    before = [(registry, dict(registry)) for registry in (OPERATORS, ESTIMATORS, tasks.DATASETS)]
+    before = [(registry, dict(registry)) for registry in (OPERATORS, ESTIMATORS, predictors.PREDICTORS, tasks.DATASETS)]
     names = {"__name__": "outside"}
     exec(*blocks("Rooms"), names)
     yield names
@@ -58,10 +60,10 @@ def test_an_estimator(known):
 
 def test_a_predictor(known):
     exec(*blocks("A predictor"), known)
-    network, (inputs, targets) = known["network"], known["batch"]
-    torch.nn.functional.cross_entropy(network(inputs), targets).backward()
-    norm = torch.cat([p.grad.flatten() for p in network.parameters()]).norm()
-    assert known["value"].tolist() == pytest.approx([norm.item()], rel=1e-5)
+    values = predictors.start_values(stack([known["network"]]), known["batch"])
+    expected = known["network"](known["batch"][0]).softmax(-1).amax(-1).mean()
+    torch.testing.assert_close(values["confidence"][0], expected)
+    assert predictors.words({})["confidence"] == ("1", "mean probability of the likeliest class")
 
 
 def test_a_task(known):
