@@ -3,6 +3,7 @@
 import enum
 import functools
 import types
+import weakref
 from collections.abc import Mapping, Sequence, Set
 from itertools import zip_longest
 from typing import Any
@@ -41,7 +42,7 @@ def _modules_differ(first: nn.Module, other: nn.Module) -> str | None:
         for (name, form), (another, its_form) in zip_longest(*forms, fillvalue=("nothing", "")):
             if (name, form) != (another, its_form):
                 return f"{name} {form} against {another} {its_form}"
-    seen: set[tuple[int, int]] = set()
+    seen = {(id(a), id(b)) for a, b in zip(_tensors(first), _tensors(other), strict=True)}  # whatever their numbers are
     for name, module in own.items():
         where = name or type(module).__name__
         if type(module) is not type(others[name]):
@@ -49,6 +50,10 @@ def _modules_differ(first: nn.Module, other: nn.Module) -> str | None:
         if found := _attributes_differ(vars(module), vars(others[name]), where, seen):
             return found
     return None
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
 
 
 def _form(tensor: Tensor) -> str:
@@ -77,6 +82,8 @@ def _values_differ(a: Any, b: Any, where: str, seen: set) -> str | None:
     if isinstance(a, Tensor):
         same = a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.to("cpu"), b.to("cpu"))
         return None if same else unlike
+    if isinstance(a, weakref.ref):
+        return _values_differ(a(), b(), where, seen)
     if isinstance(a, nn.Module):
         return _modules_differ(a, b) and unlike
     if isinstance(a, Mapping):

@@ -40,8 +40,8 @@ def manifold_plane(dataset: xr.Dataset) -> Figure:
         one, color = dataset.sel(operator=name), operator_color(name)
         picture = axis.contourf(one["column"], one["row"], one["plane_loss"], shades, colors=greys)
         axis.contour(one["column"], one["row"], one["plane_loss"], [level], colors=[color], linewidths=2)
-        (x0, y0), *young = one["corner"].values
-        axis.plot(*np.transpose(young), "^", ms=6, mfc=color, mec="w", mew=0.8, zorder=4)
+        (x0, y0), *children = one["corner"].values
+        axis.plot(*np.transpose(children), "^", ms=6, mfc=color, mec="w", mew=0.8, zorder=4)
         axis.plot(x0, y0, "o", ms=6, mfc=color, mec="w", mew=0.8, zorder=4)
         axis.set_title(plain(name), color=color)
         axis.set_aspect("equal")

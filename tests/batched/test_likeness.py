@@ -53,9 +53,13 @@ ALIKE = {
     "a copy": (Net(), copy.deepcopy(Net())),
     "modes": (Net().train(), Net().eval()),
     "perceptrons": (mlp(seed=0), mlp(seed=1)),
+    "recurrent": (nn.LSTM(3, 4), nn.LSTM(3, 4)),
     "convolutions": (convolutional(0), convolutional(1)),
 }  # fmt: skip
+hidden, own = Net(), Net()
+hidden.kept, own.kept = [nn.Parameter(torch.zeros(3))], [nn.Parameter(torch.ones(3))]
 UNLIKE = {
+    "a parameter that is not registered": (hidden, own, r"kept\[0\]"),
     "eps": (Net(), Net(eps=1e-3), "eps: 1e-05 against 0.001"),
     "activation": (Net(), Net(activation=torch.tanh), "activation"),
     "a function's closure": (Net(activation=times(2.0)), Net(activation=times(3.0)), "activation"),

@@ -46,12 +46,12 @@ def test_the_stationary_variance_is_the_fixed_point_of_the_recursion():
 def test_the_deviation_within_five_percent_and_honest_errors():
     """200 families of 16 children, all trained at once, then regrouped."""
     draws = BOWL.draws([generator("families", i) for i in range(200 * 16)], LONG.steps)
-    ((_, young, _),) = children.offspring(BOWL, ORIGIN, draws, torch.tensor([LONG.step_size]), LONG.momentum)
-    families = young.view(200, 16, 3)
+    ((_, offspring, _),) = children.offspring(BOWL, ORIGIN, draws, torch.tensor([LONG.step_size]), LONG.momentum)
+    families = offspring.view(200, 16, 3)
     size, error = children.deviation(families, torch.ones(200, 16, dtype=torch.bool))
     covered = int(((size - truth()).abs() < 1.96 * error).sum())
     assert 180 <= covered <= binom.ppf(0.999, 200, 0.95)
-    whole, whole_error = children.deviation(young, torch.ones(1, 3200, dtype=torch.bool))
+    whole, whole_error = children.deviation(offspring, torch.ones(1, 3200, dtype=torch.bool))
     assert whole.item() == pytest.approx(truth(), rel=0.05)
     assert abs(whole.item() - truth()) < 4 * whole_error.item()
     assert error.mean().item() / whole_error.item() == pytest.approx((3200 / 16) ** 0.5, rel=0.2)
@@ -69,16 +69,16 @@ def test_the_estimator_is_that_of_its_children():
 
 
 def test_deviation_of_some_is_that_of_those_alone_and_gyration_is_a_little_less():
-    young = torch.randn(1, 6, 4, generator=generator("some"), dtype=torch.float64)
+    offspring = torch.randn(1, 6, 4, generator=generator("some"), dtype=torch.float64)
     keep = torch.tensor([[True, False, True, True, False, True]])
     all_in = torch.ones(1, 4, dtype=torch.bool)
-    for part, alone in zip(children.deviation(young, keep), children.deviation(young[:, keep[0]], all_in), strict=True):
+    for part, alone in zip(children.deviation(offspring, keep), children.deviation(offspring[:, keep[0]], all_in), strict=True):
         assert part.item() == pytest.approx(alone.item())
-    sizes = children.spread(torch.zeros(1, 4, dtype=torch.float64), young[:, keep[0]])
-    size, error = children.deviation(young[:, keep[0]], all_in)
+    sizes = children.spread(torch.zeros(1, 4, dtype=torch.float64), offspring[:, keep[0]])
+    size, error = children.deviation(offspring[:, keep[0]], all_in)
     assert size.item() == pytest.approx(sizes["gyration"].item() * (4 / 3) ** 0.5)
     left = [
-        children.deviation(young[:, [i for i in (0, 2, 3, 5) if i != out]], all_in[:, :3])[0].item()
+        children.deviation(offspring[:, [i for i in (0, 2, 3, 5) if i != out]], all_in[:, :3])[0].item()
         for out in (0, 2, 3, 5)
     ]
     assert error.item() == pytest.approx((3 * np.var(left)) ** 0.5)
@@ -131,20 +131,20 @@ def test_children_are_those_of_a_plain_loop():
 # ---- spread ----------------------------------------------------------------------------------------------------------
 
 
-def brute_spread(parent, young):
-    away = [y - parent for y in young]
-    centre = sum(young) / len(young)
-    spectrum = torch.linalg.eigvalsh(torch.cov(torch.stack(young).T, correction=0)).clamp(min=0)
-    corners = [parent, *young]
-    n = len(young)
+def brute_spread(parent, offspring):
+    away = [y - parent for y in offspring]
+    centre = sum(offspring) / len(offspring)
+    spectrum = torch.linalg.eigvalsh(torch.cov(torch.stack(offspring).T, correction=0)).clamp(min=0)
+    corners = [parent, *offspring]
+    n = len(offspring)
     menger = torch.ones(n + 2, n + 2, dtype=parent.dtype)  # Cayley and Menger's determinant
     menger[0, 0] = 0
     menger[1:, 1:] = torch.stack([torch.stack([((a - b) ** 2).sum() for b in corners]) for a in corners])
     volume2 = (-1) ** (n + 1) * torch.linalg.det(menger) / (2**n * math.factorial(n) ** 2)
     return {
         "reach": sum(a.norm() for a in away) / n,
-        "gyration": (sum(((y - centre) ** 2).sum() for y in young) / n).sqrt(),
-        "diameter": max((a - b).norm() for a, b in combinations(young, 2)),
+        "gyration": (sum(((y - centre) ** 2).sum() for y in offspring) / n).sqrt(),
+        "diameter": max((a - b).norm() for a, b in combinations(offspring, 2)),
         "effective_dimension": spectrum.sum() ** 2 / (spectrum**2).sum(),
         "log_volume": volume2.log() / 2,
     }
@@ -152,30 +152,30 @@ def brute_spread(parent, young):
 
 def test_spread_against_the_obvious():
     parents = torch.randn(3, 9, generator=generator(0), dtype=torch.float64)
-    young = parents.unsqueeze(1) + torch.randn(3, 4, 9, generator=generator(1), dtype=torch.float64)
-    sizes = children.spread(parents, young)
+    offspring = parents.unsqueeze(1) + torch.randn(3, 4, 9, generator=generator(1), dtype=torch.float64)
+    sizes = children.spread(parents, offspring)
     for i in range(3):
-        for name, value in brute_spread(parents[i], list(young[i])).items():
+        for name, value in brute_spread(parents[i], list(offspring[i])).items():
             assert sizes[name].values[i] == pytest.approx(float(value), rel=1e-8)
-        left = [brute_spread(parents[i], [y for j, y in enumerate(young[i]) if j != k]) for k in range(4)]
+        left = [brute_spread(parents[i], [y for j, y in enumerate(offspring[i]) if j != k]) for k in range(4)]
         for name in ("reach", "gyration", "diameter", "effective_dimension"):
             parts = torch.stack([part[name] for part in left])
             error = (3 / 4 * ((parts - parts.mean()) ** 2).sum()).sqrt()
             assert sizes[f"{name}_se"].values[i] == pytest.approx(float(error), rel=1e-8)
     with pytest.raises(ValueError, match="at least 2 of them; got 1"):
-        children.spread(parents, young[:, :1])
+        children.spread(parents, offspring[:, :1])
 
 
 def test_effective_dimension_of_known_sets():
     simplex, line = torch.eye(5)[None], torch.arange(5.0).view(1, 5, 1).expand(1, 5, 5)
-    sizes = [children.spread(torch.ones(1, 5), young)["effective_dimension"].item() for young in (simplex, line)]
+    sizes = [children.spread(torch.ones(1, 5), offspring)["effective_dimension"].item() for offspring in (simplex, line)]
     assert sizes == pytest.approx([4, 1])
 
 
 def test_spread_does_not_see_the_order_of_the_neurons():
-    points, young = torch.randn(1, 12, generator=generator(2)), torch.randn(1, 3, 12, generator=generator(3))
+    points, offspring = torch.randn(1, 12, generator=generator(2)), torch.randn(1, 3, 12, generator=generator(3))
     swap = torch.randperm(12, generator=generator(4))
-    first, again = children.spread(points, young), children.spread(points[:, swap], young[..., swap])
+    first, again = children.spread(points, offspring), children.spread(points[:, swap], offspring[..., swap])
     for name in first:
         assert first[name].values == pytest.approx(again[name].values, rel=1e-5, nan_ok=True)
 
@@ -188,10 +188,10 @@ def test_disagreement_counts_pairs():
 
 def test_lengths_scale_and_shifts_and_turns_leave_them():
     parents = torch.randn(2, 6, generator=generator(5), dtype=torch.float64)
-    young = parents.unsqueeze(1) + torch.randn(2, 4, 6, generator=generator(6), dtype=torch.float64)
+    offspring = parents.unsqueeze(1) + torch.randn(2, 4, 6, generator=generator(6), dtype=torch.float64)
     turn = torch.linalg.qr(torch.randn(6, 6, generator=generator(7), dtype=torch.float64)).Q
-    plain = children.spread(parents, young)
-    moved = children.spread(3 * parents @ turn + 1, 3 * young @ turn + 1)
+    plain = children.spread(parents, offspring)
+    moved = children.spread(3 * parents @ turn + 1, 3 * offspring @ turn + 1)
     for name, factor in {"reach": 3, "gyration": 3, "diameter": 3, "effective_dimension": 1}.items():
         assert moved[name].values == pytest.approx(factor * plain[name].values)
         assert moved[f"{name}_se"].values == pytest.approx(factor * plain[f"{name}_se"].values)
@@ -199,8 +199,8 @@ def test_lengths_scale_and_shifts_and_turns_leave_them():
 
 
 def test_sizes_of_a_known_triangle():
-    young = torch.tensor([[[3.0, 0.0], [0.0, 4.0]]])
-    sizes = children.spread(torch.zeros(1, 2), young)
+    offspring = torch.tensor([[[3.0, 0.0], [0.0, 4.0]]])
+    sizes = children.spread(torch.zeros(1, 2), offspring)
     assert sizes["reach"].item() == pytest.approx(3.5)
     assert sizes["diameter"].item() == pytest.approx(5)
     assert sizes["gyration"].item() == pytest.approx(2.5)

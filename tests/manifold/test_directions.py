@@ -21,10 +21,10 @@ def test_uniform_directions_are_unit_and_the_same_for_all_parents():
 
 
 def test_directions_along_children_and_their_differences():
-    young = torch.tensor([[[3.0, 0.0], [0.0, 3.0], [0.0, 0.0]]])
-    away = directions.from_centre(young)
+    offspring = torch.tensor([[[3.0, 0.0], [0.0, 3.0], [0.0, 0.0]]])
+    away = directions.from_centre(offspring)
     assert away.tolist() == [[[2, -1], [-1, 2], [-1, -1], [-2, 1], [1, -2], [1, 1]]]
-    assert directions.differences(young).tolist() == [[[3, -3], [0, 3], [-3, 0]]]
+    assert directions.differences(offspring).tolist() == [[[3, -3], [0, 3], [-3, 0]]]
 
 
 def test_a_preconditioner_is_the_root_of_the_inverse_curvature():
