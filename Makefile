@@ -86,8 +86,9 @@ reference: ## Copy the results of the profile small to outputs/reference, to be 
 	mkdir -p outputs/reference
 	cp -R outputs/small/data outputs/small/figures outputs/reference
 
-docs: $(ENVIRONMENT) ## Write the pages of the package's functions into outputs/docs
-	$(PYTHON) -m pdoc --docformat google --output-directory outputs/docs mmstudy
+docs: $(ENVIRONMENT) ## Write the pages of all functions, room by room, into outputs/docs
+	$(PYTHON) -m pdoc --docformat google --output-directory outputs/docs \
+		$(patsubst mmstudy/%/__init__.py,mmstudy.%,$(wildcard mmstudy/*/__init__.py))
 
 bench: $(ENVIRONMENT) ## Measure what batching gains here, beside other packages, into outputs/bench
 	$(PYTHON) benchmarks/bench.py
