@@ -72,7 +72,9 @@ def test_deviation_of_some_is_that_of_those_alone_and_gyration_is_a_little_less(
     offspring = torch.randn(1, 6, 4, generator=generator("some"), dtype=torch.float64)
     keep = torch.tensor([[True, False, True, True, False, True]])
     all_in = torch.ones(1, 4, dtype=torch.bool)
-    for part, alone in zip(children.deviation(offspring, keep), children.deviation(offspring[:, keep[0]], all_in), strict=True):
+    for part, alone in zip(
+        children.deviation(offspring, keep), children.deviation(offspring[:, keep[0]], all_in), strict=True
+    ):
         assert part.item() == pytest.approx(alone.item())
     sizes = children.spread(torch.zeros(1, 4, dtype=torch.float64), offspring[:, keep[0]])
     size, error = children.deviation(offspring[:, keep[0]], all_in)
@@ -168,7 +170,9 @@ def test_spread_against_the_obvious():
 
 def test_effective_dimension_of_known_sets():
     simplex, line = torch.eye(5)[None], torch.arange(5.0).view(1, 5, 1).expand(1, 5, 5)
-    sizes = [children.spread(torch.ones(1, 5), offspring)["effective_dimension"].item() for offspring in (simplex, line)]
+    sizes = [
+        children.spread(torch.ones(1, 5), offspring)["effective_dimension"].item() for offspring in (simplex, line)
+    ]
     assert sizes == pytest.approx([4, 1])
 
 
