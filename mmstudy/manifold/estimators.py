@@ -87,7 +87,7 @@ class Estimator:
 ESTIMATORS: dict[str, Estimator] = {  # the budgets are cheap; chains that do not go far agree sooner
     "children": Estimator(
         children,
-        "total standard deviation of connected SGD explorers",
+        "standard deviation of connected SGD explorers",
         "distance",
         "Frankle et al. 2020, arXiv 1912.05671",
         "#029e73",
@@ -95,7 +95,7 @@ ESTIMATORS: dict[str, Estimator] = {  # the budgets are cheap; chains that do no
     ),
     "extent": Estimator(
         extent,
-        "mean distance to the level from the children's centre, along ± children",
+        "mean distance to the level along ± children",
         "distance",
         "ours, after the idea of arXiv 2405.15895",
         "#004d40",
@@ -105,7 +105,7 @@ ESTIMATORS: dict[str, Estimator] = {  # the budgets are cheap; chains that do no
         rays,
         "mean distance to the level over directions",
         "distance",
-        "Li et al. 2018, arXiv 1712.09913, for the directions",
+        "Li et al. 2018, arXiv 1712.09913",
         "#0173b2",
         budget=Budget(24),
     ),
@@ -131,7 +131,7 @@ ESTIMATORS: dict[str, Estimator] = {  # the budgets are cheap; chains that do no
         dimension,
         "D − the threshold dimension of random subspaces",
         "dimensions",
-        "Li et al. 2018, arXiv 1804.08838; Larsen et al. 2022, arXiv 2107.05802",
+        "Li et al. 2018, arXiv 1804.08838",
         "#de8f05",
         highest="D",
         budget=Budget(4, 20),
