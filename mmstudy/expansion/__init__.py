@@ -14,5 +14,6 @@ __all__ = [
     "operators",
     "optimizers",
     "pools",
+    "replacing",
     "surgery",
 ]

@@ -56,6 +56,8 @@ class Candidate:
     def __post_init__(self):
         if self.operator not in OPERATORS:
             raise ValueError(f"unknown operator {self.operator!r}; known: {', '.join(OPERATORS)}")
+        if isinstance(self.locations, str):
+            raise ValueError(f"locations must be a tuple of names, e.g. ({self.locations!r},); got {self.locations!r}")
         if not self.locations:
             raise ValueError(f"{self.operator} needs at least one location, e.g. ('hidden.0',)")
         if len(set(self.locations)) < len(self.locations):
@@ -89,7 +91,7 @@ class Candidate:
         try:
             plain = dict(description)
             then = plain.pop("then", None)
-            plain |= {"locations": tuple(plain["locations"]), "sizes": tuple(plain["sizes"])}
+            plain |= {key: tuple(plain[key]) for key in ("locations", "sizes") if not isinstance(plain[key], str)}
             return Candidate(**plain, then=Candidate.from_dict(then) if then else None)
         except (KeyError, TypeError) as error:
             raise ValueError(f"no description of a candidate: {description!r}") from error
