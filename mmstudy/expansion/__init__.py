@@ -7,6 +7,7 @@ __all__ = [
     "checkpoints",
     "copies",
     "deeper",
+    "estimates",
     "exactness",
     "growth",
     "insertion",

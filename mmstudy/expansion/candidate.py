@@ -15,7 +15,7 @@ from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
 from mmstudy.core.seeds import generator as substream
-from mmstudy.expansion import deeper, exactness, insertion, surgery
+from mmstudy.expansion import deeper, estimates, exactness, insertion, surgery
 from mmstudy.expansion.growth import Growth
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE, named
 from mmstudy.tracing.calls import Call, called, of_loss
@@ -183,6 +183,7 @@ def _growth(walked: Trace, network: nn.Module, location: str, size: int, *rest) 
         )
     if size <= groups[location].size:
         raise ValueError(f"{location} has {groups[location].size} units; widening to {size} would not expand it")
+    estimates.wider_fits(network, groups[location], size)
     return Growth(network, groups[location], size, *rest)
 
 
@@ -215,6 +216,7 @@ def _widen(candidate, network, walked, stream, call, batch, loss_fn) -> Expansio
 
 def _deepen(candidate, network, walked, stream, call) -> Expansion:
     numbers = dict(zip(candidate.locations, candidate.sizes, strict=True))
+    estimates.deeper_fits(network, numbers)
     way = OPERATORS[candidate.operator].apply
     new, origin, inserted = insertion.insert(network, walked, numbers, way, stream, call)
     fresh = frozenset() if way in (deeper.stack, deeper.interleave) else inserted
