@@ -7,6 +7,7 @@ __all__ = [
     "checkpoints",
     "copies",
     "deeper",
+    "estimates",
     "exactness",
     "growth",
     "insertion",
@@ -14,5 +15,6 @@ __all__ = [
     "operators",
     "optimizers",
     "pools",
+    "replacing",
     "surgery",
 ]

@@ -1,6 +1,7 @@
 """Expansion as the face offers it: a network and a batch in, arguments checked, one loss convention."""
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -35,6 +36,9 @@ def candidate_pool(
     network: nn.Module, batch: Batch, loss_fn: LossFn = classification, **options: Any
 ) -> dict[str, Candidate]:
     """Candidates that are worth comparing, by label; the options are those of `pools.candidate_pool`."""
+    known = list(signature(pools.candidate_pool).parameters)[2:]
+    for name in options:
+        arguments.one_of(name, known, "option of candidate_pool")
     network, _, call = _called(network, batch, loss_fn)
     return pools.candidate_pool(network, call, **options)
 

@@ -15,7 +15,7 @@ from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
 from mmstudy.core.seeds import generator as substream
-from mmstudy.expansion import deeper, exactness, insertion, surgery
+from mmstudy.expansion import deeper, estimates, exactness, insertion, surgery
 from mmstudy.expansion.growth import Growth
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE, named
 from mmstudy.tracing.calls import Call, called, of_loss
@@ -56,6 +56,8 @@ class Candidate:
     def __post_init__(self):
         if self.operator not in OPERATORS:
             raise ValueError(f"unknown operator {self.operator!r}; known: {', '.join(OPERATORS)}")
+        if isinstance(self.locations, str):
+            raise ValueError(f"locations must be a tuple of names, e.g. ({self.locations!r},); got {self.locations!r}")
         if not self.locations:
             raise ValueError(f"{self.operator} needs at least one location, e.g. ('hidden.0',)")
         if len(set(self.locations)) < len(self.locations):
@@ -89,7 +91,7 @@ class Candidate:
         try:
             plain = dict(description)
             then = plain.pop("then", None)
-            plain |= {"locations": tuple(plain["locations"]), "sizes": tuple(plain["sizes"])}
+            plain |= {key: tuple(plain[key]) for key in ("locations", "sizes") if not isinstance(plain[key], str)}
             return Candidate(**plain, then=Candidate.from_dict(then) if then else None)
         except (KeyError, TypeError) as error:
             raise ValueError(f"no description of a candidate: {description!r}") from error
@@ -188,6 +190,7 @@ def _growth(walked: Trace, network: nn.Module, location: str, size: int, *rest) 
         )
     if size <= groups[location].size:
         raise ValueError(f"{location} has {groups[location].size} units; widening to {size} would not expand it")
+    estimates.wider_fits(network, groups[location], size)
     return Growth(network, groups[location], size, *rest)
 
 
@@ -220,6 +223,7 @@ def _widen(candidate, network, walked, stream, call, batch, loss_fn) -> Expansio
 
 def _deepen(candidate, network, walked, stream, call) -> Expansion:
     numbers = dict(zip(candidate.locations, candidate.sizes, strict=True))
+    estimates.deeper_fits(network, numbers)
     way = OPERATORS[candidate.operator].apply
     new, origin, inserted = insertion.insert(network, walked, numbers, way, stream, call)
     fresh = frozenset() if way in (deeper.stack, deeper.interleave) else inserted

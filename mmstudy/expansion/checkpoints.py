@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmstudy.core.networks import count_parameters
 from mmstudy.core.results import atomically
+from mmstudy.expansion import estimates
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS
 from mmstudy.tracing.calls import Call
@@ -163,18 +164,8 @@ def _parameters(step: Candidate, network: nn.Module, inputs: Tensor | Call) -> i
         sizes = zip(step.locations, step.sizes, strict=True)
         return max((groups[place].parameters(size) for place, size in sizes if place in groups), default=0)
     modules = dict(network.named_modules())
-    added = [size * _added(modules, place) for place, size in zip(step.locations, step.sizes, strict=True)]
+    added = [size * estimates.added(modules, place) for place, size in zip(step.locations, step.sizes, strict=True)]
     return count_parameters(network) + sum(added)
-
-
-def _added(modules: Mapping[str, nn.Module], place: str) -> int:
-    """How many parameters another member of a list of layers or blocks has, at least."""
-    weights = [p for p in modules[place].parameters() if p.ndim > 1] if place in modules else []
-    if len(weights) == 1:  # a layer, which is made square
-        return weights[0].numel() // weights[0].shape[1] * len(weights[0])
-    parent = modules.get(place.rpartition(".")[0], nn.ModuleList())
-    alike = [count_parameters(member) for member in parent.children() if type(member) is type(modules.get(place))]
-    return min(alike, default=0)
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmstudy.core.networks import initialize
 from mmstudy.expansion.attributes import relabel
-from mmstudy.expansion.surgery import put
+from mmstudy.expansion.replacing import put
 from mmstudy.tracing.graph import CONSUMED, MEAN, SCALE, SHIFT, VARIANCE, WEIGHT, Note, Trace
 
 NEUTRAL = {SCALE: 1.0, VARIANCE: 1.0, SHIFT: 0.0, MEAN: 0.0}

@@ -4,7 +4,6 @@ A place is a member of a `ModuleList` or `Sequential`, e.g. "blocks.1". What is 
 it, or, if it is a block that changes the shape of what runs through, on the nearest member that does not.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mmstudy.core.networks import evaluating
 from mmstudy.expansion.deeper import Block, Way, deeper_identity, deeper_random, stack
+from mmstudy.expansion.replacing import copied
 from mmstudy.tracing.calls import Call, tensors
 from mmstudy.tracing.graph import MEAN, SCALE, SHIFT, VARIANCE, Trace
 
@@ -41,7 +41,7 @@ def insert(
         ValueError: a place is no member of a list of modules, the way does not fit what is there, or something that
             was inserted, or that ran before, does not run in the new network.
     """
-    new = copy.deepcopy(network)
+    new = copied(network)
     source = {parameter: name for name, parameter in new.named_parameters()}
     old, modules = set(source), dict(new.named_modules())
     places = sorted(numbers, key=_position)

@@ -170,8 +170,9 @@ def ligo(
     optimizer = torch.optim.Adam([make, read], lr=step_size)
     for _ in range(steps):
         part = growth.taking(torch.randperm(examples, generator=growth.generator)[:batch])
-        optimizer.zero_grad()
-        part.loss(network, transform(own, learned)).backward()
+        make.grad, read.grad = torch.autograd.grad(
+            part.loss(network, transform(own, learned)), [make, read], allow_unused=True
+        )
         optimizer.step()
     return replace(start, make=make.detach(), read=read.detach()), None
 

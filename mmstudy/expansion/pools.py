@@ -1,6 +1,7 @@
 """Which expansions of a network are compared with each other: candidate pools."""
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -8,8 +9,11 @@ from torch import nn
 
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
+from mmstudy.core import arguments
 from mmstudy.core.networks import count_flops, count_parameters
+from mmstudy.expansion import estimates
 from mmstudy.expansion.candidate import Candidate
+from mmstudy.expansion.operators import named
 from mmstudy.tracing.calls import Call, of_loss
 from mmstudy.tracing.couplings import Coupling, couplings
 from mmstudy.tracing.trace import trace
@@ -35,10 +39,23 @@ def candidate_pool(
     differ in where they grow, but not in how much.
 
     Raises:
-        ValueError: the pool would be empty.
+        TypeError: an option of another kind.
+        ValueError: a factor that is not above 1, an unknown operator, a network that would not fit into memory, or a
+            pool that would be empty.
     """
+    _several(factors, "factors", lambda factor, name: arguments.number(factor, name, 1))
+    _several(matched, "matched", lambda factor, name: arguments.number(factor, name, 1))
+    _several(extra_layers, "extra_layers", lambda number, name: arguments.whole(number, name, 1))
+    _several(wider, "wider", lambda operator, name: arguments.one_of(operator, named(widens=True), name))
+    _several(deeper, "deeper", lambda operator, name: arguments.one_of(operator, named(widens=False), name))
     groups = couplings(network, batch)
-    first, *others = groups
+    for factor in (*factors, *(matched if len(groups) > 1 else ())):
+        for group in groups.values():
+            estimates.wider_fits(network, group, round(factor * group.size))
+    if extra_layers and deeper:
+        for place in _places(network):
+            estimates.deeper_fits(network, {place: max(extra_layers)})
+    first, *others = groups or [""]
     pool: dict[str, Candidate] = {}
 
     def add(label: str, where: tuple[str, ...], sizes: Sequence[int], operators: Sequence[str]) -> None:
@@ -48,7 +65,7 @@ def candidate_pool(
         for where in [*((name,) for name in groups), *([tuple(groups)] if others else [])]:
             sizes = [round(factor * groups[name].size) for name in where]
             add(f"{'&'.join(where)} ×{factor:g}", where, sizes, wider)
-    for factor in matched:
+    for factor in matched if others else ():
         wanted = groups[first].parameters(round(factor * groups[first].size))
         for name in others:
             if size := _size_for(groups[name], wanted):
@@ -61,12 +78,22 @@ def candidate_pool(
     return pool
 
 
+def _several(given: Any, name: str, check: Callable[[Any, str], object]) -> None:
+    """Check a list of options, and each of them."""
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise TypeError(f"{name} must be a list; got {arguments.described(given)}")
+    for i, each in enumerate(given):
+        check(each, f"{name}[{i}]")
+
+
 def _size_for(coupling: Coupling, wanted: int) -> int | None:
     """The number of units at which the network has the wanted number of parameters, if that is possible within 2%."""
-    low, high = coupling.size, coupling.size
+    high = coupling.size
     while coupling.parameters(high) < wanted:
-        low, high = high, 2 * high
-    size = min(range(low, high + 1), key=lambda n: abs(coupling.parameters(n) - wanted))
+        high *= 2
+    sizes = range(coupling.size, high + 1)
+    above = sizes[bisect_left(sizes, wanted, key=coupling.parameters)]
+    size = min(max(above - 1, coupling.size), above, key=lambda n: abs(coupling.parameters(n) - wanted))
     near = abs(coupling.parameters(size) / wanted - 1) <= SAME_SIZE
     return size if near and size > coupling.size else None
 

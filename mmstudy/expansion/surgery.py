@@ -5,7 +5,6 @@ An expansion of a group is two matrices (new units × old units): `make` says ho
 the function of the network.
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from mmstudy.core.networks import evaluating
 from mmstudy.expansion import attributes
 from mmstudy.expansion.attributes import relabel
 from mmstudy.expansion.exactness import change
+from mmstudy.expansion.replacing import copied, put
 from mmstudy.tracing.calls import Call, called
 from mmstudy.tracing.couplings import Coupling, Use
 from mmstudy.tracing.graph import BIAS, CONSUMED, SCALE, VARIANCE, WEIGHT
@@ -198,7 +198,7 @@ def rebuilt(network: nn.Module, plan: Plan, batch: Any, touch: Touch | None = No
     Raises:
         ValueError: no choice of such sizes makes the new network run as predicted.
     """
-    new = copy.deepcopy(network)
+    new = copied(network)
     old = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     for name, tensor in transform({n: t.detach() for n, t in old.items()}, plan, touch).items():
         put(new, name, tensor)
@@ -207,33 +207,26 @@ def rebuilt(network: nn.Module, plan: Plan, batch: Any, touch: Touch | None = No
     return new
 
 
-def put(network: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor in the place of a parameter or buffer, wherever it is used."""
-    path, _, leaf = name.rpartition(".")
-    old = getattr(network.get_submodule(path), leaf)
-    new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
-    for module in network.modules():
-        for own in (module._parameters, module._buffers):
-            for key, value in own.items():
-                if value is old:
-                    own[key] = new  # type: ignore[assignment]  # a parameter for a parameter
-
-
 def _rescale_eps(network: nn.Module, plan: Plan) -> None:
     """The variance v has become v · f; v + eps does so too if eps does."""
     if plan.variance == 1:
         return
-    for path, eps, scale in {(n.module, n.eps, n.scale) for n in plan.coupling.normalizations}:
+    norms, others = plan.coupling.normalizations, plan.coupling.other_normalizations
+    multiple = f"take a multiple of {plan.coupling.size}"
+    for path, eps in {(n.module, n.eps) for n in norms}:
         module = network.get_submodule(path)
         keys = [key for key, value in vars(module).items() if isinstance(value, float) and value == eps]
-        if scale is None or eps is None or not keys:
-            missing = "scale" if scale is None else f"eps ({eps})"
+        unscaled = any(n.scale is None for n in norms if n.module == path)
+        if unscaled or not keys:
+            missing = "scale" if unscaled else f"eps ({eps})"
+            raise ValueError(f"{path} has no {missing} that could make up for {plan.size} units; {multiple}")
+        if any((n.module, n.eps) == (path, eps) for n in others):
             raise ValueError(
-                f"{path} has no {missing} that could make up for {plan.size} units; "
-                f"take a multiple of {plan.coupling.size}"
+                f"{path or 'the network'} has one {' or '.join(keys)} ({eps}) for several norms, and that of "
+                f"{plan.coupling.name} alone must change for {plan.size} units; {multiple}, or give each its own"
             )
         for key in keys:
-            setattr(module, key, eps * plan.variance)
+            setattr(module, key, getattr(module, key) * plan.variance)
 
 
 def _resize(network: nn.Module, old: nn.Module, plan: Plan, call: Call) -> None:
@@ -250,7 +243,8 @@ def _resize(network: nn.Module, old: nn.Module, plan: Plan, call: Call) -> None:
 def _kept(network: nn.Module, old: nn.Module, plan: Plan, call: Call) -> list[tuple[str, str, object]]:
     """(module path, attribute, its new value) of those that must change; they are tried out on the network itself.
 
-    With the tensors that the plan alone makes, the network is the same function, as far as it can be.
+    With the tensors that the plan alone makes, the network is the same function, as far as it can be. A trace, which is
+    dear, only confirms what calls have found, unless they have found wrong.
 
     Raises:
         ValueError: the network runs with none of the choices, or there are too many.
@@ -262,12 +256,13 @@ def _kept(network: nn.Module, old: nn.Module, plan: Plan, call: Call) -> list[tu
     with evaluating(old), torch.no_grad():
         plain, before = transform(own, plan), call.of(old)
 
-    def outcome(chosen: frozenset[int]) -> float | None:
+    def outcome(chosen: frozenset[int], traced: bool) -> float | None:
         with attributes.changed(network, (places[i] for i in chosen)):
             try:
                 with evaluating(network), torch.no_grad():  # says no sooner than a trace does, and more quietly
                     after = functional_call(network, plain, call.arguments, dict(call.options))
-                return change(before, after) if trace(network, call).structure() == expected else None
+                predicted = not traced or trace(network, call).structure() == expected
+                return change(before, after) if predicted else None
             except Exception as error:  # whatever a network does when its sizes do not fit
                 problems.append(error)
                 return None
@@ -275,7 +270,9 @@ def _kept(network: nn.Module, old: nn.Module, plan: Plan, call: Call) -> list[tu
     tried = ", ".join(map(str, places)) or "none"
     grows = f"{plan.coupling.name} cannot grow from {plan.coupling.size} to {plan.size}"
     try:
-        chosen = attributes.needed(len(places), outcome, SAME)
+        chosen = attributes.needed(len(places), partial(outcome, traced=False), SAME)
+        if chosen is None or outcome(chosen, traced=True) is None:
+            chosen = attributes.needed(len(places), partial(outcome, traced=True), SAME)
     except ValueError as error:
         raise ValueError(f"{grows}: {error} ({tried}). Let the network compute them from its tensors") from error
     if chosen is None:

@@ -69,6 +69,11 @@ class Coupling:
         lengths = {use.outer * self.size * use.inner for use in self.uses}
         return [name for name, shape in self._trace.unread.items() if lengths & set(shape)]
 
+    @property
+    def other_normalizations(self) -> list[Normalization]:
+        """Those in the network that normalize other units than these."""
+        return [norm for norm in self._trace.normalizations if norm not in self.normalizations]
+
     def parameters(self, size: int) -> int:
         """How many parameters the network would have with `size` units."""
         tensors = (self._trace.tensors[name] for name in self._trace.parameters)

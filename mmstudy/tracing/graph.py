@@ -24,6 +24,12 @@ class Value:
     writers: tuple[str, ...] = ()
     tensor: str | None = None
     moved: str | None = None  # the parameter or buffer that it is, but for a number that was added
+    passed: tuple[str, ...] = ()  # the writers of what it was before functions that keep a zero a zero
+
+    @property
+    def silencers(self) -> tuple[str, ...]:
+        """The parameters that make it zero where they are zero."""
+        return self.writers or self.passed
 
     @property
     def shape(self) -> list[int]:
@@ -72,7 +78,7 @@ class Trace:
     notes: list[Note] = field(default_factory=list)
     normalizations: list[Normalization] = field(default_factory=list)
     pairings: list[Pairing] = field(default_factory=list)
-    sums: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)  # (module path, writers of one summand)
+    sums: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)  # (module path, silencers of one summand)
     seen: dict[str, list[Axis]] = field(default_factory=dict)  # module path → axes of all that it touches
     shapes: list[tuple[str, list[Axis]]] = field(default_factory=list)  # (operation, axes of its result), in order
     kept: dict[Axis, dict[int, list]] = field(default_factory=dict)  # see `couplings.Coupling.kept`

@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 
+import jaxtyping
 import pytest
 import torch
 from cases import batch, change, mlp, of_family
@@ -205,6 +206,19 @@ def test_bare_operators_take_a_generator():
 def test_bad_input_is_refused_by_value(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_location_is_no_tuple_of_locations():
+    jaxtyping.config.update("jaxtyping_disable", True)  # as a user calls it
+    try:
+        for make in (
+            lambda: Candidate("net2net", "hidden.0", (9,)),
+            lambda: Candidate.from_dict({"operator": "net2net", "locations": "hidden.0", "sizes": [9]}),
+        ):
+            with pytest.raises(ValueError, match=r"a tuple of names, e\.g\. \('hidden\.0',\); got 'hidden\.0'"):
+                make()
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_an_operator_that_would_break_its_promise_is_refused():

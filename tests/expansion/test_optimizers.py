@@ -154,7 +154,7 @@ def expanded(operator: str) -> tuple[torch.nn.Module, Expansion]:
     place, size = (
         ("hidden.0", 14 if operator == "hypercloning" else 9) if OPERATORS[operator].widens else ("hidden.1", 1)
     )
-    return network, Candidate(operator, (place,), (size,)).grow(network, inputs, targets)
+    return network, Candidate(operator, (place,), (size,)).grow(network, (inputs, targets))
 
 
 @pytest.mark.parametrize("operator", [name for name in OPERATORS if name not in ("zero_residual", "identity_block")])

@@ -1,8 +1,15 @@
+import jaxtyping
 import pytest
 from cases import batch, mlp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
+import mmstudy as mm
 from mmstudy.core.networks import ResNet, count_flops, count_parameters
 from mmstudy.expansion import pools
+from mmstudy.expansion.candidate import Candidate
+from mmstudy.tracing.couplings import couplings
 
 
 def test_the_pool_of_the_design():
@@ -58,3 +65,59 @@ def test_a_convolutional_network_has_a_pool_too():
     assert any("&" in label for label in pool)
     with pytest.raises(ValueError, match="empty pool"):
         pools.candidate_pool(network, inputs, (), (), ())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"factors": (1e9,)}, ValueError, r"hidden\.0 with 6,000,000,000 units would take .* GB, more than 8"),
+        ({"factors": (), "matched": (1e9,)}, ValueError, r"would take .* GB"),
+        ({"extra_layers": (10**7,)}, ValueError, r"10,000,000 more layers or blocks behind hidden\.0 would take"),
+        ({"factors": (float("nan"),)}, ValueError, r"factors\[0\] must be a finite number > 1; got nan"),
+        ({"factors": (2, 1)}, ValueError, r"factors\[1\] must be a finite number > 1; got 1"),
+        ({"matched": (0.5,)}, ValueError, r"matched\[0\] must be a finite number > 1; got 0\.5"),
+        ({"factors": ([2],)}, TypeError, r"factors\[0\] must be a number"),
+        ({"factors": 2}, TypeError, "factors must be a list; got 2"),
+        ({"wider": "lemon"}, TypeError, "wider must be a list; got 'lemon'"),
+        ({"wider": ("lemmon",)}, ValueError, r"unknown wider\[0\] 'lemmon'; did you mean 'lemon'"),
+        ({"deeper": ("lemon",)}, ValueError, r"unknown deeper\[0\] 'lemon'.*deeper_identity"),
+        ({"extra_layers": (1.5,)}, TypeError, r"extra_layers\[0\] must be a whole number; got 1\.5"),
+        ({"extra_layers": (0,)}, ValueError, r"extra_layers\[0\] must be at least 1"),
+        ({"factors": (), "extra_layers": (), "matched": ()}, ValueError, "an empty pool"),
+        ({"factor": (2,)}, ValueError, "unknown option of candidate_pool 'factor'; did you mean 'factors'"),
+    ],
+)
+def test_options_are_checked_at_the_door_and_what_cannot_fit_is_not_built(options, error, message):
+    jaxtyping.config.update("jaxtyping_disable", True)  # as a user calls it
+    try:
+        with pytest.raises(error, match=message):
+            mm.candidate_pool(mlp((6, 4)), batch(), **options)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_a_network_without_a_place_to_widen_has_an_empty_pool_and_says_so():
+    with pytest.raises(ValueError, match="an empty pool"):
+        pools.candidate_pool(nn.Linear(7, 4), batch()[0])
+
+
+@settings(max_examples=10)
+@given(st.integers(2, 40), st.integers(2, 40), st.floats(1.1, 30))
+def test_a_matched_size_is_the_nearest_of_all(first, second, factor):
+    _, group = couplings(mlp((first, second)), batch(2)[0]).values()
+    wanted = round(factor * group.parameters(group.size))
+    sizes = range(group.size, round(40 * factor * group.size))
+    nearest = min(sizes, key=lambda n: abs(group.parameters(n) - wanted))
+    near = abs(group.parameters(nearest) / wanted - 1) <= pools.SAME_SIZE and nearest > group.size
+    assert pools._size_for(group, wanted) == (nearest if near else None)
+
+
+def test_sizes_that_cannot_fit_are_refused_before_anything_is_built():
+    for candidate, message in (
+        (Candidate("random", ("hidden.0",), (10**9,)), r"hidden\.0 with 1,000,000,000 units would take 134"),
+        (Candidate("lemon", ("hidden.0", "hidden.1"), (10**5, 10**5)), r"hidden\.1 with 100,000 units would take 37"),
+        (Candidate("stack", ("hidden.1",), (10**7,)), "10,000,000 more layers or blocks behind hidden.1 would take"),
+        (Candidate("random", ("hidden.0",), (7,), then=Candidate("random", ("hidden.0",), (10**10,))), "would take"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            candidate.grow(mlp((6, 4)), batch()[0])

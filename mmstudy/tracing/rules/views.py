@@ -10,8 +10,14 @@ from mmstudy.tracing.graph import BIAS, SCALE, VARIANCE, Rules, Trace, Value, al
 RULES = Rules()
 
 
-@RULES.of("relu", "relu_", "gelu", "silu", "tanh", "sigmoid", "leaky_relu", "elu", "softplus", "hardtanh", "exp", "neg")
-@RULES.of("pow", "abs", "reciprocal")
+@RULES.of("relu", "relu_", "gelu", "silu", "tanh", "leaky_relu", "elu", "neg", "abs")
+def _keeps_zero(t, shape, x, *options, **more):
+    result: Value = _pointwise(t, shape, x, *options, **more)
+    result.passed = x.silencers
+    return result
+
+
+@RULES.of("sigmoid", "softplus", "hardtanh", "exp", "pow", "reciprocal")
 def _pointwise(t, shape, x, *options, **more):
     if any(isinstance(option, Value) for option in options):
         raise ValueError("one of its options is a tensor")
@@ -29,7 +35,7 @@ def _root(t, shape, x):
 
 @RULES.of("dropout", "clone", "contiguous", "to", "_to_copy", "detach", "alias")
 def _kept(t, shape, x, *options, **more):
-    return Value(x.axes, x.writers, x.tensor)
+    return Value(x.axes, x.writers, x.tensor, passed=x.passed)
 
 
 @RULES.of("add", "add_", "sub", "rsub")
@@ -39,7 +45,7 @@ def _sum(t, shape, x, y, **options):
             for i in range(len(one.axes)):
                 t.note(one, i, BIAS)
         elif isinstance(one, Value) and isinstance(other, Value) and not other.tensor:
-            t.sums.append((t.module, one.writers))
+            t.sums.append((t.module, one.silencers))
     result = _broadcast(shape, x, y)
     if isinstance(x, Value) and not isinstance(y, Value):
         result.moved = x.tensor
@@ -54,6 +60,7 @@ def _multiplied(t, shape, x, y, **options):
             t.note(value, i, SCALE)
     result = _broadcast(shape, x, y)
     result.writers = tuple(value.tensor for value in tensors if value.tensor)
+    result.passed = next((value.silencers for value in tensors if value.silencers), ())
     return result
 
 
