@@ -176,14 +176,14 @@ def gradients(losses: Callable[..., Tensor], sets_mode_of: nn.Module | None = No
         sets_mode_of: a network whose training mode the losses set.
     """
 
-    def slopes(points: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
+    def value_and_gradient(points: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
         here = points.detach().requires_grad_()
         with torch.enable_grad():
             loss = losses(here, *more)
-            (slope,) = torch.autograd.grad(loss.sum(), here)
-        return loss.detach(), slope
+            (gradient,) = torch.autograd.grad(loss.sum(), here)
+        return loss.detach(), gradient
 
-    return recorded(slopes, sets_mode_of)
+    return recorded(value_and_gradient, sets_mode_of)
 
 
 def in_pieces(function: Function, most: int, *inputs: Tensor) -> tuple[Tensor, ...]:

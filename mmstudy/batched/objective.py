@@ -61,8 +61,8 @@ class Objective:
     ) -> tuple[Float[Tensor, "m *many"], Float[Tensor, "m *many dim"]]:
         """The loss, float64, and its gradient at points of each parent."""
         with engine.exact():
-            value, slope = engine.in_pieces(self._slopes, self.at_once, *self._flat(points))
-        return value.view(points.shape[:-1]), slope.view(points.shape)
+            value, gradient = engine.in_pieces(self._gradients, self.at_once, *self._flat(points))
+        return value.view(points.shape[:-1]), gradient.view(points.shape)
 
     def noisy_gradient(
         self, points: Float[Tensor, "n dim"], owner: Int[Tensor, " n"], draw: Tensor
@@ -70,8 +70,8 @@ class Objective:
         """The noisy loss, and its gradient, at any points of these owners, each with a draw of its own."""
         with engine.exact():
             draw = draw.to(points.device)
-            value, slope = engine.in_pieces(self._noisy_slopes, self.noisy_at_once, points, owner, draw)
-        return value, slope
+            value, gradient = engine.in_pieces(self._noisy_gradients, self.noisy_at_once, points, owner, draw)
+        return value, gradient
 
     def hessian_vector(
         self, points: Float[Tensor, "m dim"], vectors: Float[Tensor, "m p dim"]
@@ -106,19 +106,19 @@ class Objective:
         return recorded(losses, self.network)
 
     @cached_property
-    def _slopes(self) -> Function:
+    def _gradients(self) -> Function:
         parts = [
             engine.gradients(term, self.network) for term in self.terms
         ]  # one after another: one graph at a time is kept
 
-        def slopes(points: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-            value, slope = zip(*(part(points, owner) for part in parts), strict=True)
-            return sum(v.double() for v in value), sum(slope)
+        def value_and_gradient(points: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+            value, gradient = zip(*(part(points, owner) for part in parts), strict=True)
+            return sum(v.double() for v in value), sum(gradient)
 
-        return slopes
+        return value_and_gradient
 
     @cached_property
-    def _noisy_slopes(self) -> Function:
+    def _noisy_gradients(self) -> Function:
         return engine.gradients(self.noisy, self.network)
 
 
@@ -197,10 +197,10 @@ class _ComposedWeightNorm(TorchFunctionMode):
 
 def _curved(term: Term, points: Tensor, owner: Tensor, probes: Float[Tensor, "p n dim"], together: int) -> Tensor:
     here = points.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(term(here, owner).sum(), here, create_graph=True)
-    if not slope.requires_grad:  # a linear loss has no curvature
+    (gradient,) = torch.autograd.grad(term(here, owner).sum(), here, create_graph=True)
+    if not gradient.requires_grad:  # a linear loss has no curvature
         return torch.zeros_like(probes)
-    again = partial(torch.autograd.grad, slope, here, retain_graph=True, materialize_grads=True)
+    again = partial(torch.autograd.grad, gradient, here, retain_graph=True, materialize_grads=True)
     if together > 1:
         with suppress(RuntimeError):  # group normalization, say, has no rule for several
             return torch.cat([again(some, is_grads_batched=True)[0].expand_as(some) for some in probes.split(together)])

@@ -69,8 +69,8 @@ def sgd(
     steps = len(step_sizes)
     marks = {*milestones, steps}
     for step, rate in enumerate(step_sizes.to(points).reshape(steps, -1, 1)):
-        loss, slope = gradient(here, step)
-        velocity.mul_(momentum).add_(slope)
+        loss, change = gradient(here, step)
+        velocity.mul_(momentum).add_(change)
         here.addcmul_(rate, velocity, value=-1)
         seen.append(loss)
         if step + 1 in marks:
@@ -114,8 +114,8 @@ def train(
     learn, seen_at = engine.gradients(losses, network), order.unbind(1)
 
     def gradient(points: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        loss, slope = engine.in_pieces(learn, most, points, seen_at[step], *buffers)
-        return loss, slope
+        loss, change = engine.in_pieces(learn, most, points, seen_at[step], *buffers)
+        return loss, change
 
     for step, points, seen in sgd(gradient, vectors(ensemble), step_sizes, momentum, milestones):
         copied = {name: b.clone() for name, b in zip(names, buffers, strict=True)}

@@ -105,7 +105,7 @@ class Candidate:
         network: nn.Module,
         batch: Batch | Call,
         loss_fn: LossFn = classification,
-        walked: Trace | None = None,
+        traced: Trace | None = None,
     ) -> Expansion:
         """Carry the expansion out.
 
@@ -114,7 +114,7 @@ class Candidate:
                 calls it on, e.g. (inputs, targets). Operators that learn do so from them; inserted normalizations are
                 fitted to them; and the promise of those that are exact is checked on them.
             loss_fn: (model, batch) → mean loss.
-            walked: the trace of the network on such a batch, if there is one already.
+            traced: the trace of the network on such a batch, if there is one already.
 
         Raises:
             ValueError: a location is unknown, a size does not expand, the operator does not fit the location, or it
@@ -128,11 +128,11 @@ class Candidate:
         batch = batch if isinstance(batch, Tensor | Call) else arguments.batch(batch)
         call = of_loss(network, batch, loss_fn)
         stream = substream("expand", self.operator, *self.locations, *self.sizes, self.seed)
-        walked = walked or trace(network, call)
+        traced = traced or trace(network, call)
         if OPERATORS[self.operator].widens:
-            grown = _widen(self, network, walked, stream, call, batch, loss_fn)
+            grown = _widen(self, network, traced, stream, call, batch, loss_fn)
         else:
-            grown = _deepen(self, network, walked, stream, call)
+            grown = _deepen(self, network, traced, stream, call)
         if OPERATORS[self.operator].preserves == EXACTLY:
             _check(self, exactness.broken(network, grown.network, call, grown.origin))
         return _chain(grown, self.then.grow(grown.network, batch, loss_fn)) if self.then else grown
@@ -173,14 +173,14 @@ def deepen(
     if operator not in (known := named(widens=False)):
         raise ValueError(f"unknown deeper operator {operator!r}; known: {', '.join(known)}")
     call = called(network, batch)
-    way, walked = OPERATORS[operator].apply, trace(network, call)
-    return insertion.insert(network, walked, {location: number}, way, generator, call)[0]
+    way, traced = OPERATORS[operator].apply, trace(network, call)
+    return insertion.insert(network, traced, {location: number}, way, generator, call)[0]
 
 
-def _growth(walked: Trace, network: nn.Module, location: str, size: int, *rest) -> Growth:
-    groups = of_trace(walked)
+def _growth(traced: Trace, network: nn.Module, location: str, size: int, *rest) -> Growth:
+    groups = of_trace(traced)
     if location not in groups:
-        reason = fixed_in(walked).get(location)
+        reason = fixed_in(traced).get(location)
         wrong = f"{location} cannot grow: {reason}" if reason else f"unknown location {location!r}"
         raise ValueError(f"{wrong}; this network can grow at: {', '.join(groups)}")
     if unread := groups[location].unread:
@@ -194,11 +194,11 @@ def _growth(walked: Trace, network: nn.Module, location: str, size: int, *rest) 
     return Growth(network, groups[location], size, *rest)
 
 
-def _widen(candidate, network, walked, stream, call, batch, loss_fn) -> Expansion:
+def _widen(candidate, network, traced, stream, call, batch, loss_fn) -> Expansion:
     operator, plans, changed = OPERATORS[candidate.operator], list[surgery.Plan](), list[str]()
     for location, size in zip(candidate.locations, candidate.sizes, strict=True):
-        walked = trace(network, call) if plans else walked
-        growth = _growth(walked, network, location, size, stream, batch, loss_fn)
+        traced = trace(network, call) if plans else traced
+        growth = _growth(traced, network, location, size, stream, batch, loss_fn)
         plan, touch = operator.apply(growth)
         new = surgery.rebuilt(network, plan, call, touch)
         if operator.preserves == UP_TO_NOISE:
@@ -221,11 +221,11 @@ def _widen(candidate, network, walked, stream, call, batch, loss_fn) -> Expansio
     return Expansion(network, origin, frozenset(), frozenset(), carry, tuple(changed))
 
 
-def _deepen(candidate, network, walked, stream, call) -> Expansion:
+def _deepen(candidate, network, traced, stream, call) -> Expansion:
     numbers = dict(zip(candidate.locations, candidate.sizes, strict=True))
     estimates.deeper_fits(network, numbers)
     way = OPERATORS[candidate.operator].apply
-    new, origin, inserted = insertion.insert(network, walked, numbers, way, stream, call)
+    new, origin, inserted = insertion.insert(network, traced, numbers, way, stream, call)
     fresh = frozenset() if way in (deeper.stack, deeper.interleave) else inserted
 
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:

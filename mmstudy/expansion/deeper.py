@@ -24,7 +24,7 @@ class Block:
 
     network: nn.Module
     path: str
-    walked: Trace
+    traced: Trace
     generator: torch.Generator
 
     @property
@@ -33,7 +33,7 @@ class Block:
         inside = f"{self.path}."
         return {
             n.tensor.removeprefix(inside): n
-            for n in self.walked.notes
+            for n in self.traced.notes
             if n.tensor.startswith(inside) and n.role != CONSUMED
         }
 
@@ -41,7 +41,7 @@ class Block:
     def branches(self) -> list[str]:
         """The tensors, by their names inside it, that write what is added to the block's stream."""
         inside = f"{self.path}."
-        sums = [names for module, names in self.walked.sums if f"{module}.".startswith(inside)]
+        sums = [names for module, names in self.traced.sums if f"{module}.".startswith(inside)]
         return [name.removeprefix(inside) for names in sums for name in names if name.startswith(inside)]
 
     def copied(self) -> nn.Module:
@@ -120,8 +120,8 @@ def _square(block: Block) -> nn.Module:
         raise ValueError(f"{block.path} is no single layer: it has {len(weights)} weights")
     tensor, note = _tensor(module, weights[0]), block.notes[weights[0]]
     shape = list(tensor.shape)
-    axes = block.walked.tensors[note.tensor]
-    (read,) = {axes.index(n.axis) for n in block.walked.notes if n.tensor == note.tensor and n.role == CONSUMED}
+    axes = block.traced.tensors[note.tensor]
+    (read,) = {axes.index(n.axis) for n in block.traced.notes if n.tensor == note.tensor and n.role == CONSUMED}
     shape[read] = note.axis.size
     put(module, weights[0], tensor.new_zeros(shape))
     relabel(module)

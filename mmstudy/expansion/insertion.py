@@ -22,7 +22,7 @@ from mmstudy.tracing.graph import MEAN, SCALE, SHIFT, VARIANCE, Trace
 
 def insert(
     network: nn.Module,
-    walked: Trace,
+    traced: Trace,
     numbers: Mapping[str, int],
     way: Way,
     generator: torch.Generator,
@@ -31,7 +31,7 @@ def insert(
     """Behind each place insert that many of what `way` makes of it (`stack`: of all places, behind the last of them).
 
     Args:
-        walked: the trace of the network.
+        traced: the trace of the network.
         call: how the network is called on examples; normalizations of layers that do nothing are fitted to them.
 
     Returns:
@@ -53,7 +53,7 @@ def insert(
     for place in sorted(todo, key=_position, reverse=True):  # from behind: an insertion moves what follows
         members, index = _member(new, place)
         for offset, wanted in enumerate(todo[place], start=1):
-            block = _model(Block(network, wanted, walked, generator), way, call)
+            block = _model(Block(network, wanted, traced, generator), way, call)
             with torch.no_grad():
                 module = way(block)
             members.insert(index + offset, module)

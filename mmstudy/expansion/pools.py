@@ -115,11 +115,11 @@ def pool_table(
     """Every candidate of a pool with its parameters and FLOPs (forward pass of one example), or why it is refused."""
     call = of_loss(network, batch, loss_fn)
     one = call.mapped(lambda tensor: tensor[:1])
-    walked, rows = trace(network, call), []
+    traced, rows = trace(network, call), []
     for label, candidate in pool.items():
         row: dict[str, object] = {"candidate": label, "operator": candidate.operator, "description": str(candidate)}
         try:
-            expanded = candidate.grow(network, batch, loss_fn, walked).network
+            expanded = candidate.grow(network, batch, loss_fn, traced).network
         except ValueError as error:
             rows.append(row | {"refused": str(error)})
         else:

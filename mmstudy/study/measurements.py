@@ -134,7 +134,7 @@ def measure(
     parameters = torch.as_tensor(base["base"].values, device=data.training.inputs.device)
     nn.utils.vector_to_parameters(parameters, network.parameters())
     traced = trace(network, data.training.inputs)
-    expanded = en.stack([c.grow(network, data.training, walked=traced).network for _, c in candidates])
+    expanded = en.stack([c.grow(network, data.training, traced=traced).network for _, c in candidates])
     split = probe_split(task, data, int(base["probe_examples"]))
     seeds = torch.arange(len(candidates)).repeat_interleave(protocol.seeds)
     scores = train_in_full(task, data, expanded[seeds], protocol)

@@ -126,10 +126,10 @@ def couplings(network: nn.Module, batch: Any) -> dict[str, Coupling]:
         TypeError: no network, or no batch.
         ValueError: the network cannot be called on the batch.
     """
-    walked = trace(network, batch)
-    if walked.unread:
-        warnings.warn(f"{', '.join(walked.unread)}: {UNREAD}, so that no coupling knows of it", stacklevel=2)
-    return of_trace(walked)
+    traced = trace(network, batch)
+    if traced.unread:
+        warnings.warn(f"{', '.join(traced.unread)}: {UNREAD}, so that no coupling knows of it", stacklevel=2)
+    return of_trace(traced)
 
 
 def fixed(network: nn.Module, batch: Any) -> dict[str, str]:
@@ -140,31 +140,31 @@ def fixed(network: nn.Module, batch: Any) -> dict[str, str]:
 UNREAD = "no operation of this call reads it"
 
 
-def of_trace(walked: Trace) -> dict[str, Coupling]:
+def of_trace(traced: Trace) -> dict[str, Coupling]:
     """The couplings of a network that has been traced already; see `couplings`."""
     found = {}
-    for leaf, name in _made(walked, fixed=False).items():
-        uses = tuple(dict.fromkeys(use for note in walked.notes for use in _uses(walked, note, leaf)))
-        together = tuple(n for n in walked.normalizations if leaf in leaves(n.axis))
-        paired = tuple(p for p in walked.pairings if leaf in leaves(p.axis))
+    for leaf, name in _made(traced, fixed=False).items():
+        uses = tuple(dict.fromkeys(use for note in traced.notes for use in _uses(traced, note, leaf)))
+        together = tuple(n for n in traced.normalizations if leaf in leaves(n.axis))
+        paired = tuple(p for p in traced.pairings if leaf in leaves(p.axis))
         if paired or any(use.role == CONSUMED for use in uses):
-            found[name] = Coupling(name, uses, together, paired, leaf, walked)
+            found[name] = Coupling(name, uses, together, paired, leaf, traced)
     return found
 
 
-def fixed_in(walked: Trace) -> dict[str, str]:
+def fixed_in(traced: Trace) -> dict[str, str]:
     """What cannot grow in a network that has been traced already; see `fixed`."""
-    growing = of_trace(walked)
-    free = _made(walked, fixed=False)
+    growing = of_trace(traced)
+    free = _made(traced, fixed=False)
     idle = {name: "no layer sums over these units" for name in free.values() if name not in growing}
-    tied = {name: leaf.why for leaf, name in _made(walked, fixed=True, taken=tuple(free.values())).items()}
-    return idle | tied | dict.fromkeys(walked.unread, UNREAD)
+    tied = {name: leaf.why for leaf, name in _made(traced, fixed=True, taken=tuple(free.values())).items()}
+    return idle | tied | dict.fromkeys(traced.unread, UNREAD)
 
 
-def _made(walked: Trace, fixed: bool, taken: tuple[str, ...] = ()) -> dict[Axis, str]:
+def _made(traced: Trace, fixed: bool, taken: tuple[str, ...] = ()) -> dict[Axis, str]:
     """The groups of units that layers make, those that are fixed or the others, with names that are not taken yet."""
     groups: dict[Axis, str] = {}
-    for note in walked.notes:
+    for note in traced.notes:
         parts = [leaf for leaf in leaves(note.axis) if leaf.size > 1] or leaves(note.axis)
         for place, leaf in enumerate(parts):
             if note.role == WEIGHT and leaf.fixed == fixed and leaf not in groups:
@@ -174,11 +174,11 @@ def _made(walked: Trace, fixed: bool, taken: tuple[str, ...] = ()) -> dict[Axis,
     return groups
 
 
-def _uses(walked: Trace, note: Note, leaf: Axis) -> list[Use]:
+def _uses(traced: Trace, note: Note, leaf: Axis) -> list[Use]:
     """The places of `leaf` on the axis of a note, as the tensor itself is laid out."""
     if leaf not in leaves(note.axis):
         return []
-    own = walked.tensors[note.tensor]
+    own = traced.tensors[note.tensor]
     result = []
     for number, axis in enumerate(own):
         parts = leaves(axis)

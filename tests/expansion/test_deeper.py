@@ -182,9 +182,9 @@ def test_a_random_layer_is_square_and_has_the_default_scale():
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_trace_tells_branches_from_layers(name):
     family, network, inputs, _ = of_family(name, 3)
-    walked = trace(network, inputs)
+    traced = trace(network, inputs)
     for place in family.deeper:
-        block = Block(network, place, walked, generator("block"))
+        block = Block(network, place, traced, generator("block"))
         if "MLP" in name:
             assert block.branches == []
         elif "ResNet" in name:

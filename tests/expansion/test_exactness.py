@@ -37,17 +37,17 @@ REFUSALS = {  # operator → what its refusals say, where they are right to refu
 )  # fmt: skip
 def test_exact_operators_are_exact(name, operator, where, factor, seed, training, dtype):
     family, network, inputs, targets = of_family(name, 24, seed, dtype)
-    walked = trace(network, inputs)
+    traced = trace(network, inputs)
     places = family.wider if OPERATORS[operator].widens else family.deeper
     place = places[where % len(places)]
     if OPERATORS[operator].widens:
-        size = max(of_trace(walked)[place].size + 1, round(of_trace(walked)[place].size * factor))
+        size = max(of_trace(traced)[place].size + 1, round(of_trace(traced)[place].size * factor))
     else:
         size = 1 + where % 2
     candidate = Candidate(operator, (place,), (size,), seed)
     new, refusal = None, ""
     try:
-        new = candidate.grow(network, (inputs, targets), family.loss_fn, walked).network
+        new = candidate.grow(network, (inputs, targets), family.loss_fn, traced).network
     except ValueError as error:
         refusal = str(error)
     if new is None:

@@ -144,11 +144,11 @@ def test_an_axis_belongs_to_one_coupling_and_what_is_free_belongs_to_the_data(wi
 @pytest.mark.parametrize("name", FAMILIES)
 def test_parameters_are_predicted(name):
     family, network, inputs, _ = of_family(name, 3)
-    walked = trace(network, inputs)
-    groups = of_trace(walked)
+    traced = trace(network, inputs)
+    groups = of_trace(traced)
     for place, factor in zip(family.wider, (1.5, 2, 1.5, 2, 1.5, 3), strict=False):
         size = round(groups[place].size * factor)
-        new = Candidate("random", (place,), (size,)).grow(network, inputs, walked=walked).network
+        new = Candidate("random", (place,), (size,)).grow(network, inputs, traced=traced).network
         assert count_parameters(new) == groups[place].parameters(size) > groups[place].parameters(groups[place].size)
         assert groups[place].parameters(groups[place].size) == count_parameters(network)
 
@@ -218,11 +218,11 @@ def test_what_cannot_grow_is_named_with_what_fixed_it(case):
 
 @pytest.mark.parametrize("name", [*CASES, *FAMILIES])
 def test_units_that_a_layer_makes_grow_or_have_a_reason(name):
-    walked = trace(*example(name))
-    growing, reasons = of_trace(walked), fixed_in(walked)
+    traced = trace(*example(name))
+    growing, reasons = of_trace(traced), fixed_in(traced)
     assert not growing.keys() & reasons.keys()
     assert all(reasons.values())
-    made = {note.tensor for note in walked.notes if note.role == "weight"}
+    made = {note.tensor for note in traced.notes if note.role == "weight"}
     covered = {use.tensor for group in growing.values() for use in group.of("weight")}
     named = {name.partition("[")[0] for name in reasons}
     assert not [tensor for tensor in made - covered if not {tensor, tensor.rpartition(".")[0]} & named]

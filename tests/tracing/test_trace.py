@@ -42,12 +42,12 @@ def test_axes_have_the_sizes_of_the_tensors(name):
         network, inputs = CASES[name].network(), CASES[name].inputs()
     else:
         _, network, inputs, _ = of_family(name, 3)
-    walked = trace(network, inputs)
-    found = [(operation, tuple(axis.size for axis in axes)) for operation, axes in walked.shapes]
+    traced = trace(network, inputs)
+    found = [(operation, tuple(axis.size for axis in axes)) for operation, axes in traced.shapes]
     assert found == shapes_of_the_graph(network, inputs)
-    for tensor, axes in walked.tensors.items():
+    for tensor, axes in traced.tensors.items():
         assert [axis.size for axis in axes] == list(network.state_dict()[tensor].shape)
-    for axes in (*walked.tensors.values(), *(axes for _, axes in walked.shapes)):
+    for axes in (*traced.tensors.values(), *(axes for _, axes in traced.shapes)):
         for axis in axes:
             assert torch.tensor([leaf.size for leaf in leaves(axis)]).prod() == axis.size
 

@@ -43,8 +43,8 @@ def allowed(name: str, place: str, factor: float, operator: str) -> str | None:
 def test_exact_operators_are_exact_or_say_why_not(name, operator):
     case = CASES[name]
     network, inputs = case.network().double(), case.inputs(dtype=torch.float64)
-    walked = trace(network, inputs)
-    groups = of_trace(walked)
+    traced = trace(network, inputs)
+    groups = of_trace(traced)
     assert {place: group.size for place, group in groups.items()} == case.groups
     for i, (place, group) in enumerate(groups.items()):
         factor = (1.01, 1.5, 2)[(seed_of(name, operator) + i) % 3]
@@ -55,9 +55,9 @@ def test_exact_operators_are_exact_or_say_why_not(name, operator):
         reason = allowed(name, place, factor, operator)
         if reason:
             with pytest.raises(ValueError, match=reason):
-                candidate.grow(network, (inputs, targets), walked=walked)
+                candidate.grow(network, (inputs, targets), traced=traced)
             continue
-        new = candidate.grow(network, (inputs, targets), walked=walked).network
+        new = candidate.grow(network, (inputs, targets), traced=traced).network
         if OPERATORS[operator].preserves == EXACTLY:
             assert change(network, new, inputs) < 1e-12, place
         else:

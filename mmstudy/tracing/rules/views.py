@@ -1,6 +1,7 @@
 """What element-wise operations, reductions and views do to axes: they keep, sum, split, merge and move them."""
 
 import operator
+from typing import cast
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ RULES = Rules()
 
 @RULES.of("relu", "relu_", "gelu", "silu", "tanh", "leaky_relu", "elu", "neg", "abs")
 def _keeps_zero(t, shape, x, *options, **more):
-    result: Value = _pointwise(t, shape, x, *options, **more)
+    result = cast(Value, _pointwise(t, shape, x, *options, **more))
     result.passed = x.silencers
     return result
 
