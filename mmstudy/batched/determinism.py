@@ -37,6 +37,10 @@ def check(
     """
     ensemble = network if isinstance(network, Ensemble) else stack([network])
     part = parts_of(ensemble, batch, loss_fn, normalization)[0]
+
+    def whose(k: int) -> str:
+        return f" of network {k}" if len(ensemble) > 1 else ""
+
     _check_modes(ensemble.network, normalization)
     with torch.random.fork_rng():
         calls_of = partial(_watched, ensemble, part, loss_fn, normalization)
@@ -44,10 +48,10 @@ def check(
         first, second = (losses(ensemble, batch, loss_fn, normalization) for _ in range(2))
         for k in torch.nonzero(~(first + second).isfinite()).flatten().tolist():
             cause = _where_broken(ensemble, k, part, calls_of(k))
-            raise ValueError(f"the loss of network {k} is {first[k]:g}: {cause}")
+            raise ValueError(f"the loss{whose(k)} is {first[k]:g}: {cause}")
         for k in torch.nonzero(~_close(first, second)).flatten().tolist():
             cause = _where_random(calls_of(k), calls_of(k))
-            raise ValueError(f"the loss of network {k} is {first[k]:g}, then {second[k]:g}: {cause}")
+            raise ValueError(f"the loss{whose(k)} is {first[k]:g}, then {second[k]:g}: {cause}")
         once = engine.take(part, slice(None, -(-engine.count(part) // 2)))
         twice = tree_map(lambda leaf: torch.cat([leaf, leaf]), once)
         single, double = (losses(ensemble, some, loss_fn, normalization) for some in (once, twice))

@@ -114,8 +114,13 @@ def check(
     """Refuse what would turn a measurement into noise, by name: dropout that stays on, a loss that is no mean, NaN."""
     arguments.one_of(normalization, ("frozen", "recomputed"), "normalization")
     networks, batch, _ = _fit(network, batch, loss_fn)
-    for each in networks:
-        determinism.check(each, batch, loss_fn, normalization)
+    for i, each in enumerate(networks):
+        try:
+            determinism.check(each, batch, loss_fn, normalization)
+        except ValueError as error:
+            if len(networks) == 1:
+                raise
+            raise ValueError(f"network {i} ({type(each).__name__}): {error}") from error
 
 
 def _fit(network: Any, batch: Any, loss_fn: Any) -> tuple[list[nn.Module], Batch, list[float]]:

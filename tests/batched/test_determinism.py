@@ -94,7 +94,7 @@ RANDOM = {  # the network, and who is to blame
 @pytest.mark.parametrize("name", RANDOM)
 def test_what_is_random_is_named(name):
     build, blamed = RANDOM[name]
-    with pytest.raises(ValueError, match=rf"the loss of network 0 is .*, then .*: {blamed}"):
+    with pytest.raises(ValueError, match=rf"the loss is .*, then .*: {blamed}"):
         determinism.check(build(), batch())
 
 
