@@ -20,6 +20,7 @@ STANDARD = sys.stdlib_module_names | {"mmstudy", "__future__"}
 
 FACE = """
 import sys
+sys.modules["dask"] = None  # which xarray loads wherever it is installed
 import mmstudy as mm
 assert "torch" not in sys.modules
 import torch
@@ -35,7 +36,7 @@ mm.sizes(network, batch, methods=["curvature"])
 mm.barrier(network, other, batch, match=True)
 mm.line(network, other, batch)
 mm.plane(network, other, third, batch)
-print(*sorted({name.split(".")[0] for name in sys.modules}))
+print(*sorted({name.split(".")[0] for name, module in sys.modules.items() if module}))
 """
 
 

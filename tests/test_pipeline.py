@@ -397,7 +397,7 @@ def test_a_second_make_says_who_is_at_work(undone):
         child(undone).kill()
         (undone / "wait").unlink()
     assert running.returncode == 0
-    assert len(results(undone)) == 12
+    assert len(results(undone)) == 14
     assert make(undone, "-q", "all").returncode == 0
 
 

@@ -14,8 +14,10 @@ from mmstudy.core.sources import imports, of_notebook
 ROOT = Path(__file__).parents[2]
 
 PARENT = """
+import signal
 import time
 from mmstudy.core import processes
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it (nohup)
 if __name__ == "__main__":
     with processes.pool(2) as workers:
         for _ in range(2):

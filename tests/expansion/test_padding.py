@@ -39,7 +39,7 @@ WIDER = [name for name in named(widens=True) if name not in ("gradmax", "bert2be
 @pytest.mark.parametrize("operator", WIDER)
 def test_the_row_for_padding_stays_zero(operator):
     network = words(2)
-    new = Candidate(operator, ("embedding",), (8,)).expand(network, TEXT, TOPICS)
+    new = Candidate(operator, ("embedding",), (8,)).expand(network, (TEXT, TOPICS))
     assert new.embedding.weight.shape == (6, 8)
     assert (new.embedding.weight[2] == 0).all()
     if OPERATORS[operator].preserves == "exactly":
@@ -52,7 +52,7 @@ def test_the_row_for_padding_stays_zero(operator):
 def test_the_other_rows_and_the_draws_after_them_are_those_without_padding(operator):
     """But for operators that look at gradients, in which padding has no part."""
     chain = Candidate(operator, ("embedding", "body"), (8, 16), seed=1)
-    with_padding, without = (chain.expand(words(padding), TEXT, TOPICS) for padding in (2, None))
+    with_padding, without = (chain.expand(words(padding), (TEXT, TOPICS)) for padding in (2, None))
     rest = [0, 1, 3, 4, 5]
     assert torch.equal(with_padding.embedding.weight[rest], without.embedding.weight[rest])
     for layer in ("body", "head"):
@@ -64,7 +64,7 @@ def test_a_row_for_padding_that_somebody_filled_is_grown_as_the_others_and_not_d
     network = words(2)
     with torch.no_grad():
         network.embedding.weight[2] = torch.randn(4, generator=generator("padding"), dtype=torch.float64)
-    new = Candidate(operator, ("embedding",), (8,)).expand(network, TEXT, TOPICS)
+    new = Candidate(operator, ("embedding",), (8,)).expand(network, (TEXT, TOPICS))
     row = new.embedding.weight[2]
     assert torch.equal(row[:4], network.embedding.weight[2])
     assert set(row[4:].tolist()) <= ({0.0} if operator == "zero_outgoing" else set(row[:4].tolist()))

@@ -401,7 +401,7 @@ def test_a_cluster_measures_the_same(experiment, tmp_path):
         distributed.Client(cluster) as client,
         client.get_executor() as executor,
     ):
-        found = sweep.sweep(some, BUDGET, tmp_path, executor=executor)
+        found = sweep.sweep(some, PROTOCOL, tmp_path, executor=executor)
     expected = experiment.isel(task=[0]).sel(candidate=LABELS[:2])
     for name in ("accuracy", "nll", "early_loss", "extent_children"):
         np.testing.assert_array_equal(found[name].values, expected[name].values)
