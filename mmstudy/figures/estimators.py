@@ -127,7 +127,8 @@ def estimators_truth(dataset: xr.Dataset) -> Figure:
     for i in range(dataset.sizes["grown"]):
         share = dataset["growth"].isel(grown=i)
         name = str(share["grown_estimator"].values)
-        grow.plot(drawn, 100 * share, "o-", ms=3, lw=1, color=estimator_color(name), label=name)
+        look = {"marker": "os^Dv<>p*"[i % 9], "ms": 3.5, "lw": 1, "color": estimator_color(name)}
+        grow.plot(drawn, 100 * share, label=name, **look)
     first = 100 * float(dataset["growth"].isel(samples_drawn=0).max())
     grow.plot(drawn, first * (drawn / drawn[0]) ** -0.5, "k--", lw=0.8, label="1/√samples")
     grow.set(xscale="log", yscale="log", xlabel="samples", ylabel="root mean square error, %")
@@ -163,11 +164,10 @@ def estimators_normalization(dataset: xr.Dataset) -> Figure:
     `dataset` has `between` over (policy, alpha) and `barrier` over policy.
     """
     figure, axis = plt.subplots(figsize=(7.6, 3.2), layout="constrained")
-    for policy, color in zip(dataset["policy"].values, COLORS, strict=False):
+    for policy, color, marker in zip(dataset["policy"].values, COLORS, "os^Dv", strict=False):
         one = dataset.sel(policy=policy)
-        axis.plot(
-            one["alpha"], one["between"], color=color, label=f"{policy}: barrier {float(one['barrier']):.2g} nats"
-        )
+        look = {"color": color, "marker": marker, "ms": 3.5, "markevery": 2}
+        axis.plot(one["alpha"], one["between"], label=f"{policy}: barrier {float(one['barrier']):.2g} nats", **look)
     axis.set(xlabel="α, from one network to the other", ylabel="training loss (nats)", ylim=(0, None))
     axis.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -6,7 +6,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from mmstudy.expansion.operators import OPERATORS
-from mmstudy.figures.style import operator_color, operator_rows, plain
+from mmstudy.figures.style import operator_color, operator_marker, operator_rows, plain
 
 
 def _operators(dataset: xr.Dataset) -> list[str]:
@@ -72,7 +72,8 @@ def manifold_rays(dataset: xr.Dataset) -> Figure:
             above.plot(one["distance"].T, one["along"].T, color=color, lw=0.6, alpha=0.8)
             crossed = one.isel(seed=0)
             crossed = crossed["radius"].where(crossed["status"] == "converged")
-            above.plot(crossed, np.full(crossed.shape, level), "o", ms=3, mfc=color, mec="w", mew=0.4, zorder=4)
+            look = {"ls": "", "marker": operator_marker(name), "ms": 4, "mfc": color, "mec": "w", "mew": 0.4}
+            above.plot(crossed, np.full(crossed.shape, level), zorder=4, **look)
             radius = one["radius"].values
             _strip(below, radius, row, color)
             mean, error = radius.mean(), radius.mean(1).std(ddof=1) / len(radius) ** 0.5
