@@ -35,7 +35,8 @@ figures = $(foreach name,$(1),figures/$(name).svg figures/$(name).png)
 
 NOTEBOOKS := 1_expansion 2_estimators 3_manifold 4_experiment 5_figures
 
-imports = $(or $(shell $(PYTHON3) mmstudy/core/sources.py notebooks/$(1).ipynb),$(shell find mmstudy -name '*.py'))
+IMPORTS := $(shell $(PYTHON3) mmstudy/core/sources.py $(NOTEBOOKS:%=notebooks/%.ipynb))
+imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mmstudy -name '*.py'))
 
 1_expansion.makes := data/expansion.nc \
 	$(call figures,expansion expansion_all expansion_weights expansion_blocks expansion_contracts expansion_adam)

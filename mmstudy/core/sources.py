@@ -2,7 +2,7 @@
 
 The standard library is all that it needs, so that make can ask before the environment is built:
 
-    python3 mmstudy/core/sources.py notebooks/1_expansion.ipynb
+    python3 mmstudy/core/sources.py notebooks/1_expansion.ipynb notebooks/2_estimators.ipynb
 """
 
 import ast
@@ -11,13 +11,15 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
 FACE = PACKAGE / "__init__.py"
 
 
-def imports(code: str) -> set[str]:
+@cache
+def imports(code: str) -> frozenset[str]:
     """The dotted names that Python code imports anywhere in it; `from a import b` counts as a.b."""
     names = set()
     for node in ast.walk(ast.parse(code)):
@@ -26,7 +28,7 @@ def imports(code: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
             names |= {f"{module}.{alias.name}" for alias in node.names}
-    return names
+    return frozenset(names)
 
 
 def files(code: str) -> set[Path]:
@@ -99,9 +101,10 @@ def of_notebook(path: Path) -> str:
 
 
 def main(notebooks: Iterable[str]) -> None:
-    """Print the files that notebooks import from this package, relative to the working directory."""
-    code = "\n".join(of_notebook(Path(notebook)) for notebook in notebooks)
-    print(*sorted(os.path.relpath(path) for path in files(code)))
+    """Print NAME:FILE for each file that a notebook imports from this package, relative to the working directory."""
+    for notebook in map(Path, notebooks):
+        for path in sorted(files(of_notebook(notebook))):
+            print(f"{notebook.stem}:{os.path.relpath(path)}")
 
 
 if __name__ == "__main__":
