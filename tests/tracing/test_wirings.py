@@ -71,7 +71,7 @@ def test_a_promise_that_is_broken_by_little_is_broken():
     parts = {"up": nn.Linear(3, 6), "down": nn.Linear(6, 2)}
     network = Wired(lambda net, x: net.down(net.up(x).sigmoid()) + 1000, **parts).double()
     inputs = torch.randn(4, 3, dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"zero_incoming up→9 is not exact here: the outputs change by \d\.\de"):
+    with pytest.raises(ValueError, match=r"zero_incoming up→9 is not exact here: the outputs change by \d\.\de\+00"):
         Candidate("zero_incoming", ("up",), (9,)).expand(network, inputs)
     assert change(network, Candidate("lemon", ("up",), (9,)).expand(network, inputs), inputs) < 1e-12
 
