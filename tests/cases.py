@@ -1,12 +1,13 @@
 """The networks, data and places that the tests run through."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmstudy.batched.objective import Objective
 from mmstudy.core.networks import MLP, evaluating, initialize
 from mmstudy.core.seeds import generator
 from mmstudy.validation.preservation import FAMILIES, Family
@@ -232,3 +233,23 @@ def change(old: nn.Module, new: nn.Module, inputs: Tensor, training: bool = Fals
         with evaluating(old), evaluating(new), torch.no_grad():
             before, after = old(inputs), new(inputs)
     return float((after - before).abs().max() / before.abs().max())
+
+
+def angles(step=1) -> tuple[Tensor, Tensor]:
+    """Angles around the circle, and the directions at them, (1, angles, 2)."""
+    angle = torch.arange(0, 360, step, dtype=torch.float64) * torch.pi / 180
+    return angle, torch.stack([angle.cos(), angle.sin()], dim=1)[None]
+
+
+def counted(objective: Objective, points: list[int], trained: list[int]) -> Objective:
+    """The objective, which adds to these lists the examples that its losses, and its noisy losses, are evaluated on."""
+
+    def term(where, owner):
+        points.append(len(where) * objective.examples)
+        return objective.terms[0](where, owner)
+
+    def noisy(where, owner, draw):
+        trained.append(draw.numel())
+        return objective.noisy(where, owner, draw)
+
+    return replace(objective, terms=(term,), noisy=noisy)

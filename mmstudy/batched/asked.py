@@ -1,13 +1,28 @@
 """What the face asks of networks and a batch before any work: are they fit for each other?"""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmstudy.batched.engine import Batch, LossFn
-from mmstudy.batched.ensemble import measuring
+from mmstudy.batched.ensemble import classification, measuring
 from mmstudy.core import arguments
+
+
+def fit(networks: Any, batch: Any, loss_fn: Any) -> tuple[list[nn.Module], Batch, list[float]]:
+    """Networks as a list, the batch, and each network's loss on it, once all are known to be fit for each other.
+
+    Raises:
+        TypeError: one of them is of another kind.
+        ValueError: what `arguments`, `classes` and `tried` refuse.
+    """
+    networks, batch = arguments.networks(networks), arguments.batch(batch)
+    loss_fn = arguments.function(loss_fn)
+    for each in networks if loss_fn is classification else ():
+        classes(each, batch)
+    return networks, batch, tried(networks, batch, loss_fn)
 
 
 def tried(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, normalization: str = "frozen") -> list[float]:

@@ -60,13 +60,29 @@ def barrier(along: Float[Tensor, "*many points"], alphas: Float[Tensor, " points
     return (along - torch.lerp(along[..., :1], along[..., -1:], a)).amax(-1)
 
 
+def axes(corners: Float[Tensor, "3 dim"]) -> tuple[Float[Tensor, "2 dim"], Float[Tensor, "3 2"]]:
+    """Orthonormal axes of the plane through three networks, the first towards the second network, and their places.
+
+    Raises:
+        ValueError: the corners lie on one line, up to rounding.
+    """
+    u, v = corners[1] - corners[0], corners[2] - corners[0]
+    apart = f"distances {u.norm():.3g} and {v.norm():.3g} from the first"
+    u = u / u.norm()
+    height = v - (v @ u) * u
+    if not height.norm() > 1e-6 * v.norm():  # NaN where the first two are one
+        raise ValueError(f"three corners on one line span no plane; got {apart}: take other networks, or a line")
+    both, away = torch.stack([u, height / height.norm()]), corners - corners[0]
+    return both, torch.stack([away @ both[0], away @ both[1]], dim=1)
+
+
 def plane(
     loss: Landscape,
     corners: Float[Tensor, "3 dim"],
     first: Float[Tensor, " columns"],
     second: Float[Tensor, " rows"],
 ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "3 2"]]:
-    """The loss on the plane through three networks, in distances from the first along two orthonormal axes.
+    """The loss on the plane through three networks, in distances from the first along its `axes`.
 
     Returns the losses on the grid `second` × `first` and the corners' own coordinates (Garipov et al. 2018,
     arXiv 1802.10026, section 3).
@@ -74,15 +90,7 @@ def plane(
     Raises:
         ValueError: the corners lie on one line, up to rounding.
     """
-    u = corners[1] - corners[0]
-    u = u / u.norm()
-    v = corners[2] - corners[0]
-    away = v.norm()
-    v = v - (v @ u) * u
-    if not v.norm() > 1e-6 * away:
-        raise ValueError(f"three corners on one line span no plane: the third is {v.norm():.3g} away from the line")
-    v = v / v.norm()
+    (u, v), places = axes(corners)
     rows, columns = torch.meshgrid(second.to(u), first.to(u), indexing="ij")
     points = corners[0] + columns.unsqueeze(-1) * u + rows.unsqueeze(-1) * v
-    away = corners - corners[0]
-    return loss(points), torch.stack([away @ u, away @ v], dim=1)
+    return loss(points), places

@@ -109,12 +109,11 @@ def cost(
 
 def _batches(network: nn.Module, loss_fn: LossFn, tensors: list[dict[str, Tensor]], batch: Batch, shared: bool) -> bool:
     """Whether two such networks can run as one; recurrent layers, say, and choices that depend on numbers cannot."""
-    two = tree_map(lambda t: torch.stack([t, t]), tensors)
-    axes = (0, 0, None if shared else 0)
+    parameters, buffers = tree_map(lambda t: torch.stack([t, t]), tensors)
     given = batch if shared else tree_map(lambda t: torch.stack([t, t]) if isinstance(t, Tensor) else t, batch)
     try:
         with torch.no_grad(), torch.random.fork_rng():
-            vmap(loss_of(network, loss_fn), in_dims=axes, randomness="different")(*two, given)
+            mapped(network, loss_fn, parameters, buffers, given, shared)
     except RuntimeError:
         return False
     return True

@@ -18,7 +18,7 @@ from mmstudy.batched.engine import Batch, LossFn, Model
 from mmstudy.batched.likeness import difference, tensors_differ
 from mmstudy.batched.replay import ALONE
 from mmstudy.core import arguments
-from mmstudy.core.networks import evaluating
+from mmstudy.core.networks import evaluating, named_tensors
 
 NORMALIZATION = ("frozen", "recomputed")
 
@@ -39,7 +39,7 @@ class Ensemble:
         found = []
         for k in range(len(self)):
             member = copy.deepcopy(self.network)
-            own = dict(member.named_parameters()) | dict(member.named_buffers())
+            own = named_tensors(member)
             for name, tensor in (self.parameters | self.buffers).items():
                 own[name].data = tensor[k].detach().clone()
             found.append(member)

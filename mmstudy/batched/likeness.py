@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmstudy.batched.watch import slots
+from mmstudy.core.arguments import described
+from mmstudy.core.networks import named_tensors
+
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type, enum.Enum, range, slice, torch.Size)
 TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 MODE = "training"  # every call sets it
@@ -23,17 +27,8 @@ def difference(first: nn.Module, other: nn.Module) -> str | None:
     every attribute: numbers, activations, configurations, tensors that are no buffers, functions by their code. What
     cannot be compared counts as different.
     """
-    return None if first is other else _modules_differ(first, other)
-
-
-def tensors_differ(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str | None:
-    """Where tensors that are stacked along their first axis differ in name, shape, type or device."""
-    forms = [{name: (tuple(t.shape[1:]), t.dtype, str(t.device)) for name, t in ts.items()} for ts in (first, other)]
-    unlike = [name for name in forms[0] | forms[1] if forms[0].get(name) != forms[1].get(name)]
-    return f"{unlike[0]}: {forms[0].get(unlike[0])} against {forms[1].get(unlike[0])}" if unlike else None
-
-
-def _modules_differ(first: nn.Module, other: nn.Module) -> str | None:
+    if first is other:
+        return None
     own, others = dict(first.named_modules()), dict(other.named_modules())
     if list(own) != list(others):
         return f"modules {sorted(own.keys() ^ others.keys()) or 'in another order'}"
@@ -42,7 +37,8 @@ def _modules_differ(first: nn.Module, other: nn.Module) -> str | None:
         for (name, form), (another, its_form) in zip_longest(*forms, fillvalue=("nothing", "")):
             if (name, form) != (another, its_form):
                 return f"{name} {form} against {another} {its_form}"
-    seen = {(id(a), id(b)) for a, b in zip(_tensors(first), _tensors(other), strict=True)}  # whatever their numbers are
+    registered = zip(named_tensors(first).values(), named_tensors(other).values(), strict=True)
+    seen = {(id(a), id(b)) for a, b in registered}  # whatever their numbers are
     for name, module in own.items():
         where = name or type(module).__name__
         if type(module) is not type(others[name]):
@@ -52,8 +48,11 @@ def _modules_differ(first: nn.Module, other: nn.Module) -> str | None:
     return None
 
 
-def _tensors(network: nn.Module) -> list[Tensor]:
-    return [*network.parameters(), *network.buffers()]
+def tensors_differ(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> str | None:
+    """Where tensors that are stacked along their first axis differ in name, shape, type or device."""
+    forms = [{name: (tuple(t.shape[1:]), t.dtype, str(t.device)) for name, t in ts.items()} for ts in (first, other)]
+    unlike = [name for name in forms[0] | forms[1] if forms[0].get(name) != forms[1].get(name)]
+    return f"{unlike[0]}: {forms[0].get(unlike[0])} against {forms[1].get(unlike[0])}" if unlike else None
 
 
 def _form(tensor: Tensor) -> str:
@@ -74,7 +73,7 @@ def _values_differ(a: Any, b: Any, where: str, seen: set) -> str | None:
     if a is b or (id(a), id(b)) in seen:
         return None
     seen.add((id(a), id(b)))
-    unlike = f"{where}: {_short(a)} against {_short(b)}"
+    unlike = f"{where}: {described(a)} against {described(b)}"
     if type(a) is not type(b):
         return unlike
     if isinstance(a, PLAIN + TORCH):
@@ -85,7 +84,7 @@ def _values_differ(a: Any, b: Any, where: str, seen: set) -> str | None:
     if isinstance(a, weakref.ref):
         return _values_differ(a(), b(), where, seen)
     if isinstance(a, nn.Module):
-        return _modules_differ(a, b) and unlike
+        return difference(a, b) and unlike
     if isinstance(a, Mapping):
         return _attributes_differ(a, b, where, seen) or _attributes_differ(_state(a), _state(b), where, seen)
     if isinstance(a, Sequence):
@@ -121,15 +120,5 @@ def _constants(code: types.CodeType) -> tuple:
 
 def _state(value: Any) -> dict:
     """The attributes of an object, those in slots included."""
-    found = {}
-    for kind in type(value).__mro__:
-        slots = vars(kind).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                found[name] = getattr(value, name)
+    found = {name: getattr(value, name) for name in slots(type(value)) if hasattr(value, name)}
     return found | getattr(value, "__dict__", {})
-
-
-def _short(value: Any) -> str:
-    text = f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

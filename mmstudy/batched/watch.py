@@ -7,7 +7,7 @@ import sys
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
 from typing import Any
@@ -159,11 +159,11 @@ def _inside_object(value: Any) -> tuple[Iterable, list[Values]]:
     elif isinstance(value, list | set | deque):
         found.append(lambda: value)
     fixed = value if isinstance(value, tuple | frozenset) else ()
-    slots = [name for kind in type(value).__mro__ for name in _slots(kind) if not name.startswith("__")]
+    own = slots(type(value))
     if hasattr(value, "__dict__"):
         found.append(vars(value).values)
-    elif slots:
-        found.append(lambda: [getattr(value, name, None) for name in slots])
+    elif own:
+        found.append(lambda: [getattr(value, name, None) for name in own])
     if not found and not isinstance(value, tuple | frozenset):
         raise Opaque(f"a {type(value).__name__}")
     return (*fixed, type(value)), found
@@ -175,9 +175,11 @@ def _hides_state(kind: type) -> bool:
     return kind.__module__ in IN_C or kind.__module__.partition(".")[0] in IN_C
 
 
-def _slots(kind: type) -> Sequence[str]:
-    slots = vars(kind).get("__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+def slots(kind: type) -> list[str]:
+    """The names of the attributes that objects of a class keep in slots."""
+    found = [vars(each).get("__slots__", ()) for each in kind.__mro__]
+    names = [name for some in found for name in ((some,) if isinstance(some, str) else some)]
+    return [name for name in names if not name.startswith("__")]
 
 
 def _of_library(value: Any) -> bool:

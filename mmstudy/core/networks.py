@@ -253,6 +253,11 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def named_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; what is tied has the first of its names."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
 def initialize(network: nn.Module, generator: torch.Generator) -> nn.Module:
     """Draw every weight and bias anew from U(−1/√fan_in, 1/√fan_in), in place; returns the network.
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
+from mmstudy.core.networks import named_tensors
 from mmstudy.core.seeds import generator as substream
 from mmstudy.expansion import deeper, estimates, exactness, insertion, surgery
 from mmstudy.expansion.growth import Growth
@@ -202,7 +203,7 @@ def _widen(candidate, network, traced, stream, call, batch, loss_fn) -> Expansio
         plan, touch = operator.apply(growth)
         new = surgery.rebuilt(network, plan, call, touch)
         if operator.preserves == UP_TO_NOISE:
-            own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+            own = named_tensors(network)
             plain = surgery.transform({n: t.double() for n, t in own.items() if t.is_floating_point()}, plan)
             same = {name: name for name in own}
             _check(candidate, exactness.broken(network, new, call, same, plain), ", even without noise")

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmstudy.core.networks import count_parameters
+from mmstudy.core.networks import count_parameters, named_tensors
 from mmstudy.core.results import atomically
 from mmstudy.expansion import estimates
 from mmstudy.expansion.candidate import Candidate
@@ -38,7 +38,7 @@ def save(path: str | Path, candidate: Candidate, network: nn.Module) -> Path:
     """
     if (count := _length(candidate)) > MOST_STEPS:
         raise ValueError(f"a checkpoint holds at most {MOST_STEPS} expansions one after another; got {count}")
-    tensors = {name: tensor.detach().contiguous() for name, tensor in _tensors(network).items()}
+    tensors = {name: tensor.detach().contiguous() for name, tensor in named_tensors(network).items()}
     with atomically(path) as beside:
         save_file(tensors, beside, {"candidate": json.dumps(candidate.as_dict())})
     return Path(path)
@@ -65,7 +65,7 @@ def load(path: str | Path, base: nn.Module, inputs: Tensor | Call) -> tuple[Cand
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             candidate = _candidate(path, (file.metadata() or {}).get("candidate"))
             network = _expanded(path, candidate, base, inputs, shapes)
-            own = _tensors(network)
+            own = named_tensors(network)
             wrong = [n for n in own.keys() | shapes if n not in own or tuple(own[n].shape) != shapes.get(n)]
             if wrong:
                 raise ValueError(f"{path} was expanded from another base: {', '.join(sorted(wrong))} do not match")
@@ -166,11 +166,6 @@ def _parameters(step: Candidate, network: nn.Module, inputs: Tensor | Call) -> i
     modules = dict(network.named_modules())
     added = [size * estimates.added(modules, place) for place, size in zip(step.locations, step.sizes, strict=True)]
     return count_parameters(network) + sum(added)
-
-
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer once, tied ones by their first name."""
-    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 def _without_data(step: Candidate) -> Candidate:

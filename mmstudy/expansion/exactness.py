@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mmstudy.core.networks import evaluating
+from mmstudy.core.networks import evaluating, named_tensors
 from mmstudy.core.seeds import generator
 from mmstudy.tracing.calls import Call, tensors
 
@@ -46,7 +46,7 @@ def broken(
             found = _found(one, two, call.mapped(_double), made, max(eps, PRECISION), replaced or {})
             least = torch.finfo(torch.float64).eps
         except Exception:  # not every network, nor every device, computes in float64
-            now = {**dict(new.named_parameters()), **dict(new.named_buffers())}
+            now = named_tensors(new)
             typed = {name: tensor.to(now[name]) for name, tensor in (replaced or {}).items()}
             found, least = _found(old, new, call, made, eps, typed), eps
     for (gap, spread, largest), (rounding, _, _) in zip(*found, strict=True):

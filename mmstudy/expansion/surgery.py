@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mmstudy.core.networks import evaluating
+from mmstudy.core.networks import evaluating, named_tensors
 from mmstudy.expansion import attributes
 from mmstudy.expansion.attributes import relabel
 from mmstudy.expansion.exactness import change
@@ -199,7 +199,7 @@ def rebuilt(network: nn.Module, plan: Plan, batch: Any, touch: Touch | None = No
         ValueError: no choice of such sizes makes the new network run as predicted.
     """
     new = copied(network)
-    old = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    old = named_tensors(network)
     for name, tensor in transform({n: t.detach() for n, t in old.items()}, plan, touch).items():
         put(new, name, tensor)
     _rescale_eps(new, plan)
@@ -251,7 +251,7 @@ def _kept(network: nn.Module, old: nn.Module, plan: Plan, call: Call) -> list[tu
     """
     places = attributes.kept(network, lambda path: plan.coupling.lengths(path, plan.size))
     expected = plan.coupling.structure(plan.size)
-    own = {**dict(old.named_parameters()), **dict(old.named_buffers())}
+    own = named_tensors(old)
     problems: list[Exception] = []
     with evaluating(old), torch.no_grad():
         plain, before = transform(own, plan), call.of(old)

@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from torch import nn
+from torch import Tensor, nn
 
 from mmstudy.batched import asked, determinism, engine
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification, stack, vectors
-from mmstudy.batched.objective import of_networks
+from mmstudy.batched.objective import Objective, of_networks
 from mmstudy.core import arguments
-from mmstudy.core.networks import count_parameters
 from mmstudy.core.seeds import generator
+from mmstudy.manifold.estimate import Budget
 from mmstudy.manifold.estimators import ESTIMATORS
 
 MARGIN = 0.1  # nats above the first network's loss: the default level
@@ -51,32 +51,16 @@ def size(
         TypeError: an argument of another kind.
         ValueError: an argument out of range, or a level below the networks' losses.
     """
-    networks, batch, losses = _fit(network, batch, loss_fn)
+    networks, batch, losses = asked.fit(network, batch, loss_fn)
     arguments.one_of(method, ESTIMATORS, "method")
     arguments.whole(seed, "seed")
     budget = ESTIMATORS[method].budget
     if samples is not None:
         budget = replace(budget, samples=arguments.whole(samples, "samples", 2))
-    examples = engine.count(batch)
-    few = min(128, examples) if minibatch is None else arguments.whole(minibatch, "minibatch", 1, examples)
-    height = losses[0] + MARGIN if level is None else arguments.number(level, "level")
-    if height < min(losses):
-        raise ValueError(
-            f"level must be above the networks' losses, the least of which is {min(losses):g}; got {level}"
-        )
-    needed = max(4 * count_parameters(each) * _bytes(each) * budget.samples for each in networks)
-    arguments.fits(needed, f"{budget.samples} samples of a network's parameters")
-    found: list[dict[str, Any]] = [{} for _ in networks]
-    for group in _of_one_shape(networks):
-        ensemble = stack([networks[i] for i in group])
-        objective = of_networks(ensemble, batch, loss_fn, minibatch=few)
-        stream = generator("size", method, seed)
-        measured = ESTIMATORS[method].measure(objective, vectors(ensemble), height, stream, budget)
-        for row, i in enumerate(group):
-            found[i] = {name: measured[name].values[row] for name in COLUMNS}
-    dataset = xr.Dataset({name: ("network", np.array([each[name] for each in found])) for name in COLUMNS})
-    about = {"method": method, "unit": ESTIMATORS[method].unit, "seed": seed, "normalization": "frozen"}
-    return dataset.assign(level=height).assign_attrs(about)
+    if minibatch is not None:
+        arguments.whole(minibatch, "minibatch", 1, engine.count(batch))
+    height = _height(level, losses)
+    return _measured(_together(networks, batch, loss_fn, minibatch), height, method, budget, seed)
 
 
 def sizes(
@@ -98,11 +82,14 @@ def sizes(
         raise TypeError(f"methods must be a list of names of {', '.join(ESTIMATORS)}; got {methods!r}")
     for method in methods:
         arguments.one_of(method, ESTIMATORS, "method")
-    found = [size(network, batch, level, method, seed, loss_fn) for method in methods]
+    networks, batch, losses = asked.fit(network, batch, loss_fn)
+    arguments.whole(seed, "seed")
+    height, groups = _height(level, losses), _together(networks, batch, loss_fn)
+    found = [_measured(groups, height, method, ESTIMATORS[method].budget, seed) for method in methods]
     units: dict[str, Any] = {"unit": ("estimator", [each.attrs["unit"] for each in found])}
     whole = xr.concat([each.drop_vars("level").drop_attrs() for each in found], "estimator")
     about = {"seed": seed, "normalization": "frozen"}
-    return whole.assign(level=found[0]["level"]).assign_coords(estimator=list(methods), **units).assign_attrs(about)
+    return whole.assign(level=height).assign_coords(estimator=list(methods), **units).assign_attrs(about)
 
 
 def check(
@@ -113,7 +100,7 @@ def check(
 ) -> None:
     """Refuse what would turn a measurement into noise, by name: dropout that stays on, a loss that is no mean, NaN."""
     arguments.one_of(normalization, ("frozen", "recomputed"), "normalization")
-    networks, batch, _ = _fit(network, batch, loss_fn)
+    networks, batch, _ = asked.fit(network, batch, loss_fn)
     for i, each in enumerate(networks):
         try:
             determinism.check(each, batch, loss_fn, normalization)
@@ -123,17 +110,44 @@ def check(
             raise ValueError(f"network {i} ({type(each).__name__}): {error}") from error
 
 
-def _fit(network: Any, batch: Any, loss_fn: Any) -> tuple[list[nn.Module], Batch, list[float]]:
-    networks, batch = arguments.networks(network), arguments.batch(batch)
-    loss_fn = arguments.function(loss_fn)
-    for each in networks if loss_fn is classification else ():
-        asked.classes(each, batch)
-    return networks, batch, asked.tried(networks, batch, loss_fn)
+class _Group(NamedTuple):
+    """Networks of one shape, by their places among those given."""
+
+    places: list[int]
+    objective: Objective
+    points: Tensor
 
 
-def _bytes(network: nn.Module) -> int:
-    """Bytes of one parameter."""
-    return next(network.parameters()).element_size()
+def _height(level: float | int | None, losses: list[float]) -> float:
+    height = losses[0] + MARGIN if level is None else arguments.number(level, "level")
+    if height < min(losses):
+        raise ValueError(
+            f"level must be above the networks' losses, the least of which is {min(losses):g}; got {level}"
+        )
+    return height
+
+
+def _together(networks: list[nn.Module], batch: Batch, loss_fn: LossFn, minibatch: int | None = None) -> list[_Group]:
+    few = min(128, engine.count(batch)) if minibatch is None else minibatch
+    found = []
+    for places in _of_one_shape(networks):
+        ensemble = stack([networks[i] for i in places])
+        found.append(_Group(places, of_networks(ensemble, batch, loss_fn, minibatch=few), vectors(ensemble)))
+    return found
+
+
+def _measured(groups: list[_Group], height: float, method: str, budget: Budget, seed: int) -> xr.Dataset:
+    needed = max(4 * each.points[0].nbytes * budget.samples for each in groups)
+    arguments.fits(needed, f"{budget.samples} samples of a network's parameters")
+    found: dict[int, dict[str, Any]] = {}
+    for group in groups:
+        stream = generator("size", method, seed)
+        measured = ESTIMATORS[method].measure(group.objective, group.points, height, stream, budget)
+        for row, i in enumerate(group.places):
+            found[i] = {name: measured[name].values[row] for name in COLUMNS}
+    dataset = xr.Dataset({name: ("network", np.array([found[i][name] for i in sorted(found)])) for name in COLUMNS})
+    about = {"method": method, "unit": ESTIMATORS[method].unit, "seed": seed, "normalization": "frozen"}
+    return dataset.assign(level=height).assign_attrs(about)
 
 
 def _of_one_shape(networks: Sequence[nn.Module]) -> list[list[int]]:

@@ -84,13 +84,8 @@ def plane(
     three, batch = _together([a, b, c], ("a", "b", "c"), batch, loss_fn)
     arguments.whole(points, "points", 2, 10**3)
     corners = vectors(three).double()
-    u, v = corners[1] - corners[0], corners[2] - corners[0]
-    height = v - (v @ u) / (u @ u) * u if u.any() else u
-    if not float(height.norm()) > 1e-6 * float(v.norm()):
-        apart = f"distances {float(u.norm()):.3g} (a to b), {float(v.norm()):.3g} (a to c)"
-        raise ValueError(f"a, b and c must not lie on one line; got {apart}: take other networks, or mm.line")
-    ends = [0.0, float(u.norm()), float(v @ u / u.norm())]
-    x, y = _around(ends, points), _around([0.0, float(height.norm())], points)
+    _, places = connectivity.axes(corners)
+    x, y = (_around(ends, points) for ends in places.cpu().unbind(1))
     how = "recomputed" if _normalized(a) else "frozen"
 
     def loss(where: Tensor) -> Tensor:
@@ -98,11 +93,11 @@ def plane(
         parts = [losses(at(three[:1], some), batch, loss_fn, how) for some in flat.split(64)]
         return torch.cat(parts).view(where.shape[:-1])
 
-    height_at, places = connectivity.plane(loss, corners, x, y)
+    heights, _ = connectivity.plane(loss, corners, x, y)
     used = "statistics of the batch at every point" if _normalized(a) else "none"
     return xr.Dataset(
         {
-            "loss": (("y", "x"), height_at.cpu().numpy()),
+            "loss": (("y", "x"), heights.cpu().numpy()),
             "corner_x": ("network", places[:, 0].cpu().numpy()),
             "corner_y": ("network", places[:, 1].cpu().numpy()),
         },
@@ -111,17 +106,15 @@ def plane(
     )
 
 
-def _around(ends: list[float], points: int) -> Tensor:
-    margin = MARGIN * (max(ends) - min(ends))
-    return torch.linspace(min(ends) - margin, max(ends) + margin, points, dtype=torch.float64)
+def _around(ends: Tensor, points: int) -> Tensor:
+    low, high = ends.min().item(), ends.max().item()
+    margin = MARGIN * (high - low)
+    return torch.linspace(low - margin, high + margin, points, dtype=torch.float64)
 
 
 def _together(given: list[Any], names: tuple[str, ...], batch: Any, loss_fn: Any) -> tuple[Ensemble, Batch]:
     networks = [arguments.network(each, name) for each, name in zip(given, names, strict=True)]
-    batch, loss_fn = arguments.batch(batch), arguments.function(loss_fn)
-    for each in networks if loss_fn is classification else ():
-        asked.classes(each, batch)
-    asked.tried(networks, batch, loss_fn)
+    networks, batch, _ = asked.fit(networks, batch, loss_fn)
     return stack(networks), batch
 
 

@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from mmstudy.core.networks import evaluating
+from mmstudy.core.networks import evaluating, named_tensors
 from mmstudy.core.seeds import generator
 from mmstudy.tracing.calls import Call, called, tensors
 from mmstudy.tracing.couplings import Coupling, couplings
@@ -50,12 +50,12 @@ def matched(network: nn.Module, reference: nn.Module, batch: Any, seed: int = 0)
     groups = couplings(reference, call)
     if _uses(groups) != _uses(couplings(network, call)):
         raise ValueError("the networks have different couplings: only networks of one architecture can be matched")
-    theirs, own = _tensors(reference), _tensors(network)
+    theirs, own = named_tensors(reference), named_tensors(network)
     order = weight_matching(groups, theirs, own, seed)
     layouts = _layouts(groups, own)
     new = copy.deepcopy(network)
     with torch.no_grad():
-        for name, tensor in _tensors(new).items():
+        for name, tensor in named_tensors(new).items():
             if name in layouts:
                 tensor.copy_(_ordered(own[name], layouts[name], order).reshape(tensor.shape))
     _check(network, new, call)
@@ -151,10 +151,6 @@ def _layouts(groups: Mapping[str, Coupling], tensors: Mapping[str, Tensor]) -> d
 
 def _uses(groups: Mapping[str, Coupling]) -> dict[str, tuple]:
     return {name: (group.size, group.uses) for name, group in groups.items()}
-
-
-def _tensors(network: nn.Module) -> dict[str, Tensor]:
-    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 def _check(old: nn.Module, new: nn.Module, call: Call) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cases import batch, mlp
+from cases import angles, batch, mlp
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
@@ -28,11 +28,6 @@ def origin(dim):
 
 
 RING, ON_RING = of_landscape(landscapes.ring(), 2), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-
-
-def angles(step=1):
-    angle = torch.arange(0, 360, step, dtype=torch.float64) * torch.pi / 180
-    return angle, torch.stack([angle.cos(), angle.sin()], dim=1)[None]
 
 
 def test_on_an_ellipsoid_rays_are_exact_and_know_flat_directions():

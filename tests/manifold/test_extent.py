@@ -1,11 +1,10 @@
 """The extent along ± children, against a plain loop, at its edges, and under symmetries."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
-from cases import batch, mlp
+from cases import batch, counted, mlp
 
 from mmstudy.batched import ensemble as en
 from mmstudy.batched.objective import of_landscape, of_networks
@@ -45,17 +44,7 @@ def test_it_is_the_mean_of_rays_along_children_scanned_one_by_one():
 def test_its_cost_is_that_of_what_is_evaluated():
     made, parents = objective_of([mlp()])
     points, trained = [], []
-
-    def term(where, owner):
-        points.append(len(where) * made.examples)
-        return made.terms[0](where, owner)
-
-    def noisy(where, owner, draw):
-        trained.append(draw.numel())
-        return made.noisy(where, owner, draw)
-
-    counted = replace(made, terms=(term,), noisy=noisy)
-    found = extent(counted, parents, float(made(parents)) + 0.3, BUDGET, generator("e"))
+    found = extent(counted(made, points, trained), parents, float(made(parents)) + 0.3, BUDGET, generator("e"))
     points = sum(points)
     assert found["cost"].item() == 3 * sum(trained) + points
 

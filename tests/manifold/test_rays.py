@@ -12,23 +12,6 @@ from mmstudy.manifold.estimate import Budget
 from mmstudy.validation import landscapes
 
 
-def directions(count, dim, seed=0):
-    u = torch.randn(1, count, dim, generator=generator("directions", seed), dtype=torch.float64)
-    return u / u.norm(dim=-1, keepdim=True)
-
-
-def origin(dim):
-    return torch.zeros(1, dim, dtype=torch.float64)
-
-
-RING, ON_RING = of_landscape(landscapes.ring(), 2), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-
-
-def angles(step=1):
-    angle = torch.arange(0, 360, step, dtype=torch.float64) * torch.pi / 180
-    return angle, torch.stack([angle.cos(), angle.sin()], dim=1)[None]
-
-
 def mean_radius(radius, points=100_000):
     """Over all angles, by the midpoint rule."""
     angle = (torch.arange(points, dtype=torch.float64) + 0.5) * 2 * math.pi / points

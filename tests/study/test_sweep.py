@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 import xarray as xr
+from cases import counted
 
 from mmstudy.batched import scoring
 from mmstudy.batched.objective import of_networks
@@ -293,17 +294,7 @@ def test_costs_are_those_of_what_is_evaluated(monkeypatch):
     points, trained = [], []
 
     def counting(*args, **kwargs):
-        made = of_networks(*args, **kwargs)
-
-        def term(where, owner):
-            points.append(len(where) * made.examples)
-            return made.terms[0](where, owner)
-
-        def noisy(where, owner, draw):
-            trained.append(draw.numel())
-            return made.noisy(where, owner, draw)
-
-        return replace(made, terms=(term,), noisy=noisy)
+        return counted(of_networks(*args, **kwargs), points, trained)
 
     monkeypatch.setattr(measurements, "of_networks", counting)
     data, protocol = load(TASKS[0]), replace(PROTOCOL, probes=(8,))
