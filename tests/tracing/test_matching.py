@@ -8,6 +8,7 @@ import torch
 
 from mmstudy.batched.connectivity import interpolated
 from mmstudy.batched.ensemble import losses, stack
+from mmstudy.core.networks import named_tensors
 from mmstudy.core.seeds import generator
 from mmstudy.tracing import matching
 from mmstudy.tracing.couplings import couplings
@@ -18,7 +19,7 @@ def permuted(network, inputs, seed=1):
     """A copy with every coupling's units in a random order."""
     groups, stream = couplings(network, inputs), generator("order", seed)
     order = {name: torch.randperm(group.size, generator=stream) for name, group in groups.items()}
-    own = matching._tensors(network)
+    own = named_tensors(network)
     layouts = matching._layouts(groups, own)
     state = {
         name: matching._ordered(t, layouts[name], order).reshape(t.shape) if name in layouts else t
