@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from mmstudy.expansion.pools import SAME_SIZE
-from mmstudy.study import predictors
+from mmstudy.study import predictors, statistics
+from mmstudy.study.intervals import front as front
 
 # Chosen on the tasks of the profile `pilot`, before those of `small` were run; all else is exploratory.
 # `share` is the length of the probe (or of the early-loss run) as a share of the full training.
@@ -19,10 +19,6 @@ HEADLINE = {"measure": "extent_children", "rate": 1.0, "share": 0.04, "combined"
 RIVAL = {"measure": "early_loss", "rate": 1.0, "share": 0.1, "combined": True}
 WINDOW = 0.2  # the early loss is the mean over this last part of its run
 EARLY = (0.01, 0.02, 0.05, 0.1, 0.2)  # lengths of the early-loss runs, as shares of the full training
-CLASSES = {
-    "deeper_identity": "deeper",
-    "deeper_random": "deeper",
-}  # of operators; a wider one is its own class
 
 
 def gains(experiment: xr.Dataset) -> xr.Dataset:
@@ -33,25 +29,7 @@ def gains(experiment: xr.Dataset) -> xr.Dataset:
     seeds, 1 − MS_residual / MS_candidates. Its root is the noise ceiling: the correlation that a perfect predictor
     of the expected gain would be measured to have.
     """
-    parts = []
-    for score, sign in (("accuracy", 100.0), ("nll", -1.0), ("ece", -100.0)):
-        each = sign * (experiment[score] - experiment[f"control_{score}"])  # (task, candidate, seed, checkpoint)
-        n = each.sizes["seed"]
-        centred = each - each.mean("candidate")
-        between = n * centred.mean("seed").var("candidate", ddof=1)
-        residual = centred - centred.mean("seed")
-        count = each.sizes["candidate"]
-        within = (residual**2).sum(("seed", "candidate")) / ((n - 1) * (count - 1))
-        parts.append(
-            xr.Dataset(
-                {
-                    "gain": each.mean("seed", skipna=False),
-                    "gain_se": each.std("seed", ddof=1) / n**0.5,
-                    "reliability": 1 - within / between,
-                }
-            )
-        )
-    return xr.concat(parts, "score").assign_coords(score=["accuracy", "nll", "ece"])
+    return statistics.gains(experiment).assign(reliability=statistics.alpha(statistics.gains_of_seeds(experiment)))
 
 
 def predictions(experiment: xr.Dataset) -> xr.Dataset:
@@ -152,52 +130,24 @@ def scores(predicted: xr.Dataset, gained: xr.Dataset, score: str = "accuracy", c
 
 
 def _scores_of_task(x: xr.DataArray, y: np.ndarray) -> xr.Dataset:
-    values = np.where(np.isfinite(x.values), x.values, -np.inf)  # (predictor, candidate)
-    operator = np.array([CLASSES.get(o, o) for o in x["operator"].values])
+    values = statistics.ranked_last(x.values)  # (predictor, candidate)
+    operator = np.array([statistics.CLASSES.get(o, o) for o in x["operator"].values])
     groups = {"all": np.ones(len(y), bool)} | {name: operator == name for name in dict.fromkeys(operator)}
-    spearman = np.stack([_spearman(values[:, inside], y[inside]) for inside in groups.values()])
     size = values[list(x["predictor"].values).index("parameters")]
-    with_size = _spearman(values, size)
-    gain_size = _spearman(size[None], y)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        partial = (spearman[0] - with_size * gain_size) / np.sqrt((1 - with_size**2) * (1 - gain_size**2))
-    partial[np.isclose(with_size, 1)] = np.nan
-    top = np.argsort(-y)[:3]
-    i, j = np.triu_indices(len(y), 1)
-    pairs = (np.abs(size[i] - size[j]) <= SAME_SIZE * np.maximum(size[i], size[j])) & (y[i] != y[j])
-    agree = np.sign(_difference(values, i[pairs], j[pairs])) * np.sign(y[i] - y[j])[pairs]
+    partial = statistics.partial_spearman(values, y, size[:, None])
+    partial[np.isclose(statistics.spearman(values, size), 1)] = np.nan
     per = {
-        "kendall": np.array([stats.kendalltau(v, y).statistic for v in values]),
+        "kendall": statistics.kendall(values, y),
         "partial": partial,
-        "same_size": (agree.mean(1) + 1) / 2 if pairs.any() else np.full(len(values), np.nan),
-        "regret": y.max() - _picked(values, 1) @ y,
-        "precision": _picked(values, 3)[:, top].mean(1),
+        "same_size": statistics.ordered_rightly(values, y, *statistics.pairs_of_one_size(size)),
+        "regret": y.max() - statistics.picked(values, 1) @ y,
+        "precision": statistics.picked(values, 3)[:, np.argsort(-y)[:3]].mean(1),
     }
+    spearman = np.stack([statistics.spearman(values[:, inside], y[inside]) for inside in groups.values()])
     return xr.Dataset(
         {"spearman": (("group", "predictor"), spearman), **{n: ("predictor", v) for n, v in per.items()}},
         {"group": list(groups), "predictor": x["predictor"].values},
     )
-
-
-def _picked(values: np.ndarray, count: int) -> np.ndarray:
-    """The chance of each column to be among the first `count` of its row, where ties are drawn by lot."""
-    better = (values[:, None, :] > values[:, :, None]).sum(2)
-    tied = (values[:, None, :] == values[:, :, None]).sum(2)
-    return np.clip((count - better) / tied, 0, 1)
-
-
-def _difference(values: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    a, b = values[:, i], values[:, j]
-    return np.where(a == b, 0.0, np.where(a > b, 1.0, -1.0))  # −∞ against −∞ is a tie
-
-
-def _spearman(values: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Spearman's ρ of every row of `values` with `y`; a constant row tells nothing and gets 0."""
-    a = stats.rankdata(values, axis=1)
-    a = a - a.mean(1, keepdims=True)
-    b = stats.rankdata(y) - (len(y) + 1) / 2
-    scale = np.sqrt((a**2).sum(1) * (b**2).sum())
-    return np.divide(a @ b, scale, out=np.zeros(len(a)), where=scale > 0)
 
 
 def bootstrap(table: xr.DataArray, repetitions: int = 2000, seed: int = 0) -> xr.Dataset:
@@ -209,13 +159,3 @@ def bootstrap(table: xr.DataArray, repetitions: int = 2000, seed: int = 0) -> xr
     means = table.isel(task=xr.DataArray(draws, dims=("repetition", "draw"))).mean("draw")
     low, high = (means.quantile(q, "repetition", skipna=False).drop_vars("quantile") for q in (0.025, 0.975))
     return xr.Dataset({"mean": table.mean("task"), "low": low, "high": high})
-
-
-def front(cost: np.ndarray, merit: np.ndarray) -> np.ndarray:
-    """Which points no other point beats: cheaper or as cheap, and better. Boolean, in the order given."""
-    order = np.lexsort((-merit, cost))
-    best = np.maximum.accumulate(merit[order])
-    leads = np.concatenate([[True], best[1:] > best[:-1]])
-    on = np.zeros(len(order), bool)
-    on[order[leads]] = True
-    return on

@@ -4,8 +4,6 @@ from itertools import combinations
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 
 from mmstudy.study import evaluation
@@ -124,15 +122,6 @@ def test_gains_are_paired_with_the_control_and_point_upwards():
     assert gains["gain"].sel(score="nll").values == pytest.approx([-0.3, 0.1])
     assert gains["gain"].sel(score="ece").values == pytest.approx([-30, 10])
     assert gains["gain_se"].values == pytest.approx(0, abs=1e-9)
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12, unique=True))
-def test_the_front_is_what_no_other_point_beats(points):
-    cost, merit = np.array(points, dtype=float).T
-    beaten = [
-        any(c <= cost[i] and m >= merit[i] and (c, m) != points[i] for c, m in points) for i in range(len(points))
-    ]
-    assert evaluation.front(cost, merit).tolist() == [not b for b in beaten]
 
 
 def test_bootstrap_of_a_constant_and_of_a_paired_difference():
@@ -285,16 +274,6 @@ def test_a_turned_predictor_has_the_opposite_correlations(example):
     for name in ("spearman", "kendall", "partial"):
         assert second[name].values == pytest.approx(-first[name].values)
     assert second["same_size"].values == pytest.approx(1 - first["same_size"].values)
-
-
-@given(st.lists(st.integers(-3, 3), min_size=4, max_size=9), st.lists(st.integers(-3, 3), min_size=9, max_size=9))
-def test_spearman_is_that_of_scipy_with_any_ties(values, gains):
-    y = np.array(gains[: len(values)], dtype=float)
-    (found,) = evaluation._spearman(np.array([values], dtype=float), y)
-    if len(set(values)) == 1 or len(set(y)) == 1:
-        assert found == 0
-    else:
-        assert found == pytest.approx(stats.spearmanr(values, y).statistic)
 
 
 def test_reliability_is_cronbachs_alpha():
