@@ -73,11 +73,11 @@ def predictions(experiment: xr.Dataset) -> xr.Dataset:
     full = float(experiment.attrs["full_cost"])
     budget = json.loads(experiment.attrs["parameters"])["budget"]
     steps, bin_ = budget["steps"], budget["early_bin"]
-    examples = float(experiment["probe_examples"].mean())
     shared = float(experiment["examples_cost"].mean()) / experiment.sizes["candidate"]  # of all that looks at examples
     sizes = [name for name in known if "probe" in experiment[name].dims]
     for name, each in known.items():
         if each.compute:
+            examples = float(experiment["probe_examples"].clip(max=each.examples).mean())
             add(name, experiment[name], each.looks * shared + each.passes * examples)
     for rate in experiment["rate"].values.tolist():
         for share in EARLY:

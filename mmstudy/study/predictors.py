@@ -4,6 +4,7 @@ To add one, enter it here or, from outside, in the dictionary: `PREDICTORS["mine
 beforehand which sign its relation to the gain is expected to have.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -27,9 +28,10 @@ class Predictor:
 
     `sign`: +1 where a larger value is expected to go with a larger gain, −1 where a smaller one is; `words` and `unit`
     say what it is, `source` where it comes from; figures give each `family` a colour. `compute`: (networks, probe
-    examples) → one number for each network, right after expansion, at a cost of so many `passes` over each example;
-    without it, the predictor is measured along the early run or at each probe (`measurements`), and `cost` is the
-    variable with what that took. `combined`: whether its ranks are also averaged with those of the parameter count.
+    examples) → one number for each network, right after expansion, at a cost of so many `passes` over each example, or
+    over as many `examples` if there are more; without it, the predictor is measured along the early run or at each
+    probe (`measurements`), and `cost` is the variable with what that took. `combined`: whether its ranks are also
+    averaged with those of the parameter count.
     """
 
     sign: int
@@ -39,6 +41,7 @@ class Predictor:
     source: str = ""
     compute: Callable[[Ensemble, Batch], Tensor] | None = None
     passes: float | int = 0
+    examples: float | int = math.inf
     cost: str = PROBED
     combined: bool = True
 
@@ -47,8 +50,9 @@ class Predictor:
             raise ValueError(f"a predictor declares the sign 1 or -1; got sign={self.sign!r}")
         if self.family not in FAMILIES:
             raise ValueError(f"a predictor's family is one of {', '.join(FAMILIES)}; got family={self.family!r}")
-        if not self.passes >= 0:
-            raise ValueError(f"a predictor costs passes ≥ 0; got passes={self.passes}")
+        if not (self.passes >= 0 and self.examples > 0):
+            cost = f"passes={self.passes}, examples={self.examples}"
+            raise ValueError(f"a predictor costs passes ≥ 0 over examples > 0; got {cost}")
 
     @property
     def looks(self) -> bool:

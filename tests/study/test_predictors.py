@@ -63,7 +63,8 @@ def test_losses_point_down_and_sizes_up():
     [
         ({"sign": 0}, "the sign 1 or -1; got sign=0"),
         ({"family": "sise"}, "one of static, early loss, size; got family='sise'"),
-        ({"passes": -1}, "got passes=-1"),
+        ({"passes": -1}, "got passes=-1, examples=inf"),
+        ({"examples": 0}, "got passes=0, examples=0"),
     ],
 )
 def test_a_wrong_entry_is_refused_by_value(wrong, said):
