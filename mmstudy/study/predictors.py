@@ -16,7 +16,9 @@ from mmstudy.batched.engine import Batch
 from mmstudy.batched.ensemble import Ensemble, losses, vectors
 from mmstudy.batched.objective import of_networks
 from mmstudy.core import networks
+from mmstudy.manifold.curvature import PRODUCT
 from mmstudy.manifold.estimators import ESTIMATORS
+from mmstudy.study import rivals
 
 STATIC, EARLY_LOSS, SIZE = FAMILIES = ("static", "early loss", "size")
 PROBED = "children_cost"  # what a probe costs before anything is evaluated on the probe examples
@@ -89,6 +91,130 @@ PREDICTORS: dict[str, Predictor] = {
     "loss": Predictor(-1, "loss right after expansion", "nat", STATIC, compute=losses, passes=1),
     "gradient_norm": Predictor(
         +1, "norm of the loss gradient right after expansion", "nat", STATIC, compute=gradient_norm, passes=3
+    ),
+    "snip": Predictor(
+        +1,
+        "sum of |parameter × its gradient| (SNIP)",
+        "nat",
+        STATIC,
+        "Lee et al. 2019, arXiv 1810.02340; Abdelfattah et al. 2021, arXiv 2101.08134",
+        compute=rivals.snip,
+        passes=3,
+    ),
+    "grasp": Predictor(
+        +1,
+        "−θᵀHg, what shrinking the parameters adds to ½‖gradient‖² (GraSP)",
+        "nat²",
+        STATIC,
+        "Wang et al. 2020, arXiv 2002.07376; Abdelfattah et al. 2021, arXiv 2101.08134",
+        compute=rivals.grasp,
+        passes=6 + PRODUCT,  # g, g again with its graph, and a pass back through that
+    ),
+    # three passes over one input of ones, which count as nothing, as do those of `flops`
+    "synflow": Predictor(
+        +1,
+        "log of the sum of |parameter × its gradient| of the flow of ones (SynFlow)",
+        "1",
+        STATIC,
+        "Tanaka et al. 2020, arXiv 2006.05467; Abdelfattah et al. 2021, arXiv 2101.08134",
+        compute=rivals.synflow,
+    ),
+    "fisher": Predictor(
+        +1,
+        "trace of the empirical Fisher matrix of the parameters",
+        "nat²",
+        STATIC,
+        "Abdelfattah et al. 2021, arXiv 2101.08134",
+        compute=rivals.fisher,
+        passes=3,
+        examples=rivals.EXAMPLES,
+    ),
+    "jacobian_covariance": Predictor(
+        +1,
+        "score of how little the input Jacobians of examples correlate",
+        "1",
+        STATIC,
+        "Mellor et al. 2021, arXiv 2006.04647v1; Abdelfattah et al. 2021, arXiv 2101.08134",
+        compute=rivals.jacobian_covariance,
+        passes=3,
+        examples=rivals.EXAMPLES,
+    ),
+    "gradient_confusion": Predictor(
+        -1,
+        "− the least inner product of two minibatch gradients",
+        "nat²",
+        STATIC,
+        "Sankararaman et al. 2020, arXiv 1904.06963",
+        compute=rivals.gradient_confusion,
+        passes=3,
+        examples=rivals.EXAMPLES,
+    ),
+    "gradient_cosine": Predictor(
+        +1,
+        "least cosine of two minibatch gradients",
+        "1",
+        STATIC,
+        "Sankararaman et al. 2020, arXiv 1904.06963",
+        compute=rivals.gradient_cosine,
+        passes=3,
+        examples=rivals.EXAMPLES,
+    ),
+    "gradient_diversity": Predictor(
+        +1,
+        "sum of squared norms of the examples' gradients over that of their sum",
+        "1",
+        STATIC,
+        "Yin et al. 2018, arXiv 1706.05699",
+        compute=rivals.gradient_diversity,
+        passes=3,
+        examples=rivals.EXAMPLES,
+    ),
+    "ntk_condition": Predictor(
+        -1,
+        "condition number of the empirical neural tangent kernel",
+        "1",
+        STATIC,
+        "Chen et al. 2021, arXiv 2102.11535",
+        compute=rivals.ntk_condition,
+        passes=3,
+        examples=rivals.KERNEL,
+    ),
+    "sam_sharpness": Predictor(
+        -1,
+        "rise of the loss at SAM's ascent step",
+        "nat",
+        STATIC,
+        "Foret et al. 2021, arXiv 2010.01412",
+        compute=rivals.sam_sharpness,
+        passes=4,
+    ),
+    "hessian_trace": Predictor(
+        -1,
+        "trace of the Hessian of the loss",
+        "nat",
+        STATIC,
+        "Hutchinson 1990",
+        compute=rivals.hessian_trace,
+        passes=PRODUCT * rivals.PROBES,
+    ),
+    "gradient_gain": Predictor(
+        +1,
+        "squared norm of the loss gradient: the loss's rate of decrease under gradient flow",
+        "nat²",
+        STATIC,
+        "Evci et al. 2022, arXiv 2201.05125",
+        compute=rivals.gradient_gain,
+        passes=3,
+    ),
+    "natural_gain": Predictor(
+        +1,
+        "gᵀ(F + 0.01)⁻¹g, twice the gain promised to a damped natural-gradient step",
+        "nat",
+        STATIC,
+        "Mitchell et al. 2023, arXiv 2307.04526",
+        compute=rivals.natural_gain,
+        passes=3,
+        examples=rivals.EXAMPLES,
     ),
     "early_loss": Predictor(
         -1,
