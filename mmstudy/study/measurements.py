@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmstudy.batched import ensemble as en
 from mmstudy.batched import scoring, training
 from mmstudy.batched.objective import Objective, of_networks
-from mmstudy.core import networks
+from mmstudy.core import tasks
 from mmstudy.core.seeds import generator
 from mmstudy.core.tasks import Data, Split, Task
 from mmstudy.expansion.candidate import Candidate
@@ -58,9 +58,7 @@ def train_base(task: Task, data: Data, protocol: Protocol) -> xr.Dataset:
 
 def new_base(task: Task, data: Data) -> nn.Module:
     """The task's base network before any training."""
-    inputs, targets = data.training
-    network = networks.MLP(inputs[0].numel(), task.widths, int(targets.max()) + 1)
-    return networks.initialize(network, generator("initialize", task)).to(inputs.device)
+    return tasks.base(task, data)
 
 
 def _schedule(protocol: Protocol) -> Tensor:
