@@ -91,8 +91,8 @@ def _in_parts(ensemble: Ensemble, inputs: Tensor) -> Iterator[tuple[slice, slice
             start += len(part)
 
 
-def _judged(logits: Float[Tensor, "k n *t classes"], targets: Int[Tensor, "n *t"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Whether each guess is right, its negative log-likelihood and its confidence, each (k, n, *t)."""
+def _judged(logits: Float[Tensor, "k n ... classes"], targets: Int[Tensor, "n ..."]) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether each guess is right, its negative log-likelihood and its confidence, each (k, n, …)."""
     if logits.shape[1:-1] != targets.shape:
         shapes = f"outputs {tuple(logits.shape[1:])}, targets {tuple(targets.shape)}"
         raise ValueError(f"the classes must be the outputs' last axis, and targets have the others; got {shapes}")
