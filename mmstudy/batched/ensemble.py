@@ -206,7 +206,7 @@ def parts_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, normalization: s
         return [batch]
     most = engine.examples_at_once(ensemble.network, ensemble.parameters, ensemble.buffers, batch, loss_fn)
     parts = [engine.take(batch, part) for part in engine.pieces(engine.count(batch), most)]
-    known = len(parts) == 1 or loss_fn in (*MEANS, _output)
+    known = len(parts) == 1 or loss_fn in (*MEANS, output)
     return parts if known or _adds_up(ensemble, batch, parts, loss_fn) else [batch]
 
 
@@ -253,9 +253,8 @@ def losses_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, shared: bool = 
 def outputs(ensemble: Ensemble, inputs: Tensor) -> Tensor:
     """The outputs of every network on shared inputs, (K, n, ...), in evaluation mode."""
     with torch.no_grad(), measuring(ensemble.network):
-        return torch.cat(
-            [losses_of(ensemble, some, _output) for some in parts_of(ensemble, inputs, _output, "frozen")], dim=1
-        )
+        parts = parts_of(ensemble, inputs, output, "frozen")
+        return torch.cat([losses_of(ensemble, part, output) for part in parts], dim=1)
 
 
 @contextmanager
@@ -284,7 +283,8 @@ def measuring(network: nn.Module, normalization: str = "frozen", training: bool 
                 module.track_running_stats = track
 
 
-def _output(model: Model, inputs: Tensor) -> Tensor:
+def output(model: Model, inputs: Tensor) -> Tensor:
+    """The outputs themselves, as a loss function."""
     return model(inputs)
 
 

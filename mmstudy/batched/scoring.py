@@ -1,15 +1,26 @@
 """What networks are worth, example by example and on all of them: losses, accuracy, calibration."""
 
 import math
+from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn
-from mmstudy.batched.ensemble import Ensemble, at, classification, losses_of, measuring, outputs, vectors
+from mmstudy.batched.ensemble import (
+    Ensemble,
+    at,
+    at_once,
+    classification,
+    losses_of,
+    measuring,
+    output,
+    parts_of,
+    vectors,
+)
 
 CALIBRATION_BINS = 15
 
@@ -52,15 +63,40 @@ def evaluate(ensemble: Ensemble, batch: tuple[Tensor, Tensor]) -> dict[str, Floa
     """Accuracy, negative log-likelihood (nats) and expected calibration error of every classifier, each (K,) float64.
 
     ECE: Σ_b (n_b / n) |accuracy_b − confidence_b| over 15 equal bins of the top probability (Guo et al. 2017,
-    arXiv 1706.04599, equation 3). A network whose outputs are not numbers scores NaN.
+    arXiv 1706.04599, equation 3). A network whose outputs are not numbers scores NaN. Of sentences, with outputs
+    (n, T, classes) and targets (n, T), every token counts as one example.
+
+    Raises:
+        ValueError: targets of another shape than the outputs (n, …, classes) have without their last axis.
     """
     inputs, targets = batch
-    logp = outputs(ensemble, inputs).double().log_softmax(-1)  # (K, n, classes)
-    k, n, _ = logp.shape
-    confidence, guess = logp.max(-1)
-    right = (guess == targets).double().where(~confidence.isnan(), torch.nan)
-    picked = logp.gather(-1, targets.expand(k, n).unsqueeze(-1)).squeeze(-1)
-    bins = (confidence.exp().nan_to_num() * CALIBRATION_BINS).ceil().clamp(1, CALIBRATION_BINS).long() - 1
-    gap = torch.zeros(k, CALIBRATION_BINS, dtype=torch.float64, device=logp.device)
-    gap.scatter_add_(1, bins, right - confidence.exp())
-    return {"accuracy": right.mean(1), "nll": -picked.mean(1), "ece": gap.abs().sum(1) / n}
+    rows = (len(ensemble), len(targets))
+    right, nll = (torch.zeros(rows, dtype=torch.float64, device=targets.device) for _ in range(2))  # of each example
+    gap = torch.zeros(len(ensemble), CALIBRATION_BINS, dtype=torch.float64, device=targets.device)
+    for some, part, logits in _in_parts(ensemble, inputs):
+        hits, losses, confidence = (t.view(*logits.shape[:2], -1) for t in _judged(logits, targets[part]))
+        right[some, part], nll[some, part] = hits.mean(2), losses.mean(2)
+        bins = (confidence.nan_to_num() * CALIBRATION_BINS).ceil().clamp(1, CALIBRATION_BINS).long() - 1
+        gap[some].scatter_add_(1, bins.flatten(1), (hits - confidence).flatten(1))
+    return {"accuracy": right.mean(1), "nll": nll.mean(1), "ece": gap.abs().sum(1) / targets.numel()}
+
+
+def _in_parts(ensemble: Ensemble, inputs: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Outputs, (some networks, some examples, ...), with which these are: as many at a time as run in one call."""
+    start = 0
+    with torch.no_grad(), measuring(ensemble.network):
+        for part in parts_of(ensemble, inputs, output, "frozen"):
+            for some in engine.pieces(len(ensemble), at_once(ensemble, part, output)):
+                yield some, slice(start, start + len(part)), losses_of(ensemble[some], part, output)
+            start += len(part)
+
+
+def _judged(logits: Float[Tensor, "k n ... classes"], targets: Int[Tensor, "n ..."]) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether each guess is right, its negative log-likelihood and its confidence, each (k, n, …)."""
+    if logits.shape[1:-1] != targets.shape:
+        shapes = f"outputs {tuple(logits.shape[1:])}, targets {tuple(targets.shape)}"
+        raise ValueError(f"the classes must be the outputs' last axis, and targets have the others; got {shapes}")
+    logp = logits.double().log_softmax(-1)
+    top, guess = logp.max(-1)
+    right = (guess == targets).double().where(~top.isnan(), torch.nan)
+    return right, -logp.gather(-1, targets.expand(guess.shape).unsqueeze(-1)).squeeze(-1), top.exp()

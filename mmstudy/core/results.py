@@ -16,6 +16,7 @@ import xarray as xr
 
 from mmstudy import __version__
 
+LARGE = 10_000  # numbers in an array that is compressed
 PACKAGES = ("torch", "numpy", "scipy", "xarray", "scikit-learn", "mnist1d")
 
 
@@ -101,12 +102,14 @@ def atomically(path: str | Path) -> Iterator[Path]:
 
 
 def write(dataset: xr.Dataset, path: str | Path) -> Path:
-    """Write netCDF atomically.
+    """Write netCDF atomically, large arrays of numbers compressed.
 
     How a dataset was stored before (its encoding: string lengths, for one) has no say in how it is stored now.
     """
+    large = [name for name, values in dataset.variables.items() if values.size > LARGE and values.dtype.kind in "fi"]
     with atomically(path) as beside:
-        dataset.drop_encoding().to_netcdf(beside, engine="h5netcdf")
+        packed = {name: {"zlib": True, "shuffle": True} for name in large}
+        dataset.drop_encoding().to_netcdf(beside, engine="h5netcdf", encoding=packed)
     return Path(path)
 
 

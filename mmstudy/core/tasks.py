@@ -1,64 +1,32 @@
-"""The data: three disjoint parts of a dataset, standardized, as float32 tensors on a device.
+"""Tasks: what is to be learnt and by which base network; the data of a task, and its base network before training."""
 
-A dataset of your own is entered from outside: `DATASETS["mine"] = lambda: Dataset(inputs, targets, 1000, 300)`.
-"""
-
-import contextlib
 import hashlib
-import random
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
-from functools import cache
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmstudy.core.arguments import described, whole
-from mmstudy.core.extras import needed
+from mmstudy.core import networks
+from mmstudy.core.arguments import described, one_of, whole
+from mmstudy.core.datasets import DATASETS, Data, Dataset, Split
+from mmstudy.core.families import FAMILIES
 from mmstudy.core.seeds import generator
-
-DIGITS_TEST, DIGITS_VALIDATION = 1000, 297  # of 1,797 scans; the rest may be trained on
-MNIST1D_TEST, MNIST1D_VALIDATION, MNIST1D_TRAIN = 20_000, 2_000, 4_000
-
-
-class Split(NamedTuple):
-    """Examples: inputs (n, features) float32 and targets (n,) int64."""
-
-    inputs: Tensor
-    targets: Tensor
-
-
-class Data(NamedTuple):
-    """The three disjoint parts of a task. Test data never touch a predictor."""
-
-    training: Split
-    validation: Split
-    test: Split
-
-
-class Dataset(NamedTuple):
-    """All examples of a dataset, and how many are kept for the test and validation parts.
-
-    Inputs are (n, features), numbers; targets (n,), int64, are classes counted from 0.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    test: int
-    validation: int
 
 
 @dataclass(frozen=True)
 class Task:
     """What is to be learnt and by which base network.
 
-    `label_noise` is the share of training and validation labels that are replaced by another class; test labels are
-    always true. `train_size` examples are trained on. `widths` are those of the base network's hidden layers.
+    `label_noise` is the share of training and validation labels that are replaced by another class (of a text: of
+    single tokens to be predicted); test labels are always true. `train_size` examples are trained on.
+
+    `widths` is the shape of the base network in its `family` (`families.FAMILIES`): "MLP", the widths of the hidden
+    layers; "ResNet", the channels of each stage; "ViT" and "decoder", (width of the stream, heads, blocks).
 
     Raises:
-        ValueError: a dataset that `DATASETS` doesn't know, a noise share outside [0, 1), or a width below 1.
+        ValueError: a dataset that `DATASETS` doesn't know, a noise share outside [0, 1), an unknown family, a width
+            below 1, or widths that are no shape of the family.
         TypeError: widths that are no tuple of whole numbers.
     """
 
@@ -67,6 +35,7 @@ class Task:
     train_size: int
     label_noise: float = 0.0
     seed: int = 0
+    family: str = "MLP"
 
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
@@ -78,34 +47,52 @@ class Task:
             raise TypeError(f"widths must be a tuple, such as (16, 16); got {self.widths!r}")
         for width in self.widths:
             whole(width, "a width", 1)
+        family = FAMILIES[one_of(self.family, FAMILIES, "family")]
+        if wrong := family.wrong(self.widths):
+            raise ValueError(f"widths of a {self.family} are {family.shape}: {wrong}; got {self.widths}")
 
     def __str__(self) -> str:
         noise = f", {self.label_noise:.0%} flipped" if self.label_noise else ""
-        return f"{self.dataset} {self.train_size}{noise}, {'-'.join(map(str, self.widths))}, seed {self.seed}"
+        family = "" if self.family == "MLP" else f"{self.family} "
+        return f"{self.dataset} {self.train_size}{noise}, {family}{'-'.join(map(str, self.widths))}, seed {self.seed}"
 
 
 def load(task: Task, device: str | torch.device = "cpu") -> Data:
-    """The task's data: deterministic, standardized per feature with the training part's mean and deviation.
+    """The task's data, deterministic: three disjoint parts.
+
+    Numbers are standardized per feature with the training part's mean and deviation; tokens stay what they are.
 
     Raises:
         ValueError: more training examples than there are, or a dataset that is not as `Dataset` says.
     """
-    inputs, targets, test, validation = _checked(task.dataset, DATASETS[task.dataset]())
+    inputs, targets, test, validation, image, vocabulary = _checked(task.dataset, DATASETS[task.dataset]())
     most = len(inputs) - test - validation
     if not 1 <= task.train_size <= most:
         raise ValueError(f"{task.dataset} has 1 to {most} training examples; got train_size={task.train_size}")
     order = torch.randperm(len(inputs), generator=generator("split", task.dataset, task.seed))
     parts = order[:test], order[test : test + validation], order[test + validation :][: task.train_size]
-    mean, deviation = inputs[parts[2]].mean(0), inputs[parts[2]].std(0, correction=0)
-    deviation[deviation == 0] = 1.0  # a pixel that never changes stays at zero
-    splits = [Split(((inputs[p] - mean) / deviation).float().to(device), targets[p].to(device)) for p in parts]
-    test_split, *seen = splits
-    classes = int(targets.max()) + 1
+    if not vocabulary:
+        mean, deviation = inputs[parts[2]].mean(0), inputs[parts[2]].std(0, correction=0)
+        deviation[deviation == 0] = 1.0  # a pixel that never changes stays at zero
+        inputs = ((inputs - mean) / deviation).float()
+    test_split, *seen = (Split(inputs[p].to(device), targets[p].to(device)) for p in parts)
+    classes = vocabulary or int(targets.max()) + 1
     validation_split, training_split = (
         Split(s.inputs, _flip(s.targets, classes, task, name))
         for s, name in zip(seen, ("validation", "train"), strict=True)
     )
-    return Data(training_split, validation_split, test_split)
+    return Data(training_split, validation_split, test_split, image, vocabulary)
+
+
+def base(task: Task, data: Data) -> nn.Module:
+    """The task's base network before any training, on the device of the data.
+
+    Raises:
+        ValueError: the family doesn't fit the data: tokens, or images of unknown shape.
+    """
+    classes = int(data.training.targets.max()) + 1
+    network = FAMILIES[task.family].build(task.widths, classes, data)
+    return networks.initialize(network, generator("initialize", task)).to(data.training.inputs.device)
 
 
 def fingerprint(data: Data) -> str:
@@ -119,14 +106,25 @@ def fingerprint(data: Data) -> str:
 
 
 def _checked(name: str, dataset: Dataset) -> Dataset:
-    inputs, targets, test, validation = dataset
-    if inputs.dim() < 2 or targets.shape != inputs.shape[:1]:
+    inputs, targets, test, validation, image, vocabulary = dataset
+    wanted = "and targets (n, T), tokens" if vocabulary else "and targets (n,)"
+    if inputs.dim() < 2 or targets.shape != (inputs.shape if vocabulary else inputs.shape[:1]):
         shapes = f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)}"
-        raise ValueError(f"dataset {name!r} needs inputs (n, features) and targets (n,); got {shapes}")
+        raise ValueError(
+            f"dataset {name!r} needs inputs (n, {'T' if vocabulary else 'features'}) {wanted}; got {shapes}"
+        )
     if targets.dtype != torch.int64 or targets.min() < 0 or targets.max() < 1:
         raise ValueError(f"targets of {name!r} must be int64 classes 0, 1, …; got {described(targets)}")
+    if vocabulary:
+        for tokens, what in ((inputs, "inputs"), (targets, "targets")):
+            if tokens.dtype != torch.int64 or tokens.min() < 0 or tokens.max() >= vocabulary:
+                raise ValueError(f"{what} of {name!r} must be int64 tokens below {vocabulary}; got {described(tokens)}")
+    elif not inputs.is_floating_point():
+        raise ValueError(f"inputs of {name!r} must be numbers such as float32, or say a vocabulary; got {inputs.dtype}")
     if not inputs.isfinite().all():
         raise ValueError(f"inputs of {name!r} must be finite; got {int((~inputs.isfinite()).sum())} that are not")
+    if image and inputs.shape[1:] != (math.prod(image),):
+        raise ValueError(f"an image of {name!r} has {image} numbers, and a row of inputs {tuple(inputs.shape[1:])}")
     if test < 1 or validation < 1:
         raise ValueError(f"{name!r} needs test and validation examples; got test={test}, validation={validation}")
     return dataset
@@ -134,55 +132,6 @@ def _checked(name: str, dataset: Dataset) -> Dataset:
 
 def _flip(targets: Tensor, classes: int, task: Task, part: str) -> Tensor:
     stream = generator("label noise", task.dataset, task.seed, part)
-    flipped = torch.rand(len(targets), generator=stream) < task.label_noise
-    shift = torch.randint(1, classes, (len(targets),), generator=stream)
+    flipped = torch.rand(targets.shape, generator=stream) < task.label_noise
+    shift = torch.randint(1, classes, targets.shape, generator=stream)
     return torch.where(flipped.to(targets.device), (targets + shift.to(targets.device)) % classes, targets)
-
-
-@cache
-def _digits() -> Dataset:
-    """1,797 scans of handwritten digits, 8 × 8 pixels (Alpaydin & Kaynak 1998, shipped with scikit-learn)."""
-    with needed("study"):
-        from sklearn.datasets import load_digits
-
-    scans = load_digits()
-    return Dataset(torch.tensor(scans.data), torch.tensor(scans.target), DIGITS_TEST, DIGITS_VALIDATION)
-
-
-def pixel_tokens(count: int, seed: int = 0) -> Split:
-    """Digits as sentences for a language model: 63 pixels (0 to 16), row by row, and for each the one that follows.
-
-    Inputs and targets are (count, 63) int64.
-    """
-    scans = _digits()[0].long()
-    some = scans[torch.randperm(len(scans), generator=generator("sentences", seed))[:count]]
-    return Split(some[:, :-1], some[:, 1:])
-
-
-@cache
-def _mnist1d() -> Dataset:
-    """MNIST-1D by its authors' generator (Greydanus & Kobak 2020, arXiv 2011.14439), 40 numbers an example."""
-    with needed("study"):
-        from mnist1d.data import get_dataset_args, make_dataset
-
-    arguments = get_dataset_args()
-    arguments.num_samples = MNIST1D_TEST + MNIST1D_VALIDATION + MNIST1D_TRAIN
-    arguments.train_split = 1.0
-    with _global_random_state_kept():
-        made = make_dataset(arguments)
-    return Dataset(torch.tensor(made["x"]), torch.tensor(made["y"]), MNIST1D_TEST, MNIST1D_VALIDATION)
-
-
-@contextlib.contextmanager
-def _global_random_state_kept():
-    """The generator of mnist1d seeds the global streams; they are put back as they were."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-        torch.set_rng_state(before[2])
-
-
-DATASETS: dict[str, Callable[[], Dataset]] = {"digits": _digits, "mnist1d": _mnist1d}

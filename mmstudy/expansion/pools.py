@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -29,6 +30,7 @@ def candidate_pool(
     matched: Sequence[float | int] = (2,),
     wider: Sequence[str] = ("net2net", "zero_outgoing", "random"),
     deeper: Sequence[str] = ("deeper_identity", "deeper_random"),
+    locations: Sequence[str] = (),
 ) -> dict[str, Candidate]:
     """Operators × locations × amounts for a network, by labels that name the same expansion of other base sizes too.
 
@@ -38,10 +40,14 @@ def candidate_pool(
     units at which the network has as many parameters, within 2%, as with the first one times that factor: pairs that
     differ in where they grow, but not in how much.
 
+    Args:
+        locations: what gets wider, for a smaller pool: couplings, or some that grow together, joined by &, such as
+            "blocks.0.up&blocks.1.up". By default each one, and all together.
+
     Raises:
         TypeError: an option of another kind.
-        ValueError: a factor that is not above 1, an unknown operator, a network that would not fit into memory, or a
-            pool that would be empty.
+        ValueError: a factor that is not above 1, an unknown operator or coupling, a network that would not fit into
+            memory, or a pool that would be empty.
     """
     _several(factors, "factors", lambda factor, name: arguments.number(factor, name, 1))
     _several(matched, "matched", lambda factor, name: arguments.number(factor, name, 1))
@@ -49,20 +55,23 @@ def candidate_pool(
     _several(wider, "wider", lambda operator, name: arguments.one_of(operator, named(widens=True), name))
     _several(deeper, "deeper", lambda operator, name: arguments.one_of(operator, named(widens=False), name))
     groups = couplings(network, batch)
-    for factor in (*factors, *(matched if len(groups) > 1 else ())):
-        for group in groups.values():
-            estimates.wider_fits(network, group, round(factor * group.size))
+    _several(locations, "locations", lambda where, name: _members(where, groups, name))
+    everywhere = [*((name,) for name in groups), *([tuple(groups)] if len(groups) > 1 else [])]
+    places = [_members(where, groups, "a location") for where in locations] or everywhere
+    first, *others = [where[0] for where in places if len(where) == 1] or [""]
+    for factor in (*factors, *(matched if others else ())):
+        for name in dict.fromkeys(chain(*places)):
+            estimates.wider_fits(network, groups[name], round(factor * groups[name].size))
     if extra_layers and deeper:
         for place in _places(network):
             estimates.deeper_fits(network, {place: max(extra_layers)})
-    first, *others = groups or [""]
     pool: dict[str, Candidate] = {}
 
     def add(label: str, where: tuple[str, ...], sizes: Sequence[int], operators: Sequence[str]) -> None:
         pool.update({f"{operator} {label}": Candidate(operator, where, tuple(sizes)) for operator in operators})
 
     for factor in factors:
-        for where in [*((name,) for name in groups), *([tuple(groups)] if others else [])]:
+        for where in places:
             sizes = [round(factor * groups[name].size) for name in where]
             add(f"{'&'.join(where)} ×{factor:g}", where, sizes, wider)
     for factor in matched if others else ():
@@ -84,6 +93,12 @@ def _several(given: Any, name: str, check: Callable[[Any, str], object]) -> None
         raise TypeError(f"{name} must be a list; got {arguments.described(given)}")
     for i, each in enumerate(given):
         check(each, f"{name}[{i}]")
+
+
+def _members(where: Any, groups: Mapping[str, Coupling], name: str) -> tuple[str, ...]:
+    """The couplings that a location names."""
+    parts = where.split("&") if isinstance(where, str) else [where]
+    return tuple(arguments.one_of(part, groups, name) for part in parts)
 
 
 def _size_for(coupling: Coupling, wanted: int) -> int | None:

@@ -1,6 +1,8 @@
 """What all figures share: the palette, the words, the axes, and how a figure is saved."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from functools import wraps
 from itertools import accumulate
 from pathlib import Path
 
@@ -8,16 +10,41 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from mmstudy.expansion.operators import OPERATORS
 
 COLORS = sns.color_palette("colorblind")
 OPERATOR_MARKERS = [*"oph8Hd", *"sP*>^v", *"DX<", (4, 1, 0), (5, 1, 0), (6, 1, 0)]  # in the order of OPERATORS
+COLUMN = 8.5 / 2.54  # inches: the width of half a page
+SMALL = {  # sizes that can be read in a column
+    "font.size": 7, "axes.labelsize": 7, "axes.titlesize": 7, "legend.fontsize": 6.5, "legend.title_fontsize": 6.5,
+    "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "axes.linewidth": 0.6, "lines.linewidth": 1.0,
+    "lines.markersize": 3.5, "lines.markeredgewidth": 0.7, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.pad": 2, "ytick.major.pad": 2,
+    "axes.titlepad": 3, "axes.labelpad": 2, "legend.handletextpad": 0.4, "legend.columnspacing": 1.2,
+    "legend.frameon": False, "legend.borderaxespad": 0.2, "hatch.linewidth": 0.4,
+}  # fmt: skip
+NUMBER = 6  # points, of numbers inside a figure
 
 matplotlib.rcParams["svg.hashsalt"] = "mmstudy"
 sns.set_theme(context="paper", style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
+
+
+def for_a_column(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Of a function that draws a figure as wide as `COLUMN`: its letters and lines fit that width."""
+
+    @wraps(draw)
+    def drawn(*arguments, **options) -> Figure:
+        with matplotlib.rc_context(SMALL):
+            figure = draw(*arguments, **options)
+            figure.draw_without_rendering()  # ticks take their sizes when they are drawn
+        return figure
+
+    return drawn
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str) -> None:
@@ -25,7 +52,8 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
-    figure.savefig(folder / f"{name}.png", bbox_inches="tight", dpi=150, metadata={"Software": None})
+    dpi = max(150, 1000 / figure.get_figwidth())  # a figure for a column is shown larger on a screen
+    figure.savefig(folder / f"{name}.png", bbox_inches="tight", dpi=dpi, metadata={"Software": None})
     plt.close(figure)
 
 
@@ -59,9 +87,59 @@ def label_ends(axis, ends: Mapping[str, tuple[float, str]]) -> None:
         )  # fmt: skip
 
 
+def number_points(axis, x: np.ndarray, y: np.ndarray) -> None:
+    """1, 2, … beside the points, each where it is furthest from all points and from the numbers before it."""
+    axis.figure.draw_without_rendering()
+    points = axis.transData.transform(np.column_stack([x, y])) * 72 / axis.figure.dpi
+    angles = np.arange(16) * np.pi / 8 + np.pi / 4
+    around = np.column_stack([np.cos(angles), np.sin(angles)])
+    taken = points
+    for i, point in enumerate(points):
+        free = [np.sort(np.hypot(*(taken - spot).T))[:3] for spot in point + 7 * around]
+        best = max(range(len(around)), key=lambda k: tuple(np.minimum(free[k], 7).round(1)))
+        taken = np.vstack([taken, point + 7 * around[best]])
+        axis.annotate(
+            str(i + 1), (x[i], y[i]), tuple(7 * around[best]), textcoords="offset points", fontsize=NUMBER,
+            ha="center", va="center", zorder=4, bbox={"fc": "w", "ec": "none", "alpha": 0.7, "pad": 0.3},
+        )  # fmt: skip
+
+
 def plain(name: object) -> str:
     """An operator's name in words."""
     return str(name).replace("_", " ")
+
+
+def interval(table: xr.Dataset) -> np.ndarray:
+    """Lengths of the two arms of the interval `low` to `high` around `mean`; 0 where there is none."""
+    arms = np.stack([table["mean"] - table["low"], table["high"] - table["mean"]])
+    return np.maximum(np.nan_to_num(arms), 0)
+
+
+def short_task(name: object) -> str:
+    """A task's name for the margin of a figure: examples, share of flipped labels, widths, (seed)."""
+    return re.sub(r", seed (\d+)$", r" (\1)", plain(name).replace(" flipped", ""))
+
+
+def signed(value: float) -> str:
+    """A correlation in little room: .45 or −.45."""
+    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−").replace("0.", ".")
+
+
+def numbered(
+    axis, values: np.ndarray, colors: str, ends: tuple[float, float], word: Callable[[float], str] = signed
+) -> None:
+    """A map with a number in each cell; what is negative is hatched, what is not known is left white."""
+    axis.imshow(values, cmap=colors, vmin=ends[0], vmax=ends[1], aspect="auto")
+    for row, column in np.argwhere(np.isfinite(values)):
+        value = float(values[row, column])
+        face = axis.images[0].cmap(axis.images[0].norm(value))
+        if value < 0:
+            patch = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, hatch="/////", ec="0.45", lw=0)
+            axis.add_patch(patch)
+        look = {"ha": "center", "va": "center", "fontsize": NUMBER, "color": "w" if sum(face[:3]) < 1.5 else "k"}
+        axis.text(column, row, word(value), bbox={"fc": face, "ec": "none", "pad": 0.6}, **look)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
 
 
 def operator_rows(axis, names: list[str]) -> None:

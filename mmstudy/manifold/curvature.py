@@ -59,10 +59,7 @@ def curvature(
         raise ValueError(f"the power method needs iterations ≥ 0; got {iterations}")
     status, loss = estimate.starting(objective, parents, level)
     count, dim = budget.samples, parents.shape[1]
-    signs = torch.randint(2, (count, dim), generator=generator).to(parents) * 2 - 1
-    signs = signs.repeat(len(parents), 1, 1)
-    product = objective.hessian_vector(parents, signs)
-    samples = (signs * product).sum(-1, dtype=torch.float64)
+    samples, product = quadratic_forms(objective, parents, count, generator)
     trace, trace_se = samples.mean(1), estimate.standard_error(samples)
     rounding = torch.finfo(parents.dtype).eps * math.sqrt(dim) * product.double().norm(dim=-1)
     flat = (samples.abs() <= rounding).all(1)
@@ -74,6 +71,16 @@ def curvature(
     more = {"trace": trace, "trace_se": trace_se, "top": _top(objective, parents, product, iterations)}
     cost = objective.examples * (estimate.PASS + PRODUCT * (count + iterations))
     return estimate.report(objective, level, size, size * trace_se / (2 * trace), samples, status, cost, **more)
+
+
+def quadratic_forms(
+    objective: Objective, parents: Float[Tensor, "m dim"], count: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "m count"], Float[Tensor, "m count dim"]]:
+    """vᵀHv, float64, whose mean is an estimate of tr H, and Hv, for random signs v that all parents share."""
+    signs = torch.randint(2, (count, parents.shape[1]), generator=generator).to(parents) * 2 - 1
+    signs = signs.repeat(len(parents), 1, 1)
+    product = objective.hessian_vector(parents, signs)
+    return (signs * product).sum(-1, dtype=torch.float64), product
 
 
 def _top(

@@ -1,6 +1,6 @@
 """Extent: how far the manifold reaches from the middle of what training explores, along the ways that it explores.
 
-The size that the study tests as a predictor of gains (`study.measurements`).
+The size that the study tests as a predictor of gains (`study.probes`).
 """
 
 import numpy as np

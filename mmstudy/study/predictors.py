@@ -4,8 +4,9 @@ To add one, enter it here or, from outside, in the dictionary: `PREDICTORS["mine
 beforehand which sign its relation to the gain is expected to have.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -15,31 +16,31 @@ from mmstudy.batched.engine import Batch
 from mmstudy.batched.ensemble import Ensemble, losses, vectors
 from mmstudy.batched.objective import of_networks
 from mmstudy.core import networks
+from mmstudy.manifold.curvature import PRODUCT
 from mmstudy.manifold.estimators import ESTIMATORS
+from mmstudy.study import rivals
 
-STATIC, EARLY_LOSS, SIZE = FAMILIES = ("static", "early loss", "size")
-PROBED = "children_cost"  # what a probe costs before anything is evaluated on the probe examples
+STATIC, LOSS, VALIDATION, SIZE = FAMILIES = ("static", "training loss", "validation", "size")
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A number for each candidate, and what is expected of it.
+    """A number for each candidate right after expansion, and what is expected of it.
 
     `sign`: +1 where a larger value is expected to go with a larger gain, −1 where a smaller one is; `words` and `unit`
     say what it is, `source` where it comes from; figures give each `family` a colour. `compute`: (networks, probe
-    examples) → one number for each network, right after expansion, at a cost of so many `passes` over each example;
-    without it, the predictor is measured along the early run or at each probe (`measurements`), and `cost` is the
-    variable with what that took. `combined`: whether its ranks are also averaged with those of the parameter count.
+    examples) → one number for each network, at a cost of so many `passes` over each example, or over as many `examples`
+    if there are more. `combined`: whether its ranks are also averaged with those of the parameter count.
     """
 
     sign: int
     words: str
     unit: str = "1"
-    family: str = SIZE
+    family: str = STATIC
     source: str = ""
-    compute: Callable[[Ensemble, Batch], Tensor] | None = None
+    compute: Callable[[Ensemble, Batch], Tensor] = field(kw_only=True)
     passes: float | int = 0
-    cost: str = PROBED
+    examples: float | int = math.inf
     combined: bool = True
 
     def __post_init__(self):
@@ -47,13 +48,9 @@ class Predictor:
             raise ValueError(f"a predictor declares the sign 1 or -1; got sign={self.sign!r}")
         if self.family not in FAMILIES:
             raise ValueError(f"a predictor's family is one of {', '.join(FAMILIES)}; got family={self.family!r}")
-        if not self.passes >= 0:
-            raise ValueError(f"a predictor costs passes ≥ 0; got passes={self.passes}")
-
-    @property
-    def looks(self) -> bool:
-        """Whether it needs the probe examples, and so has a share in the cost of choosing them."""
-        return self.passes > 0 if self.compute else self.cost != PROBED
+        if not (self.passes >= 0 and self.examples > 0):
+            cost = f"passes={self.passes}, examples={self.examples}"
+            raise ValueError(f"a predictor costs passes ≥ 0 over examples > 0; got {cost}")
 
 
 def parameters(ensemble: Ensemble, batch: Batch) -> Tensor:
@@ -84,51 +81,121 @@ PREDICTORS: dict[str, Predictor] = {
     ),
     "loss": Predictor(-1, "loss right after expansion", "nat", STATIC, compute=losses, passes=1),
     "gradient_norm": Predictor(
-        +1, "norm of the loss gradient right after expansion", "nat", STATIC, compute=gradient_norm, passes=3
-    ),
-    "early_loss": Predictor(
-        -1,
-        "mean minibatch loss over the last steps of a constant-step run",
-        "nat",
-        EARLY_LOSS,
-        "Karp et al. 2024, arXiv 2406.02469",
-    ),
-    "explorer_loss": Predictor(
-        -1, "mean minibatch loss that the children met since the probe before", "nat", EARLY_LOSS
-    ),
-    "centre_loss": Predictor(
-        -1, "loss at the children's centre, on the probe examples", "nat", EARLY_LOSS, cost="centre_cost"
-    ),
-    "reach": Predictor(+1, "mean distance of the children from the candidate"),
-    "gyration": Predictor(+1, "radius of gyration of the children"),
-    "diameter": Predictor(+1, "largest distance between two children"),
-    "effective_dimension": Predictor(+1, "participation ratio of the children's covariance"),
-    "log_volume": Predictor(+1, "log volume of the simplex of the candidate and its children"),
-    "disagreement": Predictor(+1, "share of examples on which two children disagree", cost="predictions_cost"),
-    "extent_children": Predictor(
-        +1, "mean distance from the children's centre to the level, along the children, both ways", cost="rays_cost"
-    ),
-    "extent_differences": Predictor(
-        +1, "mean distance from the children's centre to the level, along differences of children", cost="rays_cost"
-    ),
-    "extent_random": Predictor(
         +1,
-        "mean multiple of a filter-normalized random direction to the level",
-        source="Li et al. 2018, arXiv 1712.09913",
-        cost="random_cost",
+        "norm of the loss gradient right after expansion; its square is the gain of gradient flow at first order",
+        "nat",
+        STATIC,
+        "Evci et al. 2022, arXiv 2201.05125 (GradMax)",
+        compute=gradient_norm,
+        passes=3,
+    ),
+    "snip": Predictor(
+        +1,
+        "sum of |parameter × its gradient| (SNIP)",
+        "nat",
+        STATIC,
+        "Lee et al. 2019, arXiv 1810.02340; Abdelfattah et al. 2021, arXiv 2101.08134",
+        compute=rivals.snip,
+        passes=3,
+    ),
+    "grasp": Predictor(
+        +1,
+        "−θᵀHg, what shrinking the parameters adds to ½‖gradient‖² (GraSP)",
+        "nat²",
+        STATIC,
+        "Wang et al. 2020, arXiv 2002.07376; Abdelfattah et al. 2021, arXiv 2101.08134",
+        compute=rivals.grasp,
+        passes=6 + PRODUCT,  # g, g again with its graph, and a pass back through that
+    ),
+    # three passes over one input of ones, which count as nothing, as do those of `flops`
+    "synflow": Predictor(
+        +1,
+        "log of the sum of |parameter × its gradient| of the flow of ones (SynFlow)",
+        "1",
+        STATIC,
+        "Tanaka et al. 2020, arXiv 2006.05467; Abdelfattah et al. 2021, arXiv 2101.08134",
+        compute=rivals.synflow,
+    ),
+    "fisher": Predictor(
+        +1,
+        "trace of the empirical Fisher matrix of the parameters",
+        "nat²",
+        STATIC,
+        "Abdelfattah et al. 2021, arXiv 2101.08134",
+        compute=rivals.fisher,
+        passes=3,
+        examples=rivals.EXAMPLES,
+    ),
+    "jacobian_covariance": Predictor(
+        +1,
+        "score of how little the input Jacobians of examples correlate",
+        "1",
+        STATIC,
+        "Mellor et al. 2021, arXiv 2006.04647v1; Abdelfattah et al. 2021, arXiv 2101.08134",
+        compute=rivals.jacobian_covariance,
+        passes=3,
+        examples=rivals.EXAMPLES,
+    ),
+    "gradient_confusion": Predictor(
+        -1,
+        "− the least inner product of two minibatch gradients",
+        "nat²",
+        STATIC,
+        "Sankararaman et al. 2020, arXiv 1904.06963",
+        compute=rivals.gradient_confusion,
+        passes=3,
+        examples=rivals.EXAMPLES,
+    ),
+    "gradient_cosine": Predictor(
+        +1,
+        "least cosine of two minibatch gradients",
+        "1",
+        STATIC,
+        "Sankararaman et al. 2020, arXiv 1904.06963",
+        compute=rivals.gradient_cosine,
+        passes=3,
+        examples=rivals.EXAMPLES,
+    ),
+    "gradient_diversity": Predictor(
+        +1,
+        "sum of squared norms of the examples' gradients over that of their sum",
+        "1",
+        STATIC,
+        "Yin et al. 2018, arXiv 1706.05699",
+        compute=rivals.gradient_diversity,
+        passes=3,
+        examples=rivals.EXAMPLES,
+    ),
+    "ntk_condition": Predictor(
+        -1,
+        "condition number of the empirical neural tangent kernel",
+        "1",
+        STATIC,
+        "Chen et al. 2021, arXiv 2102.11535",
+        compute=rivals.ntk_condition,
+        passes=3,
+        examples=rivals.KERNEL,
+    ),
+    "sam_sharpness": Predictor(
+        -1,
+        "rise of the loss at SAM's ascent step",
+        "nat",
+        STATIC,
+        "Foret et al. 2021, arXiv 2010.01412",
+        compute=rivals.sam_sharpness,
+        passes=4,
+    ),
+    "natural_gain": Predictor(
+        +1,
+        "gᵀ(F + 0.01)⁻¹g, twice the gain promised to a damped natural-gradient step",
+        "nat",
+        STATIC,
+        "Mitchell et al. 2023, arXiv 2307.04526",
+        compute=rivals.natural_gain,
+        passes=3,
+        examples=rivals.EXAMPLES,
     ),
 }
-
-
-def known() -> dict[str, Predictor]:
-    """All predictors by name: those of `PREDICTORS`, and every estimator's size at the children's centre."""
-    sizes = {
-        f"{name}_size": Predictor(
-            each.more, f"{each.what}, at the children's centre", each.unit, SIZE, each.source, cost=f"{name}_size_cost"
-        )
-        for name, each in ESTIMATORS.items()
-    }
-    return PREDICTORS | {name: each for name, each in sizes.items() if name not in PREDICTORS}
 
 
 def start_values(ensemble: Ensemble, batch: Batch) -> dict[str, Tensor]:
@@ -137,7 +204,7 @@ def start_values(ensemble: Ensemble, batch: Batch) -> dict[str, Tensor]:
     Raises:
         ValueError: a predictor gives anything but one number for each network.
     """
-    values = {name: each.compute(ensemble, batch) for name, each in PREDICTORS.items() if each.compute}
+    values = {name: each.compute(ensemble, batch) for name, each in PREDICTORS.items()}
     for name, value in values.items():
         if not isinstance(value, Tensor) or value.shape != (len(ensemble),):
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -154,9 +221,10 @@ def words(others: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
     if taken := sorted(PREDICTORS.keys() & others.keys()):
         raise ValueError(f"the experiment has variables {taken} already: enter the predictor by another name")
     found = dict(others)
-    for name, each in known().items():
-        found |= {name: (each.unit, each.words), f"{name}_se": (each.unit, f"standard error of {name}")}
-    for name in ESTIMATORS:
+    found |= {name: (each.unit, each.words) for name, each in PREDICTORS.items()}
+    for name, each in ESTIMATORS.items():
+        found[f"{name}_size"] = each.unit, f"{each.what}, at the children's centre"
+        found[f"{name}_size_se"] = each.unit, f"standard error of {name}_size"
         found[f"{name}_size_status"] = "1", f"ok where {name}_size can be trusted, and else why not"
-        found[f"{name}_size_cost"] = "example-evaluations", f"cost of a probe with {name}_size"
+        found[f"{name}_size_cost"] = "example-evaluations", f"cost of {name}_size alone"
     return found

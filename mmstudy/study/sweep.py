@@ -22,15 +22,16 @@ from mmstudy.core.tasks import Data, Task, load
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS
 from mmstudy.study import entries, predictors
-from mmstudy.study.measurements import CHECKPOINTS, measure, train_base
 from mmstudy.study.protocol import Protocol
+from mmstudy.study.trials import BUDGETS, CHECKPOINTS, measure, train_base
 
 ALIGNED = {"data_vars": "minimal", "coords": "minimal", "compat": "equals", "join": "exact"}
+REFERENCE, EXPANSION = "reference", "expansion"
 
 
 def sweep(
     pools: Mapping[Task, Mapping[str, Candidate]],
-    protocol: Protocol,
+    protocols: Mapping[Task, Protocol],
     cache: str | Path,
     workers: int = 0,
     device: str = "cpu",
@@ -42,71 +43,106 @@ def sweep(
     of all that it depends on, so that a sweep that was killed goes on where it stopped.
 
     Args:
-        pools: for each task its candidates by label; all tasks have the same labels, operator by operator.
+        pools: for each task its candidates by label.
+        protocols: for each task how it is measured; all look equally often, at as many rays.
         workers: processes of one thread each; 0 means one per core.
         executor: anything with the interface of `concurrent.futures`, such as Dask's `Client.get_executor()`;
             by default a pool of `workers` processes. Threads of one process take turns.
 
+    Returns:
+        One row for each candidate of any task, over (candidate, …), and for each network that it is compared with
+        (`role`): what belongs to a task stands on each of its rows.
+
     Raises:
-        ValueError: there is nothing to measure, the pools differ in their labels or operators, or what was entered in a
-            registry from outside has the name of another variable, or a function that workers cannot import.
+        ValueError: there is nothing to measure, a task without a protocol, or what was entered in a registry from
+            outside has the name of another variable, or a function that workers cannot import.
     """
-    operators, known_words = _operators(pools), words()
-    started = time.perf_counter()
-    own = executor is None
+    if not pools or not all(pools.values()):
+        without = [str(task) for task, pool in pools.items() if not pool]
+        raise ValueError(f"nothing to measure: {len(pools)} tasks, no candidates for {without}")
+    if missing := [str(task) for task in pools if task not in protocols]:
+        raise ValueError(f"no protocol for {missing}")
+    known_words, started, own = words(), time.perf_counter(), executor is None
     if own:
         entries.check_importable(entries.from_outside())
     executor = executor or processes.pool(workers)
     try:
         data = {task: load(task, device) for task in pools}
         known = {task: tasks.fingerprint(data[task]) for task in pools}
-        base_jobs = {task: ("base", task, (), protocol, known[task]) for task in pools}
+        base_jobs = {task: ("base", task, (), protocols[task], known[task]) for task in pools}
         bases = _finish(executor, base_jobs, cache, lambda task: (data[task], None), "bases", device)
         groups = {task: _architectures(pool) for task, pool in pools.items()}
-        jobs = {(t, group): ("measure", t, group, protocol, known[t]) for t in pools for group in groups[t]}
+        jobs = {(t, group): ("measure", t, group, protocols[t], known[t]) for t in pools for group in groups[t]}
         pieces = _finish(executor, jobs, cache, lambda key: (data[key[0]], bases[key[0]]), "candidates", device)
     finally:
         if own:
             executor.shutdown(wait=False, cancel_futures=True)
-    whole = []
-    for task in pools:
-        measured = xr.concat([pieces[task, group] for group in groups[task]], "candidate", **ALIGNED)
-        measured = measured.sel(candidate=list(operators))
-        whole.append(xr.merge([measured, bases[task].drop_vars("base")]).expand_dims(task=[str(task)]))
-    dataset = xr.concat(whole, "task", **ALIGNED)
-    descriptions = [[json.dumps(pool[label].as_dict()) for label in operators] for pool in pools.values()]
-    dataset = dataset.assign(description=(("task", "candidate"), descriptions)).assign_coords(
-        operator=("candidate", list(operators.values())),
-        checkpoint=list(CHECKPOINTS),
-        seed=range(protocol.seeds),
-        label_noise=("task", [t.label_noise for t in pools]),
-        dataset=("task", [t.dataset for t in pools]),
-    )
-    dataset = results.describe(dataset, known_words)
-    dataset.attrs = results.provenance({"tasks": [asdict(t) for t in pools], "budget": asdict(protocol)}, device)
-    dataset.attrs |= {"full_cost": protocol.full_cost, "wall_time_s": round(time.perf_counter() - started, 1)}
+    whole = [
+        _about(
+            xr.concat([pieces[task, group] for group in groups[task]], "candidate", **ALIGNED),
+            task,
+            pool,
+            bases[task],
+            protocols[task],
+            data[task],
+        )
+        for task, pool in pools.items()
+    ]
+    dataset = results.describe(_single(xr.concat(whole, "candidate", **ALIGNED)), known_words)
+    asked = {"tasks": [asdict(t) for t in pools], "protocols": [asdict(protocols[t]) for t in pools]}
+    dataset.attrs = results.provenance(asked, device)
+    dataset.attrs["wall_time_s"] = round(time.perf_counter() - started, 1)
     return dataset
 
 
-def _operators(pools: Mapping[Task, Mapping[str, Candidate]]) -> dict[str, str]:
-    """The label of every candidate → its operator, the same for all tasks."""
-    by_task = {task: {label: c.operator for label, c in pool.items()} for task, pool in pools.items()}
-    if not any(by_task.values()):
-        raise ValueError(f"nothing to measure: {len(pools)} tasks, no candidates")
-    first = next(iter(by_task.values()))
-    for task, operators in by_task.items():
-        if different := operators.items() ^ first.items():
-            labels = ", ".join(sorted({label for label, _ in different}))
-            raise ValueError(f"the pool of {task} differs from that of {next(iter(by_task))}: {labels}")
-    return first
+def _about(
+    measured: xr.Dataset, task: Task, pool: Mapping[str, Candidate], base: xr.Dataset, protocol: Protocol, data: Data
+) -> xr.Dataset:
+    """A task's rows with what there is to say of the task and of each candidate."""
+    labels = measured["candidate"].values.tolist()
+    order = [*pool, *(label for label in labels if label not in pool)]
+    measured = measured.sel(candidate=order)
+    rows = len(order)
+    costs = protocol.costs(len(data.training.targets), len(data.validation.targets))
+    of_task = base.drop_vars("base").assign(
+        full_cost=protocol.full_cost,
+        probe_examples=min(protocol.probe_examples, len(data.training.targets)),
+        cost=("expense", list(costs.values())),
+    )
+    of_task = of_task.expand_dims(candidate=order)
+    coordinates: dict[str, object] = {
+        "label": order,
+        "operator": [pool[label].operator if label in pool else label.split(" ", 1)[0] for label in order],
+        "role": [EXPANSION if label in pool else REFERENCE for label in order],
+        "description": [json.dumps(pool[label].as_dict()) if label in pool else "" for label in order],
+        "task": [str(task)] * rows,
+        **{name: [getattr(task, name)] * rows for name in ("dataset", "family", "train_size", "label_noise")},
+    }
+    whole = xr.merge([measured, of_task], join="exact").drop_vars("candidate")
+    named = {name: ("candidate", value) for name, value in coordinates.items()}
+    extra = {
+        "seed": range(protocol.seeds),
+        "checkpoint": list(CHECKPOINTS),
+        "budget": list(BUDGETS),
+        "expense": list(costs),
+    }
+    return whole.assign_coords(named | extra)
+
+
+def _single(dataset: xr.Dataset) -> xr.Dataset:
+    """With what there is most of, losses along rays and curves, in single precision."""
+    return dataset.assign({name: dataset[name].astype("float32") for name in ("ray_loss", "curve", "fast_curve")})
 
 
 def _architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candidate], ...]]:
-    """The pool in groups of one architecture: same locations and sizes, all wider or all deeper."""
+    """The pool in groups of one architecture: same locations and sizes, all wider or all deeper, step by step."""
     groups: dict[tuple, list[tuple[str, Candidate]]] = {}
     for label, candidate in pool.items():
-        kind = OPERATORS[candidate.operator].widens
-        groups.setdefault((kind, candidate.locations, candidate.sizes), []).append((label, candidate))
+        step, shape = candidate, []
+        while step:
+            shape.append((OPERATORS[step.operator].widens, step.locations, step.sizes))
+            step = step.then
+        groups.setdefault(tuple(shape), []).append((label, candidate))
     return [tuple(group) for group in groups.values()]
 
 
@@ -173,7 +209,7 @@ def _fingerprint(job: tuple, more: Sequence[str] = ()) -> str:
 
 @lru_cache
 def _code() -> str:
-    return sources.fingerprint("import mmstudy.study.measurements")
+    return sources.fingerprint("import mmstudy.study.trials")
 
 
 def words() -> dict[str, tuple[str, str]]:
@@ -181,9 +217,9 @@ def words() -> dict[str, tuple[str, str]]:
     return predictors.words(OTHERS)
 
 
-OTHERS = {  # the variables that predict nothing, or are no result
-    "accuracy": ("1", "test accuracy of the candidate, trained in full"),
-    "nll": ("nat", "test negative log-likelihood of the candidate, trained in full"),
+OTHERS = {  # the variables that predict nothing by themselves, or are no result
+    "accuracy": ("1", "test accuracy, trained in full"),
+    "nll": ("nat", "test negative log-likelihood, trained in full"),
     "ece": ("1", "expected calibration error on the test part, 15 bins"),
     "control_accuracy": ("1", "test accuracy of the base network, trained on"),
     "control_nll": ("nat", "test negative log-likelihood of the base network, trained on"),
@@ -192,21 +228,36 @@ OTHERS = {  # the variables that predict nothing, or are no result
     "base_nll": ("nat", "test negative log-likelihood of the base network"),
     "base_ece": ("1", "expected calibration error of the base network"),
     "base_loss": ("nat", "loss of the base network on the probe examples"),
-    "probe_examples": ("1", "training examples that losses are measured on before a candidate is trained in full"),
-    "examples_cost": ("example-evaluations", "cost of finding out how many those must be, once for all candidates"),
-    "level": ("nat", "loss up to which rays go, shared by all candidates of a task"),
-    "description": ("1", "the candidate in this task, as JSON"),
+    "probe_examples": ("1", "training examples that rays and static predictors look at"),
+    "full_cost": ("example-evaluations", "cost of training in full once"),
+    "cost": ("example-evaluations", "what each measurement takes, beside the training that led there"),
     "expansion_cost": ("example-evaluations", "cost of the expansion itself, where it learns from data"),
-    "connected": ("1", "share of children that the level set holds, with the segment from their centre"),
-    "unbounded": ("1", "share of rays that stay below the level as far as they go"),
-    "outside": ("1", "whether the children's centre lies above the level"),
-    "children_cost": ("example-evaluations", "cost of a probe without rays"),
-    "rays_cost": ("example-evaluations", "cost of a probe with rays along children and differences"),
-    "random_cost": ("example-evaluations", "cost of a probe with random rays from the children's centre"),
-    "predictions_cost": ("example-evaluations", "cost of a probe with the children's predictions"),
-    "centre_cost": ("example-evaluations", "cost of a probe with the loss at the children's centre"),
-    "early": ("step", "steps of the constant-step run"),
-    "probe": ("step", "training steps of a probe, all children together"),
-    "rate": ("1", "step size of the probe over that of the training"),
+    "curve": ("nat", "minibatch loss of the training with the first seed, mean over each bin of steps"),
+    "fast_curve": ("nat", "minibatch loss of a short run at a constant step of twice the size"),
+    "cosine_loss": ("nat", "mean of the last fifth of the minibatch losses of a short cosine run"),
+    "cosine_training_loss": ("nat", "training loss after a short cosine run"),
+    "cosine_validation_loss": ("nat", "validation loss after a short cosine run"),
+    "cosine_validation_accuracy": ("1", "validation accuracy after a short cosine run"),
+    "training_loss": ("nat", "loss on all training examples"),
+    "validation_accuracy": ("1", "accuracy on the validation examples"),
+    "validation_loss": ("nat", "loss on the validation examples"),
+    "explorer_loss": ("nat", "mean minibatch loss that the children met"),
+    "centre_validation_accuracy": ("1", "accuracy of the children's centre on the validation examples"),
+    "centre_validation_loss": ("nat", "loss of the children's centre on the validation examples"),
+    "disagreement": ("1", "share of the probe examples on which two children disagree"),
+    "validation_disagreement": ("1", "share of the validation inputs on which two children disagree"),
+    "hessian_trace": ("nat / distance²", "trace of the Hessian of the loss on the probe examples"),
+    "reach": ("distance", "mean distance of the children from the network"),
+    "gyration": ("distance", "radius of gyration of the children"),
+    "diameter": ("distance", "largest distance between two children"),
+    "effective_dimension": ("1", "participation ratio of the children's covariance"),
+    "log_volume": ("ln distance^K", "log volume of the simplex of the network and its children"),
+    "ray_loss": ("nat", "loss along rays, on the probe examples"),
+    "ray_length": ("distance", "length of the direction of a ray"),
+    "ray_origin": ("nat", "loss where a ray starts, on the probe examples"),
+    "place": ("1", "multiple of a ray's direction"),
+    "progress": ("1", "share of the training"),
     "seed": ("1", "training seed"),
 }
+SPREAD = ("reach", "gyration", "diameter", "effective_dimension")
+OTHERS |= {f"{name}_se": (OTHERS[name][0], f"jackknife standard error of {name}") for name in SPREAD}

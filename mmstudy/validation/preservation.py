@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Model
-from mmstudy.core import networks, tasks
+from mmstudy.core import datasets, networks, tasks
 from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import generator
 from mmstudy.expansion.candidate import Candidate, Expansion
@@ -40,7 +40,7 @@ class Family:
     def examples(self, count: int, seed: int = 0) -> tasks.Split:
         """Digits: as rows of 64 standardized pixels with their labels, or as sentences of pixels."""
         if self.language:
-            return tasks.pixel_tokens(count, seed)
+            return datasets.pixel_tokens(count, seed)
         return tasks.load(tasks.Task("digits", (), count, seed=seed)).training
 
     def loss_fn(self, model: Model, batch: tuple[Tensor, Tensor]) -> Tensor:

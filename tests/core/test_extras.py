@@ -21,7 +21,7 @@ sys.meta_path.insert(0, Absent())
     [
         ("sklearn", "study", "from mmstudy.core.tasks import Task, load\nload(Task('digits', (6,), 100))"),
         ("mnist1d", "study", "from mmstudy.core.tasks import Task, load\nload(Task('mnist1d', (6,), 100))"),
-        ("matplotlib", "figures", "from mmstudy.figures import results"),
+        ("matplotlib", "figures", "from mmstudy.figures import answer"),
         ("seaborn", "figures", "import mmstudy.figures.style"),
     ],
 )

@@ -34,6 +34,20 @@ def test_matched_candidates_have_as_many_parameters_as_what_they_match(factor):
     assert table["refused"].eq("").all()
 
 
+def test_a_smaller_pool_of_some_locations_is_a_part_of_the_whole_one():
+    network, inputs = mlp((6, 8, 4)), batch()[0]
+    whole = pools.candidate_pool(network, inputs)
+    every = "hidden.0&hidden.1&hidden.2"
+    some = pools.candidate_pool(network, inputs, locations=("hidden.0", "hidden.2", every))
+    assert some.items() <= whole.items()
+    assert not [label for label in some if label.split()[1] == "hidden.1" and "+" not in label]
+    assert "net2net hidden.2 ≈ hidden.0 ×2" in some
+    pair = pools.candidate_pool(network, inputs, (2,), (), (), locations=["hidden.0&hidden.2"], wider=["net2net"])
+    assert pair == {"net2net hidden.0&hidden.2 ×2": Candidate("net2net", ("hidden.0", "hidden.2"), (12, 8))}
+    with pytest.raises(ValueError, match=r"unknown locations\[1\] 'hidden\.9'"):
+        pools.candidate_pool(network, inputs, locations=["hidden.0", "hidden.1&hidden.9"])
+
+
 def test_a_size_that_no_whole_number_of_units_matches_is_left_out():
     network, inputs = mlp((2, 3)), batch()[0]
     labels = pools.candidate_pool(network, inputs, (), (1,), (1.5,))

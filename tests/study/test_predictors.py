@@ -10,7 +10,7 @@ from mmstudy.batched import ensemble as en
 from mmstudy.core import results
 from mmstudy.core.tasks import Task, load
 from mmstudy.expansion import pools
-from mmstudy.study import entries, evaluation, measurements, predictors, sweep
+from mmstudy.study import entries, evaluation, measurements, predictors, rivals, sweep
 from mmstudy.study.protocol import Protocol
 
 
@@ -55,7 +55,8 @@ def test_every_predictor_is_described_and_costed():
 
 def test_losses_point_down_and_sizes_up():
     for name, each in predictors.PREDICTORS.items():
-        assert each.sign == (-1 if "loss" in name else 1), name
+        if not hasattr(rivals, name):
+            assert each.sign == (-1 if "loss" in name else 1), name
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,8 @@ def test_losses_point_down_and_sizes_up():
     [
         ({"sign": 0}, "the sign 1 or -1; got sign=0"),
         ({"family": "sise"}, "one of static, early loss, size; got family='sise'"),
-        ({"passes": -1}, "got passes=-1"),
+        ({"passes": -1}, "got passes=-1, examples=inf"),
+        ({"examples": 0}, "got passes=0, examples=0"),
     ],
 )
 def test_a_wrong_entry_is_refused_by_value(wrong, said):
@@ -112,6 +114,11 @@ def test_a_predictor_from_outside_goes_all_the_way(registered, tmp_path, workers
     assert "output_spread + parameters" in predicted["predictor"]
     scores = evaluation.scores(predicted, evaluation.gains(stored))
     assert scores["spearman"].sel(predictor="output_spread").notnull().all()
+    for examples, few in ((100, 64), (20, 20)):
+        cost = evaluation.predictions(stored.assign(probe_examples=("task", [examples])))["cost"]
+        paid = (cost - cost.sel(predictor="loss")) * stored.attrs["full_cost"] + examples
+        assert float(paid.sel(predictor="gradient_norm")) == pytest.approx(3 * examples)
+        assert float(paid.sel(predictor="fisher")) == pytest.approx(3 * few), "of those that it looks at"
 
 
 def test_pieces_measured_with_it_have_another_name_and_its_code_is_in_it(registered, monkeypatch):

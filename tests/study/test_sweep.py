@@ -162,7 +162,7 @@ def test_as_few_examples_as_the_wanted_error_allows(task):
 def test_the_probe_sees_the_training_examples_only(experiment, tmp_path):
     data = load(TASKS[0])
     base = measurements.train_base(TASKS[0], data, PROTOCOL)
-    blind = data._replace(test=data.test._replace(inputs=data.test.inputs * 0))
+    blind = replace(data, test=data.test._replace(inputs=data.test.inputs * 0))
     seen, unseen = (measurements.measure(TASKS[0], d, base, POOL[:3], PROTOCOL) for d in (data, blind))
     changed = [name for name in seen if not seen[name].equals(unseen[name])]
     assert set(changed) == set(measurements.SCORES)

@@ -1,0 +1,139 @@
+"""Where the answer holds: by noise and number of examples, against networks from scratch, in other forms of the size.
+
+A Dataset in, a Figure out.
+"""
+
+from collections.abc import Mapping
+from textwrap import fill
+
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from mmstudy.figures.style import COLUMN, NUMBER, for_a_column, interval, numbered, plain, short_task, signed
+from mmstudy.study.signals import LEVELS
+
+CELL = 0.24  # inches: room for a number
+BUDGET_LOOKS = {
+    "equal steps": {"color": "k", "marker": "o", "mfc": "k"},
+    "equal flops": {"color": "0.5", "marker": "D", "mfc": "w"},
+}
+LEVEL_LOOKS = {  # of the extent: not of predictors, so without the colours of families
+    level: {"color": shade, "marker": marker, "linestyle": line}
+    for level, shade, marker, line in zip(
+        LEVELS, ("0", "0.3", "0.5", "0.65"), "os^D", ("-", "--", "-.", ":"), strict=True
+    )
+}
+
+
+@for_a_column
+def regimes(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
+    """Maps of ρ, the share of flipped labels × the number of examples, one for each predictor; negative: hatched.
+
+    The last one has the numbers of tasks.
+
+    `dataset` has `mean` and `tasks` over (predictor, label_noise, train_size): `summaries.by_regime`.
+
+    Args:
+        named: predictor → its name in words; the others keep theirs.
+    """
+    predictors, noise, examples = (dataset[name].values for name in ("predictor", "label_noise", "train_size"))
+    panels = len(predictors) + 1
+    columns = int(np.clip((COLUMN - 0.5) // (CELL * len(examples)), 1, min(panels, 3)))
+    rows = -(-panels // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(COLUMN, 0.5 + rows * (0.4 + 0.17 * len(noise))), squeeze=False, sharex=True,
+        sharey=True, layout="constrained",
+    )  # fmt: skip
+    table = dataset.transpose("predictor", "label_noise", "train_size")
+    for axis, name in zip(axes.flat, predictors, strict=False):
+        numbered(axis, table["mean"].sel(predictor=name).values, "vlag", (-1, 1))
+        axis.set_title(fill(named.get(name, plain(name)), 50 // columns))
+    tasks = table["tasks"].max("predictor").values.astype(float)
+    numbered(axes.flat[panels - 1], np.where(tasks > 0, tasks, np.nan), "Greys", (0, 4 * tasks.max()), "{:.0f}".format)
+    axes.flat[panels - 1].set_title("tasks")
+    for axis in axes.flat[:panels]:
+        axis.set_xticks(range(len(examples)), [f"{count:g}" for count in examples], rotation=90)
+        axis.set_yticks(range(len(noise)), [f"{100 * share:g}" for share in noise])
+    for axis in axes.flat[panels:]:
+        axis.remove()
+    figure.supxlabel("training examples", fontsize=7)
+    figure.supylabel("flipped labels (%)", fontsize=7)
+    return figure
+
+
+@for_a_column
+def scratch(dataset: xr.Dataset) -> Figure:
+    """Is expanding worth it? What expansions have ahead of the base trained on, and of their own shapes without it.
+
+    Of each task the expansion in the middle, and the middle eight tenths; above, the mean over tasks with its interval.
+
+    `dataset` has `lower`, `middle`, `upper` over (task, reference, budget), and `mean`, `low`, `high` over (reference,
+    budget): `summaries.leads_of_tasks`.
+    """
+    names, references = dataset["task"].values.tolist(), dataset["reference"].values.tolist()
+    figure, axes = plt.subplots(
+        1, len(references), figsize=(COLUMN, 0.95 + 0.16 * (len(names) + 1)), sharex=True, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, reference in zip(np.ravel(axes), references, strict=True):
+        for apart, (budget, look) in zip((-0.18, 0.18), BUDGET_LOOKS.items(), strict=True):
+            one = dataset.sel(reference=reference, budget=budget)
+            rows = np.arange(len(names)) + 1 + apart
+            axis.hlines(rows, one["lower"], one["upper"], color=look["color"], lw=0.6)
+            axis.plot(one["middle"], rows, ls="", ms=2.4, mew=0.6, **look)
+            axis.errorbar(one["mean"], apart, xerr=interval(one)[:, None], ls="", ms=3, elinewidth=1.2, **look)
+        axis.axvline(0, color="0.4", lw=0.7, zorder=0)
+        axis.axhline(0.5, color="0.7", lw=0.6)
+        axis.set_title(fill(plain(reference), 11))
+        axis.tick_params(axis="y", length=0, labelsize=NUMBER)
+    first = np.ravel(axes)[0]
+    first.set_yticks(range(len(names) + 1), ["mean over tasks", *map(short_task, names)])
+    first.set_ylim(len(names) + 0.6, -0.6)
+    figure.supxlabel("lead of the expansion (points of test accuracy)", fontsize=7)
+    marks = [Line2D([], [], ls="", label=budget.replace("flops", "FLOPs"), **b) for budget, b in BUDGET_LOOKS.items()]
+    figure.legend(handles=marks, loc="outside upper center", ncols=2)
+    return figure
+
+
+@for_a_column
+def sensitivity(dataset: xr.Dataset, kind: str, form: str, margin: float) -> Figure:
+    """What the choices inside the extent do: to ρ (left), and to the share of rays that meet no level (right).
+
+    Above: all kinds of rays, forms and levels at one margin; below: one kind and form, against the margin.
+
+    `dataset` has `mean`, `low`, `high` over (kind, form, level, margin), and `censored` over (kind, level, margin):
+    `summaries.extents`, and means over its tasks.
+    """
+    figure = plt.figure(figsize=(COLUMN, 3.6), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+    maps, lines = above.subplots(1, 2), below.subplots(1, 2)
+    kinds, forms, levels = (dataset[name].values.tolist() for name in ("kind", "form", "level"))
+    at = dataset.sel(margin=margin)
+    rho = at["mean"].transpose("kind", "form", "level").values.reshape(-1, len(levels))
+    share = 100 * at["censored"].transpose("kind", "level").values
+    numbered(maps[0], rho, "vlag", (-1, 1), signed)
+    numbered(maps[1], share, "Greys", (0, 150), "{:.0f}".format)
+    maps[0].set_yticks(range(len(rho)), [f"{plain(k)}, {f}" for k in kinds for f in forms])
+    maps[1].set_yticks(range(len(kinds)), [""] * len(kinds))
+    maps[0].set_title(f"mean ρ, margin {margin:g} nat")
+    maps[1].set_title("rays cut off (%)")
+    one, places = dataset.sel(kind=kind, form=form), np.arange(dataset.sizes["margin"])
+    for i, level in enumerate(levels):
+        line, look = one.sel(level=level), LEVEL_LOOKS[level]
+        apart = places + (i - (len(levels) - 1) / 2) * 0.12
+        lines[0].errorbar(apart, line["mean"], interval(line), elinewidth=0.6, label=level, **look)
+        lines[1].plot(apart, 100 * line["censored"], **look)
+    for axis in maps:
+        axis.set_xticks(range(len(levels)), levels, rotation=90)
+    for axis in lines:
+        axis.set_xticks(places, [f"{value:g}" for value in dataset["margin"].values])
+    lines[0].axhline(0, color="0.7", lw=0.6, zorder=0)
+    lines[0].set_ylabel(f"mean ρ\n({plain(kind)}, {form})")
+    lines[1].set_ylabel("rays cut off (%)")
+    lines[1].set_ylim(-4, 104)
+    below.supxlabel("margin above the level (nat)", fontsize=7)
+    below.legend(*lines[0].get_legend_handles_labels(), ncols=len(levels), loc="outside upper center")
+    return figure

@@ -1,0 +1,113 @@
+"""What is compared on which task: the pools of candidates, and how each family of networks is trained."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmstudy.core import arguments, processes, tasks
+from mmstudy.core.networks import ResNet
+from mmstudy.core.seeds import seed_of
+from mmstudy.core.tasks import Data, Task
+from mmstudy.expansion import pools
+from mmstudy.expansion.candidate import Candidate
+from mmstudy.expansion.operators import COPIES, NEW_UNITS, NOT, OPERATORS
+from mmstudy.study.protocol import Protocol
+from mmstudy.tracing.couplings import couplings
+
+PARTS = ("pilot", "confirmation")
+SHAPES = {  # of pools: what `pools.candidate_pool` takes
+    "MLP": {"factors": (1.5, 2, 4, 8), "extra_layers": (1, 2), "matched": (2,)},
+    "other": {"factors": (2,), "extra_layers": (1,), "matched": ()},
+}
+TRAINING = {  # of networks that are no perceptrons: fewer steps, as each costs more
+    "ResNet": {"steps": 1000, "batch": 64, "step_size": 0.2},
+    "ViT": {"steps": 1000, "batch": 64, "step_size": 0.1},
+    "decoder": {"steps": 1000, "batch": 64, "step_size": 0.4},
+}
+DEEPER = tuple(name for name, each in OPERATORS.items() if not each.widens)
+SAME = {"MLP": {"interleave"}}  # operators that do to such small networks what another one (stack) does
+
+
+def tasks_of(parts: Mapping[str, Sequence[Sequence[Any]]]) -> dict[Task, str]:
+    """The tasks that are listed as [dataset, widths, examples, share of flipped labels, seed, family], and their part.
+
+    Raises:
+        ValueError: an unknown part, a task in two places, or no task at all.
+        TypeError: what is no such list.
+    """
+    found: dict[Task, str] = {}
+    for part, rows in parts.items():
+        arguments.one_of(part, PARTS, "part")
+        for row in rows:
+            if isinstance(row, str) or not isinstance(row, Sequence) or not 5 <= len(row) <= 6:
+                raise TypeError(f"a task is [dataset, widths, examples, noise, seed] and a family; got {row!r}")
+            dataset, widths, *rest = row
+            task = Task(dataset, tuple(widths), *rest)
+            if task in found:
+                raise ValueError(f"{task} is listed twice, as {found[task]} and as {part}")
+            found[task] = part
+    if not found:
+        raise ValueError(f"no task in any of {', '.join(parts)}")
+    return found
+
+
+def wider_operators(task: Task) -> tuple[str, str, str]:
+    """Three operators for the task, drawn by its name, so that each is in some task's pool.
+
+    One copies units; one adds new ones that keep the function; one adds new ones that don't.
+    """
+    copies = [name for name, each in OPERATORS.items() if each.kind == COPIES]
+    new = [name for name, each in OPERATORS.items() if each.kind == NEW_UNITS]
+    kinds = copies, [n for n in new if OPERATORS[n].preserves != NOT], [n for n in new if OPERATORS[n].preserves == NOT]
+    first, second, third = (kind[seed_of("operators", i, task) % len(kind)] for i, kind in enumerate(kinds))
+    return first, second, third
+
+
+def locations(network: nn.Module, inputs: Tensor) -> list[str]:
+    """Where a network that is no perceptron grows: all blocks alike at each kind of place, and everywhere at once.
+
+    The groups of a group normalization stay as many as they are.
+    """
+    kinds = defaultdict(list)
+    for name in couplings(network, inputs):
+        if not (name.endswith("[0]") and isinstance(network, ResNet)):
+            kinds[name if isinstance(network, ResNet) else name.rpartition(".")[2]].append(name)
+    everywhere = [name for names in kinds.values() for name in names]
+    return ["&".join(names) for names in [*kinds.values(), everywhere]]
+
+
+def pool(task: Task, data: Data, shape: Mapping[str, Any] | None = None) -> tuple[dict[str, Candidate], dict[str, str]]:
+    """The task's candidates by label, and those that were refused, with the reason.
+
+    Args:
+        shape: options of `pools.candidate_pool`, instead of the study's.
+    """
+    network, example = tasks.base(task, data), data.training.inputs
+    options = dict(shape or SHAPES.get(task.family, SHAPES["other"]))
+    if task.family != "MLP":
+        options["locations"] = locations(network, example)
+    deeper = [name for name in DEEPER if name not in SAME.get(task.family, ())]
+    found = pools.candidate_pool(network, example, wider=wider_operators(task), deeper=deeper, **options)
+    refused = pools.pool_table(found, network, data.training)["refused"]
+    return {label: each for label, each in found.items() if not refused[label]}, dict(refused[refused != ""])
+
+
+def all_pools(
+    some: Sequence[Task], shape: Mapping[str, Any] | None = None, workers: int = 0
+) -> dict[Task, tuple[dict[str, Candidate], dict[str, str]]]:
+    """The `pool` of each task, made side by side: every candidate is grown once, to see whether it can be."""
+    with processes.pool(workers) as executor:
+        return dict(zip(some, executor.map(_pool, some, [shape] * len(some)), strict=True))
+
+
+def _pool(task: Task, shape: Mapping[str, Any] | None) -> tuple[dict[str, Candidate], dict[str, str]]:
+    torch.set_num_threads(1)
+    return pool(task, tasks.load(task), shape)
+
+
+def protocol(task: Task, **options: Any) -> Protocol:
+    """How the task is trained and measured, with options instead of the study's."""
+    return Protocol(**(TRAINING.get(task.family, {}) | options))

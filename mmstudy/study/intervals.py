@@ -1,0 +1,100 @@
+"""From one number per task to a mean over tasks with an interval: tasks are the clusters that are drawn."""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Bool, Float
+from scipy import stats
+
+FEWEST = 3  # tasks for an interval
+CHUNK = 1000  # resamples that are in memory at once
+
+
+def over_tasks(
+    table: xr.DataArray, n_resamples: int = 9999, seed: int = 0, larger_is_better: bool = True
+) -> xr.Dataset:
+    """The mean over tasks, its 95% BCa interval (Efron 1987) by drawing tasks, and the worst task beside it.
+
+    `table` runs over task and any other dimensions. NaN in it means that something does not apply to a task (no pairs
+    of one size): such a task is left out of that mean, and `tasks` counts the others.
+
+    Returns over the other dimensions `mean`; `low`, `high`; `worst`, `worst_task`; `tasks`. The interval is NaN, and
+    means that nothing can be said, for fewer than three tasks and where all tasks are equal: draws of such tasks would
+    never differ. With few tasks it is too short: of 12 Gaussian ones, it holds the truth in 90 of 100 cases, not 95.
+
+    Raises:
+        ValueError: a value is infinite.
+    """
+    table = table.transpose("task", ...)
+    values = table.values.astype(float).reshape(table.sizes["task"], -1)  # (task, column)
+    if np.isinf(values).any():
+        raise ValueError(f"infinite values in the tasks {table['task'].values[np.isinf(values).any(1)].tolist()}")
+    known = ~np.isnan(values)
+    count = known.sum(0)
+    total = np.where(known, values, 0).sum(0)
+    low, high = _intervals(values, known, n_resamples, seed)
+    sign = 1 if larger_is_better else -1
+    worst = np.where(known, sign * values, np.inf).argmin(0)
+    columns = {
+        "mean": np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0),
+        "low": low,
+        "high": high,
+        "worst": values[worst, np.arange(len(worst))],
+        "worst_task": np.where(count > 0, table["task"].values[worst], ""),
+        "tasks": count,
+    }
+    like = table.isel(task=0, drop=True)
+    return xr.Dataset({name: like.copy(data=column.reshape(like.shape)) for name, column in columns.items()})
+
+
+def _intervals(
+    values: Float[np.ndarray, "task column"], known: Bool[np.ndarray, "task column"], n_resamples: int, seed: int
+) -> Float[np.ndarray, "2 column"]:
+    """Ends of the interval of each column, over the tasks that it has; every column sees the same draws."""
+    ends = np.full((2, values.shape[1]), np.nan)
+    for has in np.unique(known, axis=1).T:
+        same = (known == has[:, None]).all(0)
+        inside = values[has]
+        if len(inside) < FEWEST:
+            continue
+        # what differs in its last digits only is equal: draws of rounding errors would make an interval
+        same &= np.ptp(inside, axis=0) > 1e-9 * np.abs(inside).max(0)
+        if same.any():
+            found = stats.bootstrap(
+                (inside[:, same],), _mean, axis=0, vectorized=True, method="BCa", n_resamples=n_resamples,
+                batch=min(CHUNK, n_resamples), random_state=np.random.default_rng(seed),
+            ).confidence_interval  # fmt: skip
+            ends[:, same] = found
+    return ends
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """The mean without its last digits: BCa counts the draws whose mean is equal to that of all."""
+    return np.round(values.mean(axis=axis), 12)
+
+
+def differences(table: xr.DataArray, rival: Any, dim: str = "predictor", **options: Any) -> xr.Dataset:
+    """Every other entry of a dimension minus the rival, paired by task: `over_tasks` of it, and a verdict.
+
+    `verdict` over the dimension: better or worse than the rival where the interval leaves 0 out on that side, undecided
+    where it holds 0 or there is none. `options` are those of `over_tasks`.
+
+    Raises:
+        KeyError: there is no such rival.
+    """
+    result = over_tasks(table.drop_sel({dim: rival}) - table.sel({dim: rival}, drop=True), **options)
+    up, down = result["low"] > 0, result["high"] < 0
+    better, worse = (up, down) if options.get("larger_is_better", True) else (down, up)
+    verdict = np.select([better.values, worse.values], ["better", "worse"], "undecided")
+    return result.assign(verdict=better.copy(data=verdict))
+
+
+def front(cost: np.ndarray, merit: np.ndarray) -> np.ndarray:
+    """Which points no other point beats: cheaper or as cheap, and better. Boolean, in the order given."""
+    order = np.lexsort((-merit, cost))
+    best = np.maximum.accumulate(merit[order])
+    leads = np.concatenate([[True], best[1:] > best[:-1]])
+    on = np.zeros(len(order), bool)
+    on[order[leads]] = True
+    return on

@@ -1,0 +1,96 @@
+"""One table of all that could order the candidates: static predictors, and every signal at every share of training."""
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from mmstudy.manifold.estimators import ESTIMATORS
+from mmstudy.study.predictors import PREDICTORS, SIZE
+from mmstudy.study.signals import SIGNALS
+from mmstudy.study.sweep import EXPANSION
+
+COORDINATES = ("task", "label", "operator")
+COUNTING = "parameters"
+DIGITS = 5  # float32 losses of networks that compute the same function agree to six or seven
+
+
+def expansions(experiment: xr.Dataset) -> xr.Dataset:
+    """The rows that are candidates, without the networks that they are compared with."""
+    return experiment.isel(candidate=(experiment["role"] == EXPANSION).values)
+
+
+def predictions(experiment: xr.Dataset) -> xr.Dataset:
+    """Every predictor's value for every candidate, turned so that more is expected to be better.
+
+    Returns `value` over (candidate, predictor) and, along predictor, `cost` (share of a candidate's full training, the
+    mean over candidates), `family`, `measure`, `progress` (NaN of what is measured right after expansion or in a run of
+    its own) and `combined` (whether it is rank-averaged with the parameter count). A predictor is named by its measure,
+    the share of the training, as in "TSE @5%", and "+ parameters". What could not be measured is NaN.
+    """
+    pool = expansions(experiment)
+    columns: dict[str, np.ndarray] = {}
+    about: dict[str, tuple[str, str, float, float, bool]] = {}  # measure, family, cost, progress, may be combined
+
+    def add(name: str, value: xr.DataArray, sign: int, *rest: str | float | bool) -> None:
+        columns[name] = sign * _rounded(value.values.astype(float))
+        about[name] = rest  # type: ignore[assignment]
+
+    full = pool["full_cost"]
+    for name, each in PREDICTORS.items():
+        if name not in pool:  # entered since
+            continue
+        cost = float((each.passes * np.minimum(pool["probe_examples"], each.examples) / full).mean())
+        add(name, pool[name], each.sign, name, each.family, cost, np.nan, each.combined)
+    for name, signal in SIGNALS.items():
+        value = signal.of(pool)
+        own = float((pool["cost"].sel(expense=list(signal.expenses)).sum("expense") / full).mean())
+        if signal.separate:
+            add(name, value, signal.sign, name, signal.family, own, np.nan, signal.combined)
+            continue
+        for share in pool["progress"].values.tolist():
+            at = value.sel(progress=share)
+            if at.notnull().any():
+                more = name, signal.family, share + own, share, signal.combined
+                add(f"{name} @{100 * share:g}%", at, signal.sign, *more)
+    for name, estimator in ESTIMATORS.items():
+        for share in pool["progress"].values.tolist() if f"{name}_size" in pool else ():
+            at, children = pool.sel(progress=share), float((pool["cost"].sel(expense="children") / full).mean())
+            cost = share + children + float((at[f"{name}_size_cost"] / full).mean())
+            add(
+                f"{name}_size @{100 * share:g}%",
+                at[f"{name}_size"],
+                estimator.more,
+                f"{name}_size",
+                SIZE,
+                cost,
+                share,
+                True,
+            )
+    counted = _ranks(columns[COUNTING], pool["task"].values)
+    for name in [name for name, row in about.items() if row[-1]]:
+        columns[f"{name} + {COUNTING}"] = (_ranks(columns[name], pool["task"].values) + counted) / 2
+        about[f"{name} + {COUNTING}"] = about[name]
+    fields = dict(
+        zip(("measure", "family", "cost", "progress"), list(zip(*about.values(), strict=True))[:4], strict=True)
+    )
+    coords = {name: ("predictor", list(column)) for name, column in fields.items()}
+    coords["combined"] = ("predictor", [name.endswith(f"+ {COUNTING}") for name in columns])
+    coords["predictor"] = ("predictor", list(columns))
+    value = (("candidate", "predictor"), np.stack(list(columns.values()), axis=1))
+    return xr.Dataset({"value": value}, {name: pool[name] for name in COORDINATES} | coords)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """To `DIGITS` significant digits, so that what differs in rounding only is a tie."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        unit = 10.0 ** (np.floor(np.log10(np.abs(values))) - DIGITS + 1)
+        return np.where(np.isfinite(values) & (values != 0), np.round(values / unit) * unit, values)
+
+
+def _ranks(values: np.ndarray, task: np.ndarray) -> np.ndarray:
+    """Ranks within each task, as shares, the best 1; what could not be measured (NaN) ranks last."""
+    ranks = np.empty(len(values))
+    for each in np.unique(task):
+        rows = task == each
+        ranks[rows] = stats.rankdata(np.where(np.isnan(values[rows]), -np.inf, values[rows])) / rows.sum()
+    return ranks

@@ -1,0 +1,180 @@
+"""What the figures of the answer show, made of scores and gains: Datasets in, Datasets out.
+
+`intervals.over_tasks` goes on from the tables over task.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+from mmstudy.study import intervals, signals, statistics
+from mmstudy.study.predictions import COUNTING
+from mmstudy.study.trials import REFERENCES
+
+TENTHS = 10
+MARGINS = (0.02, 0.05, 0.1, 0.2, 0.5)
+KINDS, FORMS = ("children", "snapshots", "random"), ("multiple", "radius")
+BASE = "base, trained on"
+
+
+def relation(gain: xr.DataArray, size: xr.DataArray, censored: xr.DataArray, rho: xr.DataArray) -> xr.Dataset:
+    """Gains and sizes of all tasks in one picture: their ranks inside each task.
+
+    Args:
+        gain: over candidate; coordinates `task`, and `panel`, in which part of the picture the task belongs.
+        size: over candidate, larger where more gain is expected; NaN ranks last, as in `statistics.scores`.
+        censored: over candidate, the share of rays that did not meet the level: such a size is a lower bound.
+        rho: over task, the correlation of both.
+
+    Returns over candidate `gain`, `size`, from 0, the smallest of the task, to 1, and `censored`; over (panel, tenth)
+    `trend`, the mean gain of those whose size is in each tenth; over panel the mean of ρ, its interval and the number
+    of `tasks` (`intervals.over_tasks`). Candidates without a gain are left out.
+    """
+    table = xr.Dataset({"gain": gain, "size": size.variable, "censored": censored.variable})
+    table = table.isel(candidate=np.isfinite(gain.values))
+    ranked = []
+    for _, one in statistics.by_task(table):
+        columns = {"gain": one["gain"].values, "size": statistics.ranked_last(one["size"].values)}
+        shares = {name: (stats.rankdata(column) - 0.5) / len(column) for name, column in columns.items()}
+        ranked.append(one.assign({name: ("candidate", share) for name, share in shares.items()}))
+    found = xr.concat(ranked, "candidate")
+    names = list(dict.fromkeys(found["panel"].values.tolist()))
+    tenth = np.minimum((found["size"].values * TENTHS).astype(int), TENTHS - 1)
+    trend, means = np.full((len(names), TENTHS), np.nan), []
+    for i, name in enumerate(names):
+        inside = found["panel"].values == name
+        for k in np.unique(tenth[inside]):
+            trend[i, k] = found["gain"].values[inside & (tenth == k)].mean()
+        tasks = list(dict.fromkeys(found["task"].values[inside].tolist()))
+        means.append(intervals.over_tasks(rho.sel(task=tasks)).reset_coords(drop=True))
+    panels = xr.concat(means, "panel").drop_vars("worst_task").assign_coords(panel=names)
+    found = found.rename(panel="panel_of").assign(trend=(("panel", "tenth"), trend)).merge(panels)
+    return found.assign_coords(tenth=(np.arange(TENTHS) + 0.5) / TENTHS)
+
+
+def along_training(table: xr.DataArray, measures: Sequence[str]) -> xr.DataArray:
+    """Scores of a few measures over (task, measure, progress), from those over (task, predictor).
+
+    What is measured right after expansion keeps its score at every share. "x + parameters" is the measure x, averaged
+    with the parameter count. `family` goes along measure.
+
+    Raises:
+        ValueError: an unknown measure.
+    """
+    names = np.where(table["combined"], [f"{name} + {COUNTING}" for name in table["measure"].values], table["measure"])
+    if unknown := [measure for measure in measures if measure not in names]:
+        raise ValueError(f"unknown measures {unknown}; known: {', '.join(dict.fromkeys(names.tolist()))}")
+    shares = np.unique(table["progress"].values[np.isfinite(table["progress"].values)])
+    rows, families = [], []
+    for measure in measures:
+        one = table.isel(predictor=names == measure)
+        families.append(one["family"].values[0])
+        if one["progress"].isnull().any():
+            rows.append(one.isel(predictor=0).reset_coords(drop=True).expand_dims(progress=shares))
+        else:
+            by_share = one.swap_dims(predictor="progress").reset_coords(drop=True)
+            rows.append(by_share.reindex(progress=shares))
+    measure = xr.DataArray(list(measures), dims="measure", name="measure")
+    found = xr.concat([row.transpose("task", "progress") for row in rows], measure)
+    return found.assign_coords(family=("measure", families)).transpose("task", "measure", "progress")
+
+
+def views(scored: xr.Dataset) -> xr.DataArray:
+    """Scores in several ways over (task, view, predictor), from those of `statistics.scores`.
+
+    Spearman's ρ across all candidates, within operators, given each set of covariates; and the pairs of one size: the
+    share rightly ordered minus that wrongly ordered, so that 0 is chance in each.
+    """
+    ways = {"all candidates": scored["spearman"], "within operators": scored["within"]}
+    ways |= {f"given {name}": scored["partial"].sel(given=name, drop=True) for name in scored["given"].values}
+    ways["pairs of one size"] = 2 * scored["same_size"] - 1
+    view = xr.DataArray([*ways], dims="view", name="view")
+    return xr.concat([*ways.values()], view).transpose("task", "view", "predictor")
+
+
+def by_regime(table: xr.DataArray) -> xr.Dataset:
+    """The `mean` over tasks of one share of flipped labels and one number of examples, and how many `tasks` these are.
+
+    `table` runs over task, with coordinates `label_noise` and `train_size`; a NaN in it counts for nothing.
+    """
+    noise, examples = (np.unique(table[name].values) for name in ("label_noise", "train_size"))
+    rows = [xr.concat([_mean_of(table, share, count) for count in examples], "train_size") for share in noise]
+    return xr.concat(rows, "label_noise").assign_coords(label_noise=noise, train_size=examples)
+
+
+def _mean_of(table: xr.DataArray, noise: float, examples: int) -> xr.Dataset:
+    inside = (table["label_noise"] == noise) & (table["train_size"] == examples)
+    some = table.isel(task=inside.values).drop_vars(["label_noise", "train_size"])
+    known = some.notnull().sum("task")
+    return xr.Dataset({"mean": some.sum("task") / known.where(known > 0), "tasks": known})
+
+
+def leads(experiment: xr.Dataset, score: str = "accuracy", checkpoint: str = "last") -> xr.DataArray:
+    """What each expansion has ahead of networks that were trained without it, over (candidate, reference, budget).
+
+    The mean over seeds of the difference to a network of the same shape, from scratch or shrunk and perturbed, that was
+    trained for as long; and to the base network trained on. Units as in `statistics.gains`; NaN where a run diverged.
+
+    Raises:
+        ValueError: an expansion without its reference.
+    """
+    gain = statistics.gains(experiment)["gain"].sel(score=score, checkpoint=checkpoint, drop=True)
+    role, task, label = (experiment[name].values for name in ("role", "task", "label"))
+    place = [str(each).split(" ", 1)[-1] for each in label]
+    kept = np.flatnonzero(role == "expansion")
+    row_of = {(task[i], str(label[i])): i for i in np.flatnonzero(role == "reference")}
+    mine, ahead = gain.isel(candidate=kept), {}
+    ahead[BASE] = mine
+    for name in REFERENCES:
+        if missing := [str(label[i]) for i in kept if (task[i], f"{name} {place[i]}") not in row_of]:
+            raise ValueError(f"no reference {name!r} for {missing}")
+        other = gain.isel(candidate=[row_of[task[i], f"{name} {place[i]}"] for i in kept])
+        ahead[name] = mine - other.variable
+    return xr.concat([*ahead.values()], xr.DataArray([*ahead], dims="reference", name="reference")).rename("lead")
+
+
+def leads_of_tasks(lead: xr.DataArray) -> xr.Dataset:
+    """Of `leads`: over (task, reference, budget) the `middle` expansion, and the `lower` and `upper` tenth.
+
+    Over (reference, budget) the mean over tasks of the middle one, and its interval (`intervals.over_tasks`).
+    """
+    rows = [one["lead"].quantile((0.1, 0.5, 0.9), "candidate") for _, one in statistics.by_task(lead.to_dataset())]
+    names = [name for name, _ in statistics.by_task(lead.to_dataset())]
+    table = xr.concat(rows, xr.DataArray(names, dims="task", name="task"))
+    lower, middle, upper = (table.isel(quantile=i, drop=True) for i in range(3))
+    return xr.Dataset({"lower": lower, "middle": middle, "upper": upper}).merge(intervals.over_tasks(middle))
+
+
+def extents(experiment: xr.Dataset, share: float = 1.0, margins: Sequence[float] = MARGINS) -> xr.Dataset:
+    """The extent in all its forms, after a share of the training: `spearman` with the accuracy gain, and `censored`.
+
+    Both over (task, kind, level, form, margin); `censored` is the share of rays that did not meet the level.
+    """
+    pool = statistics.expansions(experiment).sel(progress=[share])
+    gain = statistics.gains(pool)["gain"].sel(score="accuracy", checkpoint="last", drop=True)
+
+    def of(kind: str, level: str, margin: float) -> xr.Dataset:
+        found = signals.crossings(pool, kind, level, margin).isel(progress=0, drop=True)
+        sizes = xr.concat([found[form].mean("ray", skipna=False) for form in FORMS], "form")
+        return _extent_of_tasks(xr.Dataset({"gain": gain, "size": sizes, "censored": found["censored"].mean("ray")}))
+
+    levels = signals.LEVELS
+    kinds = [
+        xr.concat([xr.concat([of(kind, level, m) for m in margins], "margin") for level in levels], "level")
+        for kind in KINDS
+    ]
+    return xr.concat(kinds, "kind").assign_coords(kind=list(KINDS), level=list(levels), margin=list(margins))
+
+
+def _extent_of_tasks(rows: xr.Dataset) -> xr.Dataset:
+    tasks, rho, censored = [], [], []
+    for name, one in statistics.by_task(rows):
+        known = np.isfinite(one["gain"].values)
+        sizes = statistics.ranked_last(one["size"].transpose("form", "candidate").values[:, known])
+        tasks.append(name)
+        rho.append(statistics.spearman(sizes, np.round(one["gain"].values[known], statistics.DECIMALS)))
+        censored.append(float(one["censored"].mean()))
+    data = {"spearman": (("task", "form"), np.array(rho)), "censored": ("task", censored)}
+    return xr.Dataset(data, {"task": tasks, "form": list(FORMS)})
