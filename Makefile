@@ -33,7 +33,7 @@ export MALLOC_TRIM_THRESHOLD_ := 4294967296
 OUT := outputs/$(PROFILE)
 figures = $(foreach name,$(1),figures/$(name).svg figures/$(name).png)
 
-NOTEBOOKS := 1_expansion 2_estimators 3_manifold 4_experiment 5_figures
+NOTEBOOKS := 1_expansion 2_estimators 3_manifold 4_experiment 5_relation 6_prediction 7_choice 8_answer
 
 IMPORTS := $(shell $(PYTHON3) mmstudy/core/sources.py $(NOTEBOOKS:%=notebooks/%.ipynb))
 imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mmstudy -name '*.py'))
@@ -49,13 +49,23 @@ imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mms
 4_experiment.makes := data/experiment.nc
 4_experiment.set := cache=$(OUT)/cache
 
-5_figures.reads := $(OUT)/data/experiment.nc
-5_figures.makes := data/scores.nc $(call figures,gain_vs_size pareto classes tasks)
-5_figures.set := experiment=$(OUT)/data/experiment.nc
+5_relation.makes := data/relation.nc $(call figures,relation within build_up tasks sensitivity)
+6_prediction.makes := data/prediction.nc $(call figures,ranking_static ranking_early regimes)
+7_choice.makes := data/choice.nc $(call figures,scratch policies)
+5_relation.reads := $(OUT)/data/experiment.nc
+6_prediction.reads := $(OUT)/data/experiment.nc
+7_choice.reads := $(OUT)/data/experiment.nc
+5_relation.set := experiment=$(OUT)/data/experiment.nc
+6_prediction.set := experiment=$(OUT)/data/experiment.nc
+7_choice.set := experiment=$(OUT)/data/experiment.nc
+
+8_answer.makes := summary.md
+8_answer.reads := $(addprefix $(OUT)/data/,relation.nc prediction.nc choice.nc)
+8_answer.set := data=$(OUT)/data
 
 # ---- Commands --------------------------------------------------------------------------------------------------
 
-.PHONY: all test lint notebooks reference docs bench clean help
+.PHONY: all test lint notebooks reference compare docs bench clean help
 
 targets = $(addprefix $(OUT)/,$($(1).makes) notebooks/$(1).ipynb)
 TARGETS := $(foreach notebook,$(NOTEBOOKS),$(call targets,$(notebook)))
@@ -81,11 +91,15 @@ notebooks: $(ENVIRONMENT) ## Run the notebooks in place, and the README's table 
 	$(PYTHON) -m nbstripout --keep-output --keep-count --extra-keys metadata.language_info \
 		$(NOTEBOOKS:%=notebooks/%.ipynb)
 
-reference: ## Copy the results of the profile small to outputs/reference, to be committed
-	$(MAKE) all PROFILE=small
+reference: ## Copy the results of the perceptrons to outputs/reference, to be committed, and the answer to the README
+	$(MAKE) all PROFILE=perceptrons
 	rm -rf outputs/reference/data outputs/reference/figures
 	mkdir -p outputs/reference
-	cp -R outputs/small/data outputs/small/figures outputs/reference
+	cp -R $(addprefix outputs/perceptrons/,data figures summary.md) outputs/reference
+	$(PYTHON) -m mmstudy.study.abstract README.md outputs/reference/summary.md
+
+compare: ## Hold the results of PROFILE against the reference, and say what moved
+	$(PYTHON) -m mmstudy.study.compare $(OUT)/data outputs/reference/data
 
 docs: $(ENVIRONMENT) ## Write the pages of all functions, room by room, into outputs/docs
 	$(PYTHON) -m pdoc --docformat google --output-directory outputs/docs \

@@ -10,10 +10,17 @@ from torch.nn import functional as F
 from mmstudy.batched.objective import Objective
 from mmstudy.core.networks import MLP, evaluating, initialize
 from mmstudy.core.seeds import generator
+from mmstudy.core.tasks import Task
+from mmstudy.study.protocol import Protocol
 from mmstudy.validation.preservation import FAMILIES, Family
 
 INPUTS, CLASSES = 7, 4
 WIDTHS = {"one hidden layer": (5,), "two": (6, 4), "three": (4, 8, 3)}
+TASK = Task("digits", (4, 4), 200)
+TINY = Protocol(
+    steps=40, batch=16, seeds=2, validations=4, progress=(0.0, 0.25, 1.0), bins=10, short=0.25, children=3,
+    child_steps=3, probe_examples=40, random_rays=2, traces=2, doublings=4,
+)  # fmt: skip
 
 
 def mlp(widths=(6, 4), seed=0, dtype=torch.float32) -> MLP:

@@ -1,5 +1,6 @@
 """What CONTRIBUTING shows is done here as it stands, from outside the package."""
 
+import importlib
 import os
 import re
 import shlex
@@ -9,15 +10,18 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from mmstudy.batched.ensemble import stack
 from mmstudy.core import results, tasks
 from mmstudy.expansion.operators import OPERATORS
 from mmstudy.expansion.pools import candidate_pool
 from mmstudy.manifold.estimators import ESTIMATORS
-from mmstudy.study import predictors
+from mmstudy.study import predictors, signals, sweep
+from mmstudy.study.protocol import Protocol
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.M))
@@ -31,7 +35,8 @@ def blocks(section, language="python"):
 @pytest.fixture
 def known(monkeypatch):
     """The names that the blocks share; what they enter is taken out again."""
-    before = [(registry, dict(registry)) for registry in (OPERATORS, ESTIMATORS, predictors.PREDICTORS, tasks.DATASETS)]
+    registries = (OPERATORS, ESTIMATORS, predictors.PREDICTORS, signals.SIGNALS, tasks.DATASETS)
+    before = [(registry, dict(registry)) for registry in registries]
     names = {"__name__": "outside"}
     exec(*blocks("Rooms"), names)
     yield names
@@ -55,6 +60,7 @@ def test_an_estimator(known):
     found = known["found"]
     assert list(found["status"].values) == ["ok", "ok"]
     assert ((found["size"] >= 0) & (found["size"] <= 1)).all()
+    assert Protocol(estimators=("inside",)).estimators == ("inside",)
     assert set(known["mm"].sizes(known["network"], known["batch"], methods=["inside", "rays"])["unit"].values) >= {"1"}
 
 
@@ -64,6 +70,32 @@ def test_a_predictor(known):
     expected = known["network"](known["batch"][0]).softmax(-1).amax(-1).mean()
     torch.testing.assert_close(values["confidence"][0], expected)
     assert predictors.words({})["confidence"] == ("1", "mean probability of the likeliest class")
+
+
+def test_a_signal(known):
+    exec(*blocks("A signal"), known)
+    found = {"gyration": (("candidate", "progress"), [[1.0, 2.0]]), "reach": (("candidate", "progress"), [[4.0, 4.0]])}
+    assert signals.SIGNALS["parting"].of(xr.Dataset(found)).values.tolist() == [[0.25, 0.5]]
+    known_parts = Protocol().costs(100, 10)
+    assert set(signals.SIGNALS["parting"].expenses) <= known_parts.keys()
+    assert {"gyration", "reach"} <= sweep.words().keys()
+
+
+def test_an_experiment(known, tmp_path, monkeypatch):
+    """With all that was entered, from a file of one's own."""
+    sections = ("Rooms", "An operator", "An estimator", "A predictor", "A signal", "A task", "An experiment")
+    (tmp_path / "of_ones_own.py").write_text("\n\n".join(code for section in sections for code in blocks(section)))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    mine = importlib.import_module("of_ones_own")
+    names = mine.predicted["predictor"].values.tolist()
+    assert {"confidence", "parting @50%", "inside_size @100%", "confidence + parameters"} <= set(names)
+    pool = mine.experiment.isel(candidate=(mine.experiment["role"] == "expansion").values)
+    assert pool["label"].values.tolist() == list(mine.pool)
+    assert (pool["inside_size_status"] != "nan").all()
+    expected = (pool["gyration"] / pool["reach"]).sel(progress=0.5)
+    np.testing.assert_allclose(mine.predicted["value"].sel(predictor="parting @50%"), expected, rtol=1e-4)
+    assert len(list((tmp_path / "cache").iterdir())) == 1 + 3  # the base; the places that grow
 
 
 def test_a_task(known):

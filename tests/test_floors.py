@@ -36,7 +36,7 @@ def test_every_folder_is_a_room():
     [
         "import mmstudy.study.sweep",
         "import mmstudy.study.sweep as s",
-        "from mmstudy.study import measurements, sweep",
+        "from mmstudy.study import protocol, sweep",
         "from mmstudy.study.sweep import sweep",
         "def late():\n    from mmstudy.study.sweep import sweep",
     ],

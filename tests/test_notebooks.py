@@ -83,11 +83,12 @@ WRONG = [
     ("3_manifold", {"manifold_widths": []}, "manifold_widths must not be empty"),
     ("3_manifold", {"manifold_widths": [6, -1]}, "a width must be at least 1; got -1"),
     ("3_manifold", {"manifold_train_size": 0}, "training examples"),
-    ("4_experiment", {"experiment_steps": 0}, "experiment_steps must be at least 1"),
-    ("4_experiment", {"experiment_seeds": 1.5}, "experiment_seeds must be a whole number"),
-    ("4_experiment", {"experiment_tasks": []}, "experiment_tasks"),
-    ("4_experiment", {"experiment_tasks": [["digits", [6, 6], 400]]}, "a task is"),
-    ("4_experiment", {"experiment_tasks": [["digits", [6, 6], 400, -0.5, 0]]}, "label_noise"),
+    ("4_experiment", {"experiment_options": {"seeds": 1}}, "≥ 2 seeds"),
+    ("4_experiment", {"experiment_options": {"step": 40}}, "step"),
+    ("4_experiment", {"experiment_progress": [0.0, 0.5]}, "progress must rise from 0 to 1"),
+    ("4_experiment", {"experiment_pilot": [], "experiment_confirmation": []}, "no task"),
+    ("4_experiment", {"experiment_pilot": [["digits", [6, 6], 400]]}, "a task is"),
+    ("4_experiment", {"experiment_pilot": [["digits", [6, 6], 400, -0.5, 0]]}, "label_noise"),
 ]
 
 

@@ -139,8 +139,9 @@ def test_second_make_does_nothing(project):
     assert time.monotonic() - start < 5
 
 
-FIGURES = {"1_expansion", "2_estimators", "3_manifold", "5_figures"}
-EXPERIMENT = {"4_experiment", "5_figures"}
+RESULTS = {"5_relation", "6_prediction", "7_choice"}
+FIGURES = {"1_expansion", "2_estimators", "3_manifold", "8_answer"} | RESULTS
+EXPERIMENT = {"4_experiment", "8_answer"} | RESULTS
 ALL = FIGURES | EXPERIMENT
 
 
@@ -151,11 +152,13 @@ ALL = FIGURES | EXPERIMENT
         ("notebooks/2_estimators.ipynb", {"2_estimators"}),
         ("notebooks/3_manifold.ipynb", {"3_manifold"}),
         ("notebooks/4_experiment.ipynb", EXPERIMENT),
-        ("notebooks/5_figures.ipynb", {"5_figures"}),
+        ("notebooks/5_relation.ipynb", {"5_relation", "8_answer"}),
+        ("notebooks/8_answer.ipynb", {"8_answer"}),
         ("notebooks/profiles/stub.yml", ALL),
         ("notebooks/run.py", ALL),
         ("mmstudy/figures/style.py", FIGURES),
-        ("outputs/stub/data/experiment.nc", {"5_figures"}),
+        ("outputs/stub/data/experiment.nc", RESULTS | {"8_answer"}),
+        ("outputs/stub/data/choice.nc", {"8_answer"}),
         ("pyproject.toml", set()),
         ("constraints.txt", set()),
         ("Makefile", set()),
@@ -172,7 +175,11 @@ def test_touching_a_module_reruns_its_users(project, room):
     path = module.relative_to(ROOT).as_posix()
     users = {name for name, used in modules().items() if path in used}
     (project / path).touch()
-    assert acted_out(project, "all") == (users | EXPERIMENT if "4_experiment" in users else users)
+    if "4_experiment" in users:
+        users |= EXPERIMENT
+    if users & RESULTS:
+        users |= {"8_answer"}
+    assert acted_out(project, "all") == users
 
 
 def test_another_profile_has_its_own_results(project):
@@ -185,7 +192,7 @@ def test_a_deleted_file_is_made_again_with_what_follows(project):
     assert make(project, "-q", "all").returncode == 1
     done = make(project, "all")
     assert done.returncode == 0
-    assert [word for word in done.stdout.split() if word in ALL] == ["4_experiment", "5_figures"]
+    assert [word for word in done.stdout.split() if word in ALL] == sorted(EXPERIMENT)
     assert (project / "outputs/stub/data/experiment.nc").exists()
     assert make(project, "-q", "all").returncode == 0
 

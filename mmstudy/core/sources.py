@@ -85,13 +85,19 @@ def fingerprint(code: str) -> str:
 
 
 def _meaning(code: str) -> str:
-    """The syntax tree of Python code without its docstrings, as text."""
+    """The syntax tree of Python code without its docstrings and lists of names to export, as text."""
     tree = ast.parse(code)
+    tree.body = [node for node in tree.body if not _exports(node)]
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             documented = ast.get_docstring(node, clean=False) is not None
             node.body = (node.body[1:] or [ast.Pass()]) if documented else node.body
     return ast.dump(tree)
+
+
+def _exports(node: ast.stmt) -> bool:
+    """Whether this is `__all__ = [...]`."""
+    return isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets)
 
 
 def of_notebook(path: Path) -> str:

@@ -14,7 +14,17 @@ from matplotlib.ticker import NullLocator
 
 from mmstudy.expansion.operators import OPERATORS, of_kind
 from mmstudy.figures.families import family_look, family_marks, looks
-from mmstudy.figures.style import COLUMN, NUMBER, for_a_column, interval, number_points, plain, signed
+from mmstudy.figures.style import (
+    COLUMN,
+    NUMBER,
+    for_a_column,
+    interval,
+    number_points,
+    plain,
+    root_scale,
+    signed,
+    without_the_rest,
+)
 from mmstudy.study.intervals import front
 
 KIND_COLORS = {kind: OPERATORS[names[0]].color for kind, names in of_kind().items()}
@@ -27,7 +37,7 @@ def relation(dataset: xr.Dataset) -> Figure:
     """The gain of each candidate against its size, both as ranks in its task; one panel for each group of tasks.
 
     Hollow: more than half of the rays did not meet the level, so that the size is a lower bound. The line is the mean
-    gain of each tenth of the sizes.
+    gain of each tenth of the sizes. Where the rays start above the level there is no size: these share one rank.
 
     `dataset` has `gain`, `size`, `censored` over candidate, with the coordinates `operator` and `panel_of`; `trend`
     over (panel, tenth); `mean`, `low`, `high`, `tasks` over panel: ρ. `summaries.relation` makes it.
@@ -47,17 +57,16 @@ def relation(dataset: xr.Dataset) -> Figure:
         for kind, color in KIND_COLORS.items():
             for hollow in (True, False):
                 mine = (dataset["panel_of"].values == panel) & (kinds == kind) & (bound == hollow)
-                face = {"mfc": "none"} if hollow else {"mfc": color, "alpha": 0.45}
+                face = {"mfc": "none", "alpha": 0.8} if hollow else {"mfc": color, "alpha": 0.45}
                 size, gain = (dataset[name].values[mine] for name in ("size", "gain"))
                 axis.plot(size, gain, KIND_MARKERS[kind], ms=2.2, mec=color, mew=0.4 if hollow else 0, **face)
-        axis.plot(dataset["tenth"], one["trend"], "-o", color="w", lw=2.8, ms=5)
+        axis.plot(dataset["tenth"], one["trend"], "-o", color="w", lw=2.0, ms=3.5)
         axis.plot(dataset["tenth"], one["trend"], "-o", color="k", lw=1.2, ms=2.5)
         axis.set_title(f"{panel} ({int(one['tasks'])} tasks)\n{_with_interval(one)}")
-        axis.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+        axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
         axis.set_xticklabels(["0", "0.5", "1"])
         axis.set_yticklabels(["0", "0.5", "1"])
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
+    without_the_rest(axes, len(panels))
     figure.supxlabel("size, rank in its task (0 smallest, 1 largest)", fontsize=7)
     figure.supylabel("gain in accuracy, rank in its task", fontsize=7)
     marks = [
@@ -112,8 +121,8 @@ def build_up(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
 def choices(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
     """What the candidate that a policy chooses falls short of the best one, against what it costs, with intervals.
 
-    Numbered policies, the cheapest first; a line joins those that no other beats, a dash is the worst task. The axis of
-    the regret is that of its square root.
+    Numbered policies, the cheapest first, those of one cost side by side; a line joins those that no other beats, a
+    dash is the worst task. The regret stands beside the name. The axis of the regret is that of its square root.
 
     `dataset` has `regret`, `low`, `high`, `worst` and `total` over policy, with the coordinate `family` of what a
     policy looks at (of no family: nothing, or all of the training): `judging.summary`.
@@ -126,21 +135,22 @@ def choices(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
         2, 1, figsize=(COLUMN, 2.9 + 0.075 * table.sizes["policy"]), layout="constrained",
         height_ratios=(2.5, 0.1 + 0.075 * table.sizes["policy"]),
     )  # fmt: skip
-    total, regret = 100 * table["total"].values, table["regret"].values
-    on = np.flatnonzero(front(total, -regret))
+    total, regret = 100 * _apart(table["total"].values), table["regret"].values
+    on = np.flatnonzero(front(table["total"].values, -regret))
     axis.plot(total[on], regret[on], color="0.6", lw=0.9, drawstyle="steps-post", zorder=1)
+    half = -(-len(total) // 2)
     for i, policy in enumerate(table["policy"].values.tolist()):
         one, look = table.isel(policy=i), family_look(table["family"].values[i])
         low, high = np.nan_to_num([float(one["low"]), float(one["high"])], nan=regret[i])
         axis.plot([total[i]] * 2, [max(low, 0), high], color=look["color"], lw=0.7, zorder=2)
         axis.plot(total[i], float(one["worst"]), "_", color=look["color"], ms=4)
         axis.plot(total[i], regret[i], ls="", zorder=3, **look | {"markersize": 3.5})
-        name = named.get(policy, plain(policy))
-        row, column = i % -(-len(total) // 2), i // -(-len(total) // 2)
-        key.text(0.5 * column, 1 - row / -(-len(total) // 2), f"{i + 1}  {name}", va="top", fontsize=NUMBER)
+        at = 0.52 * (i // half), 1 - (i % half) / half
+        key.text(*at, str(i + 1), va="top", fontsize=NUMBER, color=look["color"])
+        key.text(at[0] + 0.05, at[1], f"{named.get(policy, plain(policy))}: {regret[i]:.2f}", va="top", fontsize=NUMBER)
     key.set_axis_off()
     axis.set_xscale("log")
-    axis.set_yscale("function", functions=(_root, _square))
+    root_scale(axis.yaxis)
     ticks = [t for t in (0, 0.1, 0.5, 1, 2, 5, 10, 20, 50) if t <= 1.2 * float(table["worst"].max())]
     axis.set_yticks(ticks, [f"{t:g}" for t in ticks])
     axis.set_ylim(-0.01, 1.1 * float(table["worst"].max()))
@@ -149,13 +159,13 @@ def choices(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
     axis.set_ylabel("regret (points of test accuracy)")
     axis.set_xlabel("total cost (% of training the whole pool)")
     figure.legend(handles=family_marks(table["family"].values), loc="outside upper center", ncols=3)
-    number_points(axis, total, regret)
+    colors = [family_look(family)["color"] for family in table["family"].values]
+    number_points(axis, total, regret, colors, np.column_stack([total, table["worst"].values]))
     return figure
 
 
-def _root(values: np.ndarray) -> np.ndarray:
-    return np.sign(values) * np.sqrt(np.abs(values))
-
-
-def _square(values: np.ndarray) -> np.ndarray:
-    return np.sign(values) * np.square(values)
+def _apart(costs: np.ndarray) -> np.ndarray:
+    """Costs that are equal, or nearly so, moved apart by 3%."""
+    same = np.isclose(costs[:, None], costs, rtol=0.01)
+    place = np.tril(same, -1).sum(1)
+    return costs * 1.03 ** (place - (same.sum(1) - 1) / 2)

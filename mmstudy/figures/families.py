@@ -1,7 +1,7 @@
 """The looks of predictors, the same in every figure: a family has a colour, a line and markers."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from matplotlib.lines import Line2D
@@ -26,7 +26,7 @@ def family_look(family: object, hollow: bool = False, shape: int = 0) -> dict[st
     }
 
 
-def looks(families: Sequence[object]) -> list[dict[str, Any]]:
+def looks(families: Iterable[object]) -> list[dict[str, Any]]:
     """Looks of the lines of one figure: of one family, the second is hollow, the third has another marker."""
     used: Counter[str] = Counter()
     found = []
@@ -37,7 +37,7 @@ def looks(families: Sequence[object]) -> list[dict[str, Any]]:
     return found
 
 
-def family_marks(families: Sequence[object]) -> list[Line2D]:
+def family_marks(families: Iterable[object]) -> list[Line2D]:
     """A mark of each family that is there, for a legend."""
     names = [*map(str, families)]
     present = [family for family in FAMILIES if family in names] + ["none of these"] * (not {*names} <= {*FAMILIES})

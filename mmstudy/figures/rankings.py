@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
 from mmstudy.figures.families import family_look, family_marks, looks
-from mmstudy.figures.style import COLUMN, NUMBER, for_a_column, interval, numbered, plain, short_task
+from mmstudy.figures.style import COLUMN, NUMBER, for_a_column, interval, numbered, plain, short_tasks
 
 
 @for_a_column
@@ -82,7 +82,7 @@ def within(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
 
 @for_a_column
 def tasks(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
-    """A map of correlations, tasks × predictors, the noise ceiling in the last column.
+    """A map of correlations in hundredths, tasks × predictors, the noise ceiling in the last column; negative: hatched.
 
     `dataset` has `spearman` over (task, predictor) and `ceiling` over task: `statistics.scores` and `reliability`.
 
@@ -92,11 +92,15 @@ def tasks(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
     rho = dataset["spearman"].transpose("task", "predictor")
     names = [named.get(name, plain(name)) for name in rho["predictor"].values.tolist()]
     figure, axis = plt.subplots(figsize=(COLUMN, 1.3 + 0.14 * rho.sizes["task"]), layout="constrained")
-    numbered(axis, np.column_stack([rho.values, dataset["ceiling"].values]), "vlag", (-1, 1))
+    numbered(axis, 100 * np.column_stack([rho.values, dataset["ceiling"].values]), "vlag", (-100, 100), _hundredths)
     axis.axvline(len(names) - 0.5, color="w", lw=3)
-    axis.set_yticks(range(rho.sizes["task"]), [short_task(task) for task in rho["task"].values])
+    axis.set_yticks(range(rho.sizes["task"]), short_tasks(rho["task"].values))
     axis.xaxis.tick_top()
     axis.set_xticks(range(len(names) + 1), [*names, "noise ceiling"], rotation=90)
     axis.tick_params(length=0, labelsize=NUMBER)
-    figure.supxlabel("task: examples, flipped labels, widths (seed)", fontsize=NUMBER, x=0.01, ha="left")
+    figure.supxlabel("numbers: 100 ρ; tasks: examples, flipped labels, widths (seed)", fontsize=NUMBER)
     return figure
+
+
+def _hundredths(value: float) -> str:
+    return f"{round(value)}".replace("-", "−")

@@ -11,9 +11,21 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
-from mmstudy.figures.style import COLUMN, NUMBER, for_a_column, interval, numbered, plain, short_task, signed
-from mmstudy.study.signals import LEVELS
+from mmstudy.figures.style import (
+    COLUMN,
+    NUMBER,
+    for_a_column,
+    interval,
+    numbered,
+    plain,
+    root_scale,
+    short_tasks,
+    signed,
+    without_the_rest,
+)
+from mmstudy.study.derived import LEVELS
 
 CELL = 0.24  # inches: room for a number
 BUDGET_LOOKS = {
@@ -57,8 +69,7 @@ def regimes(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
     for axis in axes.flat[:panels]:
         axis.set_xticks(range(len(examples)), [f"{count:g}" for count in examples], rotation=90)
         axis.set_yticks(range(len(noise)), [f"{100 * share:g}" for share in noise])
-    for axis in axes.flat[panels:]:
-        axis.remove()
+    without_the_rest(axes, panels)
     figure.supxlabel("training examples", fontsize=7)
     figure.supylabel("flipped labels (%)", fontsize=7)
     return figure
@@ -69,6 +80,7 @@ def scratch(dataset: xr.Dataset) -> Figure:
     """Is expanding worth it? What expansions have ahead of the base trained on, and of their own shapes without it.
 
     Of each task the expansion in the middle, and the middle eight tenths; above, the mean over tasks with its interval.
+    The axis is that of square roots.
 
     `dataset` has `lower`, `middle`, `upper` over (task, reference, budget), and `mean`, `low`, `high` over (reference,
     budget): `summaries.leads_of_tasks`.
@@ -89,17 +101,22 @@ def scratch(dataset: xr.Dataset) -> Figure:
         axis.axhline(0.5, color="0.7", lw=0.6)
         axis.set_title(fill(plain(reference), 11))
         axis.tick_params(axis="y", length=0, labelsize=NUMBER)
-    first = np.ravel(axes)[0]
-    first.set_yticks(range(len(names) + 1), ["mean over tasks", *map(short_task, names)])
+    first, far = np.ravel(axes)[0], float(np.abs(dataset[["lower", "upper"]].to_array()).max())
+    root_scale(first.xaxis)
+    end = max(tick for tick in (1, 5, 25) if tick <= max(far, 1))
+    first.set_xticks([-end, 0, end], [f"−{end}", "0", f"{end}"])
+    first.set_xticks([-5, -1, 1, 5], minor=True)
+    first.set_xlim(-1.1 * far, 1.1 * far)
+    first.set_yticks(range(len(names) + 1), ["mean over tasks", *short_tasks(names)])
     first.set_ylim(len(names) + 0.6, -0.6)
-    figure.supxlabel("lead of the expansion (points of test accuracy)", fontsize=7)
+    figure.supxlabel("lead of the expansion (points of test accuracy; small ticks: 1, 5)", fontsize=7)
     marks = [Line2D([], [], ls="", label=budget.replace("flops", "FLOPs"), **b) for budget, b in BUDGET_LOOKS.items()]
     figure.legend(handles=marks, loc="outside upper center", ncols=2)
     return figure
 
 
 @for_a_column
-def sensitivity(dataset: xr.Dataset, kind: str, form: str, margin: float) -> Figure:
+def sensitivity(dataset: xr.Dataset, kind: str, form: str, margin: float | int) -> Figure:
     """What the choices inside the extent do: to ρ (left), and to the share of rays that meet no level (right).
 
     Above: all kinds of rays, forms and levels at one margin; below: one kind and form, against the margin.
@@ -130,6 +147,7 @@ def sensitivity(dataset: xr.Dataset, kind: str, form: str, margin: float) -> Fig
         axis.set_xticks(range(len(levels)), levels, rotation=90)
     for axis in lines:
         axis.set_xticks(places, [f"{value:g}" for value in dataset["margin"].values])
+    lines[0].yaxis.set_major_locator(MaxNLocator(5))
     lines[0].axhline(0, color="0.7", lw=0.6, zorder=0)
     lines[0].set_ylabel(f"mean ρ\n({plain(kind)}, {form})")
     lines[1].set_ylabel("rays cut off (%)")

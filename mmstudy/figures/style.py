@@ -1,7 +1,6 @@
 """What all figures share: the palette, the words, the axes, and how a figure is saved."""
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from itertools import accumulate
 from pathlib import Path
@@ -13,6 +12,7 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from mmstudy.expansion.operators import OPERATORS
@@ -24,6 +24,7 @@ SMALL = {  # sizes that can be read in a column
     "font.size": 7, "axes.labelsize": 7, "axes.titlesize": 7, "legend.fontsize": 6.5, "legend.title_fontsize": 6.5,
     "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "axes.linewidth": 0.6, "lines.linewidth": 1.0,
     "lines.markersize": 3.5, "lines.markeredgewidth": 0.7, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
+    "xtick.minor.size": 1.5, "xtick.minor.width": 0.5,
     "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.pad": 2, "ytick.major.pad": 2,
     "axes.titlepad": 3, "axes.labelpad": 2, "legend.handletextpad": 0.4, "legend.columnspacing": 1.2,
     "legend.frameon": False, "legend.borderaxespad": 0.2, "hatch.linewidth": 0.4,
@@ -87,20 +88,20 @@ def label_ends(axis, ends: Mapping[str, tuple[float, str]]) -> None:
         )  # fmt: skip
 
 
-def number_points(axis, x: np.ndarray, y: np.ndarray) -> None:
-    """1, 2, … beside the points, each where it is furthest from all points and from the numbers before it."""
+def number_points(axis, x: np.ndarray, y: np.ndarray, colors: Sequence[object], others: np.ndarray) -> None:
+    """1, 2, … beside the points, each where it is furthest from all points, others, and the numbers before it."""
     axis.figure.draw_without_rendering()
     points = axis.transData.transform(np.column_stack([x, y])) * 72 / axis.figure.dpi
     angles = np.arange(16) * np.pi / 8 + np.pi / 4
-    around = np.column_stack([np.cos(angles), np.sin(angles)])
-    taken = points
+    around = 6.5 * np.column_stack([np.cos(angles), np.sin(angles)])  # points of a printer
+    taken = np.vstack([points, axis.transData.transform(others) * 72 / axis.figure.dpi])
     for i, point in enumerate(points):
-        free = [np.sort(np.hypot(*(taken - spot).T))[:3] for spot in point + 7 * around]
-        best = max(range(len(around)), key=lambda k: tuple(np.minimum(free[k], 7).round(1)))
-        taken = np.vstack([taken, point + 7 * around[best]])
+        free = [np.sort(np.hypot(*(taken - spot).T))[:3] for spot in point + around]
+        best = max(range(len(around)), key=lambda k: tuple(np.minimum(free[k], 6.5).round(1)))
+        taken = np.vstack([taken, point + around[best]])
         axis.annotate(
-            str(i + 1), (x[i], y[i]), tuple(7 * around[best]), textcoords="offset points", fontsize=NUMBER,
-            ha="center", va="center", zorder=4, bbox={"fc": "w", "ec": "none", "alpha": 0.7, "pad": 0.3},
+            str(i + 1), (x[i], y[i]), tuple(around[best]), textcoords="offset points", fontsize=NUMBER, zorder=4,
+            ha="center", va="center", color=colors[i], path_effects=[withStroke(linewidth=1.2, foreground="w")],
         )  # fmt: skip
 
 
@@ -115,29 +116,32 @@ def interval(table: xr.Dataset) -> np.ndarray:
     return np.maximum(np.nan_to_num(arms), 0)
 
 
-def short_task(name: object) -> str:
-    """A task's name for the margin of a figure: examples, share of flipped labels, widths, (seed)."""
-    return re.sub(r", seed (\d+)$", r" (\1)", plain(name).replace(" flipped", ""))
+def short_tasks(names: Iterable[object]) -> list[str]:
+    """Tasks in the margin of a figure: examples, share of flipped labels, widths; the seed where they differ in it."""
+    words = [plain(name).replace(" flipped", "").rsplit(", seed ", 1) for name in names]
+    firsts = [first for first, *_ in words]
+    return [f"{first} ({seed[0]})" if seed and firsts.count(first) > 1 else first for first, *seed in words]
 
 
-def signed(value: float) -> str:
+def signed(value: float | int) -> str:
     """A correlation in little room: .45 or −.45."""
     return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−").replace("0.", ".")
 
 
 def numbered(
-    axis, values: np.ndarray, colors: str, ends: tuple[float, float], word: Callable[[float], str] = signed
+    axis, values: np.ndarray, colors: str, ends: tuple[float | int, float | int], word: Callable[[float], str] = signed
 ) -> None:
     """A map with a number in each cell; what is negative is hatched, what is not known is left white."""
     axis.imshow(values, cmap=colors, vmin=ends[0], vmax=ends[1], aspect="auto")
     for row, column in np.argwhere(np.isfinite(values)):
         value = float(values[row, column])
-        face = axis.images[0].cmap(axis.images[0].norm(value))
-        if value < 0:
-            patch = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, hatch="/////", ec="0.45", lw=0)
-            axis.add_patch(patch)
-        look = {"ha": "center", "va": "center", "fontsize": NUMBER, "color": "w" if sum(face[:3]) < 1.5 else "k"}
-        axis.text(column, row, word(value), bbox={"fc": face, "ec": "none", "pad": 0.6}, **look)
+        text = word(value)
+        if text.startswith("−"):
+            axis.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, hatch="/////", ec="0.7", lw=0))
+        dark = sum(axis.images[0].cmap(axis.images[0].norm(value))[:3]) < 1.7
+        axis.text(
+            column, row, text, ha="center", va="center", fontsize=NUMBER, color="w" if dark else "k",
+        )  # fmt: skip
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
 
@@ -166,6 +170,21 @@ def _word(tick: float) -> str:
         return f"{tick:g}".replace("-", "−")
     exponent = f"{np.log10(abs(tick)):.0f}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{'−' if tick < 0 else ''}10{exponent}"
+
+
+def root_scale(axis) -> None:
+    """An axis of square roots, on both sides of zero: small differences are seen beside large ones."""
+    root, square = (lambda x: np.sign(x) * np.sqrt(np.abs(x))), (lambda x: np.sign(x) * np.square(x))
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("function", functions=(root, square))
+
+
+def without_the_rest(axes: np.ndarray, count: int) -> None:
+    """Of a grid that shares its axes, the first panels only; the lowest of each column has the words of its ticks."""
+    for i, axis in enumerate(axes.flat):
+        if i >= count:
+            axis.remove()
+        elif i + axes.shape[1] >= count:
+            axis.tick_params(labelbottom=True)
 
 
 def plain_log(axis) -> None:

@@ -87,5 +87,6 @@ def ways_of(family: Float[Tensor, "m k dim"]) -> tuple[Float[Tensor, "m 2*k dim"
     """
     ways = from_centre(family)
     length = ways.norm(dim=-1)
-    parted = (length.isfinite() & (length > 0)).all(1)
+    different = (family != family[:, :1]).flatten(1).any(1)  # the mean of equal points may differ from them by rounding
+    parted = different & (length.isfinite() & (length > 0)).all(1)
     return torch.where(parted.view(-1, 1, 1), ways, 1.0), parted

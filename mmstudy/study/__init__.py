@@ -1,6 +1,10 @@
 """The experiment: what is measured on candidates, the sweep over tasks, and how well predictors order gains."""
 
 __all__ = [
+    "abstract",
+    "choices",
+    "claims",
+    "compare",
     "derived",
     "design",
     "draws",

@@ -28,6 +28,7 @@ TRAINING = {  # of networks that are no perceptrons: fewer steps, as each costs 
     "decoder": {"steps": 1000, "batch": 64, "step_size": 0.4},
 }
 DEEPER = tuple(name for name, each in OPERATORS.items() if not each.widens)
+LEAST, SPARE = 40, "net2net"  # fewer candidates of a perceptron are filled up with this operator's
 SAME = {"MLP": {"interleave"}}  # operators that do to such small networks what another one (stack) does
 
 
@@ -90,9 +91,17 @@ def pool(task: Task, data: Data, shape: Mapping[str, Any] | None = None) -> tupl
     if task.family != "MLP":
         options["locations"] = locations(network, example)
     deeper = [name for name in DEEPER if name not in SAME.get(task.family, ())]
-    found = pools.candidate_pool(network, example, wider=wider_operators(task), deeper=deeper, **options)
-    refused = pools.pool_table(found, network, data.training)["refused"]
-    return {label: each for label, each in found.items() if not refused[label]}, dict(refused[refused != ""])
+    kept: dict[str, Candidate] = {}
+    refused: dict[str, str] = {}
+    for wider in (wider_operators(task), (SPARE,)):
+        found = pools.candidate_pool(network, example, wider=wider, deeper=deeper, **options)
+        found = {label: each for label, each in found.items() if label not in kept and label not in refused}
+        reasons = pools.pool_table(found, network, data.training)["refused"]
+        kept |= {label: each for label, each in found.items() if not reasons[label]}
+        refused |= dict(reasons[reasons != ""])
+        if shape or task.family != "MLP" or len(kept) >= LEAST:
+            break
+    return kept, refused
 
 
 def all_pools(

@@ -22,15 +22,16 @@ def pools(
     """The expansions of all tasks as policies see them (`policies`), and `gain` (mean over seeds) to judge them by.
 
     `signals` over (candidate, progress) keep their names; `progress` along the predictors of `predicted` becomes
-    `trained`. `trial` over candidate is what its full training shows on data that a choice may be based on, such as the
-    validation accuracy in the end; test data are no such data. More is better in all of them.
+    `trained`, 0 of what is measured right after expansion or in a run of its own. `trial` over candidate is what its
+    full training shows on data that a choice may be based on, such as the validation accuracy in the end; test data are
+    no such data. More is better in all of them.
 
     Raises:
         ValueError: the tables have different rows.
     """
     gain = statistics.gains(experiment)["gain"].sel(score=score, checkpoint=checkpoint, drop=True)
     value = predicted["value"].reset_coords(drop=True)
-    value = value.assign_coords(cost=predicted["cost"].variable, trained=predicted["progress"].variable)
+    value = value.assign_coords(cost=predicted["cost"].variable, trained=predicted["progress"].fillna(0).variable)
     columns = {name: signal.reset_coords(drop=True) for name, signal in signals.items()}
     columns |= {"trial": trial.reset_coords(drop=True), "gain": gain, "value": value}
     xr.align(experiment, *columns.values(), join="exact", exclude={"predictor", "progress"})

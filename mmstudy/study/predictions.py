@@ -94,3 +94,14 @@ def _ranks(values: np.ndarray, task: np.ndarray) -> np.ndarray:
         rows = task == each
         ranks[rows] = stats.rankdata(np.where(np.isnan(values[rows]), -np.inf, values[rows])) / rows.sum()
     return ranks
+
+
+def affordable(predicted: xr.Dataset, budget: float, combined: bool = False) -> list[str]:
+    """Of each measure, the predictor that looks latest for no more than a share of a candidate's full training.
+
+    Args:
+        combined: of those averaged with the parameter count instead of those alone.
+    """
+    table = predicted[["measure", "cost", "combined"]].to_dataframe()
+    table = table[(table["combined"] == combined) & (table["cost"] <= budget)].sort_values("cost")
+    return table.reset_index().groupby("measure", sort=False)["predictor"].last().tolist()

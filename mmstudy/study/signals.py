@@ -44,7 +44,7 @@ class Signal:
 
 LAG = "Karp et al. 2024, arXiv 2406.02469"
 TSE = "Ru et al. 2021, arXiv 2006.04492"
-EPOCH = "i-Epoch: Bohdal et al. 2023; arXiv 2404.04111"
+EPOCH = "i-Epoch, arXiv 2404.04111"
 CHILDREN = ("children",)
 CENTRE = (*CHILDREN, "centre")
 CENTRE_VALIDATION = (*CHILDREN, "centre's validation predictions")

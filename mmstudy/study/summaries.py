@@ -3,13 +3,16 @@
 `intervals.over_tasks` goes on from the tables over task.
 """
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
 from scipy import stats
 
-from mmstudy.study import intervals, signals, statistics
+from mmstudy.expansion.candidate import Candidate
+from mmstudy.expansion.operators import OPERATORS
+from mmstudy.study import derived, intervals, statistics
 from mmstudy.study.predictions import COUNTING
 from mmstudy.study.trials import REFERENCES
 
@@ -100,11 +103,14 @@ def by_regime(table: xr.DataArray) -> xr.Dataset:
     `table` runs over task, with coordinates `label_noise` and `train_size`; a NaN in it counts for nothing.
     """
     noise, examples = (np.unique(table[name].values) for name in ("label_noise", "train_size"))
-    rows = [xr.concat([_mean_of(table, share, count) for count in examples], "train_size") for share in noise]
+    rows = [
+        xr.concat([_mean_of(table, share, count) for count in examples.tolist()], "train_size")
+        for share in noise.tolist()
+    ]
     return xr.concat(rows, "label_noise").assign_coords(label_noise=noise, train_size=examples)
 
 
-def _mean_of(table: xr.DataArray, noise: float, examples: int) -> xr.Dataset:
+def _mean_of(table: xr.DataArray, noise: float | int, examples: int) -> xr.Dataset:
     inside = (table["label_noise"] == noise) & (table["train_size"] == examples)
     some = table.isel(task=inside.values).drop_vars(["label_noise", "train_size"])
     known = some.notnull().sum("task")
@@ -121,18 +127,29 @@ def leads(experiment: xr.Dataset, score: str = "accuracy", checkpoint: str = "la
         ValueError: an expansion without its reference.
     """
     gain = statistics.gains(experiment)["gain"].sel(score=score, checkpoint=checkpoint, drop=True)
-    role, task, label = (experiment[name].values for name in ("role", "task", "label"))
-    place = [str(each).split(" ", 1)[-1] for each in label]
-    kept = np.flatnonzero(role == "expansion")
-    row_of = {(task[i], str(label[i])): i for i in np.flatnonzero(role == "reference")}
-    mine, ahead = gain.isel(candidate=kept), {}
-    ahead[BASE] = mine
-    for name in REFERENCES:
-        if missing := [str(label[i]) for i in kept if (task[i], f"{name} {place[i]}") not in row_of]:
-            raise ValueError(f"no reference {name!r} for {missing}")
-        other = gain.isel(candidate=[row_of[task[i], f"{name} {place[i]}"] for i in kept])
-        ahead[name] = mine - other.variable
+    kept = np.flatnonzero(experiment["role"].values == "expansion")
+    mine = gain.isel(candidate=kept)
+    ahead = {BASE: mine} | {
+        name: mine - gain.isel(candidate=_references(experiment, kept, name)).variable for name in REFERENCES
+    }
     return xr.concat([*ahead.values()], xr.DataArray([*ahead], dims="reference", name="reference")).rename("lead")
+
+
+def _references(experiment: xr.Dataset, kept: np.ndarray, name: str) -> list[int]:
+    """The rows of the networks of the shapes of those kept: each shape has one, labelled as one of its candidates."""
+    task, label, described = (experiment[each].values.tolist() for each in ("task", "label", "description"))
+    row_of = {(task[i], label[i]): i for i in np.flatnonzero(experiment["role"].values == "reference").tolist()}
+    shape_of, found = {}, {}
+    for i in kept.tolist():
+        candidate = Candidate.from_dict(json.loads(described[i]))
+        widens = OPERATORS[candidate.operator].widens
+        shape_of[i] = task[i], widens, candidate.locations, candidate.sizes
+        row = row_of.get((task[i], f"{name} {label[i].split(' ', 1)[-1]}"))
+        if row is not None:
+            found[shape_of[i]] = row
+    if missing := [label[i] for i, shape in shape_of.items() if shape not in found]:
+        raise ValueError(f"no reference {name!r} for {missing}")
+    return [found[shape] for shape in shape_of.values()]
 
 
 def leads_of_tasks(lead: xr.DataArray) -> xr.Dataset:
@@ -147,7 +164,7 @@ def leads_of_tasks(lead: xr.DataArray) -> xr.Dataset:
     return xr.Dataset({"lower": lower, "middle": middle, "upper": upper}).merge(intervals.over_tasks(middle))
 
 
-def extents(experiment: xr.Dataset, share: float = 1.0, margins: Sequence[float] = MARGINS) -> xr.Dataset:
+def extents(experiment: xr.Dataset, share: float | int = 1.0, margins: Sequence[float | int] = MARGINS) -> xr.Dataset:
     """The extent in all its forms, after a share of the training: `spearman` with the accuracy gain, and `censored`.
 
     Both over (task, kind, level, form, margin); `censored` is the share of rays that did not meet the level.
@@ -155,12 +172,12 @@ def extents(experiment: xr.Dataset, share: float = 1.0, margins: Sequence[float]
     pool = statistics.expansions(experiment).sel(progress=[share])
     gain = statistics.gains(pool)["gain"].sel(score="accuracy", checkpoint="last", drop=True)
 
-    def of(kind: str, level: str, margin: float) -> xr.Dataset:
-        found = signals.crossings(pool, kind, level, margin).isel(progress=0, drop=True)
+    def of(kind: str, level: str, margin: float | int) -> xr.Dataset:
+        found = derived.crossings(pool, kind, level, margin).isel(progress=0, drop=True)
         sizes = xr.concat([found[form].mean("ray", skipna=False) for form in FORMS], "form")
         return _extent_of_tasks(xr.Dataset({"gain": gain, "size": sizes, "censored": found["censored"].mean("ray")}))
 
-    levels = signals.LEVELS
+    levels = derived.LEVELS
     kinds = [
         xr.concat([xr.concat([of(kind, level, m) for m in margins], "margin") for level in levels], "level")
         for kind in KINDS

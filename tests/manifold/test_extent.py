@@ -11,7 +11,7 @@ from mmstudy.batched.objective import of_landscape, of_networks
 from mmstudy.core.seeds import generator
 from mmstudy.manifold.children import grown
 from mmstudy.manifold.estimate import Budget
-from mmstudy.manifold.extent import CENSORED, extent
+from mmstudy.manifold.extent import CENSORED, extent, ways_of
 from mmstudy.validation import landscapes, symmetries
 
 BUDGET = Budget(5, 20)
@@ -69,6 +69,18 @@ def test_without_noise_children_stay_together_and_have_no_extent():
     found = extent(bowl, torch.full((1, 2), 0.1).double(), 1.0, BUDGET, generator("e"))
     assert found["status"].item() == "together"
     assert math.isnan(found["size"].item())
+
+
+@pytest.mark.parametrize("count", range(2, 10))
+def test_the_rounding_of_a_mean_is_no_direction(count):
+    """Equal points, of one family, whose mean differs from them in the last digit; a family that has parted."""
+    point = torch.randn(2, 1000, generator=generator("equal"))
+    family = point.unsqueeze(1).repeat(1, count, 1)
+    family[1, 0] += 1e-4
+    ways, parted = ways_of(family)
+    assert parted.tolist() == [False, True]
+    assert (ways[0] == 1).all()
+    assert ways[1, 0].norm() == pytest.approx(1e-4 * (1 - 1 / count) * 1000**0.5, rel=1e-2)
 
 
 def test_diverged_children_and_a_centre_above_the_level_have_no_extent():

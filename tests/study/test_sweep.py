@@ -7,6 +7,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache as cache_of
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,8 @@ import psutil
 import pytest
 import torch
 import xarray as xr
-from cases import counted
+from cases import TASK, TINY
 
-from mmstudy.batched import scoring
-from mmstudy.batched.objective import of_networks
 from mmstudy.core import results, sources, tasks
 from mmstudy.core.seeds import generator
 from mmstudy.core.tasks import Task, load
@@ -25,29 +24,45 @@ from mmstudy.expansion import pools
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.manifold import estimate
 from mmstudy.manifold.estimators import ESTIMATORS, Estimator
-from mmstudy.study import evaluation, measurements, sweep
+from mmstudy.study import predictions, statistics, sweep, trials
 from mmstudy.study.protocol import Protocol
 
-TASKS = [Task("digits", (4, 4), 200), Task("digits", (5, 3), 200, 0.2)]
-PROTOCOL = Protocol(steps=30, batch=32, seeds=2, validations=3, probes=(4, 8), early_steps=10, random_rays=2)
+VIT = Task("digits", (4, 2, 1), 200, 0.2, family="ViT")
+PROTOCOLS = {TASK: TINY, VIT: replace(TINY, steps=20, batch=8, step_size=0.1)}
 
 
-def pool_of(task) -> dict[str, Candidate]:
-    data = load(task)
-    return pools.candidate_pool(measurements.new_base(task, data), data.training.inputs, (2,), (1,), (4,))
+def pool_of(task, **options) -> dict[str, Candidate]:
+    shape = {"factors": (2,), "extra_layers": (1,), "matched": (), "wider": ("net2net", "random")} | options
+    return pools.candidate_pool(tasks.base(task, load(task)), load(task).training.inputs, **shape)
 
 
-POOLS = {task: pool_of(task) for task in TASKS}
-LABELS = list(POOLS[TASKS[0]])
-POOL = list(POOLS[TASKS[0]].items())  # (label, candidate) of the first task
+POOLS = {TASK: pool_of(TASK), VIT: pool_of(VIT, locations=("blocks.0.up",), extra_layers=())}
+LABELS = list(POOLS[TASK])
+POOL = list(POOLS[TASK].items())  # (label, candidate) of the first task
+SHAPES = ("hidden.0 ×2", "hidden.1 ×2", "hidden.0&hidden.1 ×2", "hidden.0 +1", "hidden.1 +1")
 
 
-def swept(cache, tasks=TASKS, labels=LABELS, protocol=PROTOCOL, **options) -> xr.Dataset:
-    some = {task: {label: POOLS[task][label] for label in labels} for task in tasks}
+def swept(cache, labels=LABELS, protocol=TINY, **options) -> xr.Dataset:
+    """Some candidates of the first task."""
+    some = {TASK: {label: POOLS[TASK][label] for label in labels}}
     if "workers" in options:
-        return sweep.sweep(some, protocol, cache, **options)
+        return sweep.sweep(some, {TASK: protocol}, cache, **options)
     with ThreadPoolExecutor(1) as executor:
-        return sweep.sweep(some, protocol, cache, executor=executor)
+        return sweep.sweep(some, {TASK: protocol}, cache, executor=executor)
+
+
+def rows(experiment, labels) -> xr.Dataset:
+    """Those of the first task's candidates, and of the networks that have their shape."""
+    places = {label.split(" ", 1)[1] for label in labels}
+    references = [f"{name} {place}" for name in trials.REFERENCES for place in places]
+    known = experiment["label"].isin([*labels, *references]) & (experiment["task"] == str(TASK))
+    return experiment.isel(candidate=known.values)
+
+
+def assert_same(found, expected):
+    """The same rows, in whatever order the references stand."""
+    found, expected = (timeless(each).sortby("label") for each in (found, expected))
+    xr.testing.assert_identical(found.drop_attrs(deep=False), expected.drop_attrs(deep=False))
 
 
 def timeless(experiment: xr.Dataset) -> xr.Dataset:
@@ -65,36 +80,90 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def experiment(cache):
-    return swept(cache)
+    """Two tasks of different families, with pools of their own."""
+    with ThreadPoolExecutor(1) as executor:
+        return sweep.sweep(POOLS, PROTOCOLS, cache, executor=executor)
 
 
-def test_the_experiment_is_a_result_of_the_study(experiment, tmp_path):
+def test_there_is_a_row_for_each_candidate_of_any_task_and_for_what_it_is_compared_with(experiment, tmp_path):
     assert dict(experiment.sizes) == {
-        "task": 2, "candidate": len(LABELS), "seed": 2, "checkpoint": 2, "rate": 2, "probe": 2, "early": 2
+        "candidate": 10 + 2 * 5 + 2 + 2, "seed": 2, "checkpoint": 2, "budget": 2, "progress": 3, "bin": 10,
+        "short_bin": 2, "ray": 16, "place": 5, "expense": 13,
     }  # fmt: skip
     assert results.load(results.save(experiment, tmp_path / "e.nc")).equals(experiment)
     assert experiment["accuracy"].notnull().all()
-    assert experiment["probe"].values.tolist() == [4, 8]
-    predicted, gained = evaluation.predictions(experiment), evaluation.gains(experiment)
-    assert np.isfinite(evaluation.scores(predicted, gained)["spearman"]).all()
-    assert evaluation.find(predicted, "extent_children", 1.0, 0.3, True) == "extent_children ×1 @8 + parameters"
-    with pytest.raises(ValueError, match=r"no predictor 'extend'.*extent_children"):
-        evaluation.find(predicted, "extend", 1.0)
+    pool = predictions.expansions(experiment)
+    assert pool["label"].values.tolist() == [*POOLS[TASK], *POOLS[VIT]]
+    assert pool["task"].values.tolist() == [str(TASK)] * 10 + [str(VIT)] * 2
+    for name in ("dataset", "family", "train_size", "label_noise"):
+        expected = [getattr(TASK, name)] * 20 + [getattr(VIT, name)] * 4
+        assert experiment[name].values.tolist() == expected
+    for label, operator, text in zip(*(pool[n].values for n in ("label", "operator", "description")), strict=True):
+        candidate = (POOLS[TASK] | POOLS[VIT])[label]
+        assert Candidate.from_dict(json.loads(text)) == candidate
+        assert operator == candidate.operator
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_result_does_not_depend_on_the_workers(experiment, tmp_path, workers):
-    some = LABELS[:3] + LABELS[-2:]  # two architectures
-    found, expected = swept(tmp_path, labels=some, workers=workers), experiment.sel(candidate=some)
-    xr.testing.assert_identical(timeless(found), timeless(expected))
+def test_references_are_known_by_their_role_and_measured_in_full_only(experiment, tmp_path):
+    stored = results.load(results.save(experiment, tmp_path / "e.nc"))
+    for table in (experiment, stored):
+        references = table.isel(candidate=(table["role"] == "reference").values)
+        assert (references["description"] == "").all()
+        assert set(references["operator"].values) == {"scratch", "shrink_perturb"}
+        ours = references.isel(candidate=(references["task"] == str(TASK)).values)
+        assert sorted(ours["label"].values) == sorted(
+            f"{name} {place}" for name in trials.REFERENCES for place in SHAPES
+        )
+        assert references[["accuracy", "nll", "ece", "control_nll"]].notnull().all().to_array().all()
+        assert references[["reach", "loss", "ray_loss", "curve"]].isnull().all().to_array().all()
+    alike = experiment["parameters"].groupby(experiment["label"].str.split("x", " ", 1).isel(x=1)).std()
+    assert (alike == 0).all(), "they have the shapes of the candidates"
+
+
+def test_what_belongs_to_a_task_stands_on_each_of_its_rows(experiment):
+    for task, protocol in PROTOCOLS.items():
+        data, one = load(task), experiment.isel(candidate=(experiment["task"] == str(task)).values)
+        base = trials.train_base(task, data, protocol)
+        for name in base.data_vars.keys() - {"base"}:
+            for row in one[name].values:
+                np.testing.assert_array_equal(row, base[name].values)
+        assert (one["full_cost"] == protocol.full_cost).all()
+        assert (one["probe_examples"] == 40).all()
+        costs = protocol.costs(200, len(data.validation.targets))
+        assert one["expense"].values.tolist() == list(costs)
+        assert (one["cost"] == list(costs.values())).all()
+
+
+def test_what_was_asked_for_is_kept(experiment):
+    asked = json.loads(experiment.attrs["parameters"])
+    assert [Task(**each | {"widths": tuple(each["widths"])}) for each in asked["tasks"]] == list(POOLS)
+    lists = {"progress", "estimators"}
+    protocols = [Protocol(**{n: tuple(v) if n in lists else v for n, v in each.items()}) for each in asked["protocols"]]
+    assert protocols == list(PROTOCOLS.values())
+    assert experiment.attrs["wall_time_s"] > 0
+
+
+def test_the_experiment_is_predicted_and_judged(experiment):
+    predicted = predictions.predictions(experiment)
+    assert dict(predicted["value"].sizes) == {"candidate": 12, "predictor": predicted.sizes["predictor"]}
+    gain = statistics.gains(predictions.expansions(experiment))["gain"]
+    assert gain.sel(score="accuracy").notnull().all()
+    names = predicted["predictor"].values.tolist()
+    assert {"extent, children, median, multiple @25% + parameters", "TSE @100%", "loss", "fast_loss"} <= set(names)
+
+
+def test_the_result_does_not_depend_on_the_workers(experiment, tmp_path):
+    some = LABELS[:2] + LABELS[-2:]  # two architectures
+    assert_same(swept(tmp_path, some, workers=2), rows(experiment, some))
 
 
 def test_what_is_finished_is_not_done_again_and_what_is_lost_comes_back_the_same(experiment, cache, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    assert len(before) == 2 * (1 + 6)  # a base and six architectures for each task
+    assert len(before) == 1 + 5 + 1 + 1  # a base and the architectures of each task
     lost = sorted(before)[3]
     lost.unlink()
-    resumed = swept(cache)
+    with ThreadPoolExecutor(1) as executor:
+        resumed = sweep.sweep(POOLS, PROTOCOLS, cache, executor=executor)
     xr.testing.assert_equal(resumed, experiment)
     assert results.load(results.save(resumed, tmp_path / "resumed.nc")).equals(experiment)
     after = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
@@ -106,89 +175,7 @@ def test_a_damaged_piece_is_named(experiment, cache, tmp_path):
     for path in cache.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"\.nc cannot be read.*delete it"):
-        swept(tmp_path)
-
-
-def test_candidates_measured_together_are_those_measured_alone(experiment, tmp_path):
-    some = LABELS[1:2]
-    alone = swept(tmp_path, TASKS[:1], some)
-    together = experiment.sel(task=[str(TASKS[0])], candidate=some)
-    for name in ("accuracy", "nll", "early_loss", "extent_children", "reach", "loss"):
-        np.testing.assert_allclose(alone[name], together[name], rtol=0.02, atol=1e-6)  # float32, 30 steps apart
-
-
-def test_costs_are_those_counted_by_hand(experiment):
-    one = experiment.isel(task=0).sel(probe=8)
-    examples = int(one["probe_examples"])
-    training = 3 * 32 * 8  # three passes × batch × steps, all four children together
-    assert int(one["children_cost"]) == training
-    for cost, rays in (("rays_cost", 4 + 4 + 4), ("random_cost", 2)):
-        evaluations = (one[cost] - training) / examples - 1  # of all rays; their number is each ray's own affair
-        assert (evaluations == evaluations.round()).all()
-        assert (evaluations.where(one["outside"] == 0, rays) <= 12 * rays).all()
-        assert (evaluations.where(one["outside"] == 0, rays) >= rays).all()
-    assert int(one["centre_cost"]) == training + examples
-    assert int(one["predictions_cost"]) == training + 4 * examples
-    assert experiment.attrs["full_cost"] == 3 * 32 * 30
-
-
-@pytest.mark.parametrize("task", TASKS, ids=str)
-def test_as_few_examples_as_the_wanted_error_allows(task):
-    """Networks at the level, found along other rays than those that chose: their distance from the base's loss, on
-    subsets of that size, scatters by the error that was asked for."""
-    data, protocol = load(task), replace(PROTOCOL, margin=0.3, probe_error=0.1, steps=300)
-    base = measurements.train_base(task, data, protocol)
-    count = int(base["probe_examples"])
-    assert 2 < count < len(data.training.targets)
-    network = measurements.new_base(task, data)
-    torch.nn.utils.vector_to_parameters(torch.tensor(base["base"].values), network.parameters())
-    stacked = measurements.en.stack([network])
-    start, loss = measurements.en.vectors(stacked), of_networks(stacked, data.training)
-    ways = torch.randn(1, 20, start.shape[1], generator=generator("other rays")) * start.norm() / start.shape[1] ** 0.5
-    lines = measurements.crossings(loss, start, ways, float(loss(start)) + protocol.margin)
-    assert (lines.status == "converged").all()
-    there = start + lines.multiple[0].float().unsqueeze(1) * ways[0]
-    own = scoring.example_losses(stacked, data.training)
-    apart = scoring.example_losses(measurements.en.at(stacked, there), data.training) - own
-    draws = [torch.randint(len(data.training.targets), (count,), generator=generator("draw", i)) for i in range(400)]
-    scatter = torch.stack([apart[:, some].mean(1) for some in draws]).var(0).mean().sqrt().item()
-    assert scatter == pytest.approx(protocol.probe_error, rel=0.35)
-    half = measurements.train_base(task, data, replace(protocol, probe_error=0.2))
-    assert int(half["probe_examples"]) == pytest.approx(count / 4, abs=1)
-    tight = measurements.train_base(task, data, replace(protocol, probe_error=1e-4))
-    assert int(tight["probe_examples"]) == len(data.training.targets)
-
-
-def test_the_probe_sees_the_training_examples_only(experiment, tmp_path):
-    data = load(TASKS[0])
-    base = measurements.train_base(TASKS[0], data, PROTOCOL)
-    blind = replace(data, test=data.test._replace(inputs=data.test.inputs * 0))
-    seen, unseen = (measurements.measure(TASKS[0], d, base, POOL[:3], PROTOCOL) for d in (data, blind))
-    changed = [name for name in seen if not seen[name].equals(unseen[name])]
-    assert set(changed) == set(measurements.SCORES)
-
-
-def test_rays_along_the_children_hold_what_they_say():
-    """The extent is the mean over ± rays from the children's centre; recomputed here by a fine scan."""
-    data = load(TASKS[0])
-    base = measurements.train_base(TASKS[0], data, PROTOCOL)
-    level = float(base["base_loss"]) + 1.0
-    network = POOL[0][1].expand(measurements.new_base(TASKS[0], data), data.training.inputs[:1])
-    expanded = measurements.en.stack([network])
-    split = measurements.probe_split(TASKS[0], data, 128)
-    probed = measurements.probe(TASKS[0], data, split, expanded, level, PROTOCOL).isel(candidate=0, rate=0).sel(probe=8)
-    order = measurements._order(TASKS[0], data, PROTOCOL, [f"child {i}" for i in range(4)], 2)
-    loss = of_networks(expanded, split, training=data.training)
-    start = measurements.en.vectors(expanded)
-    ((_, young, _),) = measurements.offspring(loss, start, order, torch.tensor([0.05]))
-    centre = young[0].mean(0)
-    lengths = []
-    for away in [*(young[0] - centre), *(centre - young[0])]:
-        t = torch.linspace(0, 16, 3201).unsqueeze(1)
-        beyond = loss((centre + t * away).unsqueeze(0))[0] > level
-        first = int(beyond.int().argmax()) if beyond.any() else len(t) - 1
-        lengths.append(float(t[first] * away.norm()))
-    assert float(probed["extent_children"]) == pytest.approx(np.mean(lengths), rel=0.05)
+        swept(tmp_path, LABELS[:1])
 
 
 def parameter_norm(objective, parents, level, budget, generator):
@@ -204,72 +191,55 @@ OWN = Estimator(parameter_norm, "norm of the parameters", "distance", "nobody", 
 def test_any_estimator_may_enter_an_experiment(experiment, tmp_path, monkeypatch):
     """Each with an error, a status and a cost, at the children's centre; and nothing else changes."""
     monkeypatch.setitem(ESTIMATORS, "norm", OWN)
-    names, some = ("rays", "extent", "norm"), LABELS[:2] + LABELS[-1:]
-    protocol = replace(PROTOCOL, estimators=names, margin=1.0)
-    found = swept(tmp_path / "with", labels=some, protocol=protocol)
-    plain = swept(tmp_path / "without", labels=some, protocol=replace(protocol, estimators=()))
+    names, some = ("extent", "norm"), LABELS[:2] + LABELS[-2:]
+    found = swept(tmp_path, some, replace(TINY, estimators=names, margin=1.0))
     new = {f"{name}_size{part}" for name in names for part in ("", "_se", "_status", "_cost")}
-    assert set(found) - set(plain) == new
-    xr.testing.assert_identical(timeless(found.drop_vars(new)).drop_attrs(), timeless(plain).drop_attrs())
-    assert results.load(results.save(found, tmp_path / "e.nc")).equals(found)
-    inside = found["outside"] == 0
-    assert inside.any()
+    assert set(found) - set(experiment) == new
+    assert_same(found.drop_vars(new), rows(experiment, some))
+    stored = results.load(results.save(found, tmp_path / "e.nc"))
+    assert stored.equals(found)
+    references = (found["role"] == "reference").values
+    pool = stored.isel(candidate=~references)
     for name in names:
-        assert (found[f"{name}_size"] > 0).where(inside, True).all()
-        assert (found[f"{name}_size_status"] == "outside").where(~inside, True).all()
-        assert (found[f"{name}_size_cost"] > found["children_cost"]).all()
+        assert (stored[f"{name}_size_status"].isel(candidate=references) == "").all()
+        assert stored[f"{name}_size"].isel(candidate=references).isnull().all()
+        assert set(np.unique(pool[f"{name}_size_status"])) <= {"ok", "outside", "censored", "at_limit"}
+        ok = pool[f"{name}_size_status"] == "ok"
+        assert ok.any() and (pool[f"{name}_size"].where(ok, 1) > 0).all()
         assert found[f"{name}_size"].attrs["units"] == ESTIMATORS[name].unit
-    predicted = evaluation.predictions(found)
-    for name, sign in (("rays", 1), ("norm", -1)):
-        column = predicted.sel(predictor=f"{name}_size ×1 @8")
-        one = found.sel(rate=1.0, probe=8)
-        assert np.array_equal(column["value"], sign * one[f"{name}_size"], equal_nan=True)
-        assert column["cost"] * found.attrs["full_cost"] > one[f"{name}_size_cost"].mean()  # and the choice of examples
+    monkeypatch.setattr(predictions, "SIGNALS", {})
+    predicted = predictions.predictions(stored)
+    for name, sign in (("extent", 1), ("norm", -1)):
+        column = predicted.sel(predictor=f"{name}_size @25%")
+        one = pool.sel(progress=0.25)
+        np.testing.assert_allclose(column["value"], sign * one[f"{name}_size"], rtol=1e-4)
+        own = float(one[f"{name}_size_cost"].mean() + TINY.costs(200, 1)["children"]) / TINY.full_cost
+        assert column["cost"].item() == pytest.approx(0.25 + own)
         assert column["family"] == "size"
-    with pytest.raises(ValueError, match=r"unknown estimators \['raze'\]; known: children"):
-        Protocol(estimators=("raze",))
 
 
-def test_a_diverged_run_is_recorded_not_dropped():
-    data = load(TASKS[0])
-    base = measurements.train_base(TASKS[0], data, PROTOCOL)
-    wild = replace(PROTOCOL, step_size=1e38, estimators=("rays",))
-    measured = measurements.measure(TASKS[0], data, base, POOL[:3], wild)
-    assert measured.sizes["candidate"] == 3
-    for name in (*measurements.SCORES, "extent_children", "reach", "disagreement", "explorer_loss", "rays_size"):
-        assert measured[name].isnull().all(), name
-    assert (measured["rays_size_status"] == "nan").all()
-    assert measured["loss"].notnull().all()
-    with pytest.raises(ValueError, match=r"digits 200, 4-4, seed 0 diverged: step_size=1e\+38"):
-        measurements.train_base(TASKS[0], data, wild)
-
-
-def test_bad_budgets_and_empty_pools_are_refused_by_value():
-    with pytest.raises(ValueError, match="≥ 2 seeds and ≥ 3 children; got 1 and 4"):
-        Protocol(seeds=1)
-    with pytest.raises(ValueError, match=r"probes \(5,\) must be positive multiples of the 4"):
-        Protocol(probes=(5,))
-    with pytest.raises(ValueError, match="early_steps = 7 is no multiple"):
-        Protocol(early_steps=7)
-    with pytest.raises(ValueError, match="empty pool"):
-        pools.candidate_pool(
-            measurements.new_base(TASKS[0], load(TASKS[0])), load(TASKS[0]).training.inputs, (), (), ()
-        )
+def test_what_cannot_be_measured_is_refused_by_value(tmp_path):
     with pytest.raises(ValueError, match="0 tasks, no candidates"):
-        sweep.sweep({}, PROTOCOL, "nowhere")
-    with pytest.raises(ValueError, match=r"20% flipped.* differs from that of .*: net2net hidden\.0 ×2"):
-        sweep.sweep({TASKS[0]: dict(POOL), TASKS[1]: dict(POOL[1:])}, PROTOCOL, "nowhere")
+        sweep.sweep({}, {}, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"2 tasks, no candidates for \['digits 200, 20% flipped, ViT 4-2-1, seed 0'\]"
+    ):
+        sweep.sweep({TASK: POOLS[TASK], VIT: {}}, PROTOCOLS, tmp_path)
+    with pytest.raises(ValueError, match=r"no protocol for \['digits 200, 20% flipped, ViT"):
+        sweep.sweep(POOLS, {TASK: TINY}, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     code = f"""
-from mmstudy.core.tasks import Task, load
+from mmstudy.core.tasks import Task, base, load
 from mmstudy.expansion import pools
-from mmstudy.study import measurements, sweep
+from mmstudy.study import protocol, sweep
 if __name__ == "__main__":
     tasks = [Task("digits", (4, 4), 200, seed=seed) for seed in range(2)]
-    pool = pools.candidate_pool(measurements.new_base(tasks[0], load(tasks[0])), load(tasks[0]).training.inputs)
-    sweep.sweep(dict.fromkeys(tasks, pool), measurements.Protocol(steps=10**5), {str(tmp_path)!r}, 2)
+    data, long = load(tasks[0]), protocol.Protocol(steps=10**5)
+    pool = pools.candidate_pool(base(tasks[0], data), data.training.inputs)
+    sweep.sweep(dict.fromkeys(tasks, pool), dict.fromkeys(tasks, long), {str(tmp_path)!r}, 2)
 """
     script = tmp_path / "endless.py"
     script.write_text(code)
@@ -289,127 +259,42 @@ if __name__ == "__main__":
     assert not [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_costs_are_those_of_what_is_evaluated(monkeypatch):
-    """Counted at the loss and at the trainer, against what the experiment says that it costs."""
-    points, trained = [], []
-
-    def counting(*args, **kwargs):
-        return counted(of_networks(*args, **kwargs), points, trained)
-
-    monkeypatch.setattr(measurements, "of_networks", counting)
-    data, protocol = load(TASKS[0]), replace(PROTOCOL, probes=(8,))
-    network = measurements.new_base(TASKS[0], data)
-    expanded = measurements.en.stack([c.expand(network, data.training.inputs[:1]) for _, c in POOL[:3]])
-    split = measurements.probe_split(TASKS[0], data, 128)
-    probed = measurements.probe(TASKS[0], data, split, expanded, 3.0, protocol).squeeze("probe")
-    assert not probed["outside"].any()
-    training, centre = int(probed["children_cost"]), int(probed["centre_cost"] - probed["children_cost"])
-    assert 3 * len(protocol.rates) * training == 3 * sum(trained)
-    rays = sum(int((probed[f"{name}_cost"] - training - centre).sum()) for name in ("rays", "random"))
-    assert rays > 0
-    assert sum(points) == rays + 3 * len(protocol.rates) * centre  # the centre counts in each, and is evaluated once
-    points.clear()
-    _, cost = measurements.examples_needed(TASKS[0], data, measurements.en.stack([network]), protocol)
-    outside = (1 + protocol.random_rays) * len(data.training.targets)  # losses of single examples
-    assert cost == sum(points) + outside
-
-
-def test_scores_and_early_losses_are_those_of_a_plain_loop(experiment):
-    task, (label, candidate), seed = TASKS[0], POOL[4], 1
-    data = load(task)
-    base = measurements.train_base(task, data, PROTOCOL)
-    network = measurements.new_base(task, data)
-    torch.nn.utils.vector_to_parameters(torch.tensor(base["base"].values), network.parameters())
-    measured = experiment.sel(task=str(task), candidate=label)
-    split = measurements.probe_split(task, data, int(base["probe_examples"]))
-    loss = torch.nn.functional.cross_entropy(network(split[0]), split[1]).item()
-    assert float(measured["base_loss"]) == pytest.approx(loss, rel=1e-5)
-    assert float(measured["level"]) == pytest.approx(loss + PROTOCOL.margin, rel=1e-5)
-    example = data.training.inputs[:1]
-
-    def run(name, steps, step_size):
-        """The network and its minibatch loss after each step."""
-        single = candidate.expand(network, example)
-        (order,) = measurements._order(task, data, PROTOCOL, [name], steps)
-        optimizer = torch.optim.SGD(single.parameters(), lr=1.0, momentum=0.9)
-        for step, some in enumerate(order):
-            optimizer.param_groups[0]["lr"] = step_size(step)
-            optimizer.zero_grad()
-            value = torch.nn.functional.cross_entropy(single(data.training.inputs[some]), data.training.targets[some])
-            value.backward()
-            optimizer.step()
-            yield single, value.item()
-
-    def score(single, part):
-        with torch.no_grad():
-            outputs = single(part.inputs)
-        accuracy = (outputs.argmax(1) == part.targets).double().mean().item()
-        return accuracy, torch.nn.functional.cross_entropy(outputs, part.targets).item()
-
-    best, kept = -1.0, None
-    for step, (single, _) in enumerate(run(seed, 30, lambda i: 0.05 * (1 + np.cos(np.pi * i / 30)) / 2), start=1):
-        if step % 10 == 0 and score(single, data.validation)[0] > best:
-            best, kept = score(single, data.validation)[0], score(single, data.test)
-    for checkpoint, (accuracy, nll) in {"last": score(single, data.test), "best validation": kept}.items():
-        one = measured.sel(seed=seed, checkpoint=checkpoint)
-        assert float(one["accuracy"]) == pytest.approx(accuracy, abs=0.002)  # two of a thousand on the edge
-        assert float(one["nll"]) == pytest.approx(nll, rel=1e-4)
-
-    for rate in PROTOCOL.rates:
-        losses = [value for _, value in run("probe", 10, lambda i, rate=rate: 0.05 * rate)]
-        bins = np.mean(np.reshape(losses, (-1, PROTOCOL.early_bin)), axis=1)
-        assert measured["early_loss"].sel(rate=rate).values == pytest.approx(bins, rel=1e-4)
-
-
-def test_the_control_is_the_base_trained_on(experiment):
-    """With the same minibatches as the candidates: an expansion that adds nothing gains nothing."""
-    data = load(TASKS[0])
-    base = measurements.train_base(TASKS[0], data, PROTOCOL)
-    network = measurements.new_base(TASKS[0], data)
-    torch.nn.utils.vector_to_parameters(torch.tensor(base["base"].values), network.parameters())
-    again = measurements.train_in_full(TASKS[0], data, measurements.en.stack([network] * PROTOCOL.seeds), PROTOCOL)
-    for name in measurements.SCORES:
-        np.testing.assert_allclose(again[name], experiment[f"control_{name}"].isel(task=0), rtol=1e-6)
-    assert len(np.unique(again["nll"][:, 0])) == PROTOCOL.seeds
-
-
 def test_threads_measure_the_same_in_turn(experiment, tmp_path):
-    threads = torch.get_num_threads()
+    threads, some = torch.get_num_threads(), LABELS[:4]
     with ThreadPoolExecutor(3) as executor:
-        some = {TASKS[0]: {label: POOLS[TASKS[0]][label] for label in LABELS[:4]}}
-        found = sweep.sweep(some, PROTOCOL, tmp_path, executor=executor)
-    expected = experiment.isel(task=[0]).sel(candidate=LABELS[:4])
-    for name in ("accuracy", "nll", "early_loss", "extent_children"):
-        np.testing.assert_array_equal(found[name].values, expected[name].values)
+        found = sweep.sweep(
+            {TASK: {label: POOLS[TASK][label] for label in some}}, PROTOCOLS, tmp_path, executor=executor
+        )
+    assert_same(found, rows(experiment, some))
     assert torch.get_num_threads() == threads
 
 
 def test_a_cluster_measures_the_same(experiment, tmp_path):
     distributed = pytest.importorskip("distributed", reason="needs the extra dask")
-    some = {TASKS[0]: {label: POOLS[TASKS[0]][label] for label in LABELS[:2]}}
+    some = LABELS[:2]
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
         client.get_executor() as executor,
     ):
-        found = sweep.sweep(some, PROTOCOL, tmp_path, executor=executor)
-    expected = experiment.isel(task=[0]).sel(candidate=LABELS[:2])
-    for name in ("accuracy", "nll", "early_loss", "extent_children"):
-        np.testing.assert_array_equal(found[name].values, expected[name].values)
+        found = sweep.sweep(
+            {TASK: {label: POOLS[TASK][label] for label in some}}, PROTOCOLS, tmp_path, executor=executor
+        )
+    assert_same(found, rows(experiment, some))
 
 
 def test_a_piece_has_another_name_when_anything_it_depends_on_changes():
-    job = ("measure", TASKS[0], tuple(POOL[:3]), PROTOCOL)
+    job = ("measure", TASK, tuple(POOL[:2]), TINY)
     others = [
         ("base", *job[1:]),
-        (job[0], replace(TASKS[0], seed=1), *job[2:]),
-        (job[0], replace(TASKS[0], label_noise=0.1), *job[2:]),
-        (*job[:2], tuple(POOL[:2]), PROTOCOL),
-        (*job[:2], ((POOL[0][0], replace(POOL[0][1], seed=1)), *POOL[1:3]), PROTOCOL),
-        (*job[:3], replace(PROTOCOL, margin=0.2)),
+        (job[0], replace(TASK, seed=1), *job[2:]),
+        (job[0], replace(TASK, label_noise=0.1), *job[2:]),
+        (*job[:2], tuple(POOL[:1]), TINY),
+        (*job[:2], ((POOL[0][0], replace(POOL[0][1], seed=1)), *POOL[1:2]), TINY),
+        (*job[:3], replace(TINY, margin=0.2)),
     ]
     names = [sweep._fingerprint(j) for j in (job, *others)] + [sweep._fingerprint(job, ["cuda"])]
-    assert sweep._fingerprint(("measure", replace(TASKS[0]), tuple(POOL[:3]), replace(PROTOCOL))) == names[0]
+    assert sweep._fingerprint(("measure", replace(TASK), tuple(POOL[:2]), replace(TINY))) == names[0]
     assert len(set(names)) == len(names)
 
 
@@ -419,9 +304,9 @@ def test_other_data_under_the_same_name_have_pieces_of_their_own(monkeypatch, tm
         monkeypatch.setitem(tasks.DATASETS, "own", lambda: dataset)
         task = Task("own", (4,), 100)
         example = load(task).training.inputs
-        pool = pools.candidate_pool(measurements.new_base(task, load(task)), example, (2,), (), ())
+        pool = pools.candidate_pool(tasks.base(task, load(task)), example, (2,), (), ())
         with ThreadPoolExecutor(1) as executor:
-            return sweep.sweep({task: dict([*pool.items()][:1])}, PROTOCOL, tmp_path, executor=executor)
+            return sweep.sweep({task: dict([*pool.items()][:1])}, {task: TINY}, tmp_path, executor=executor)
 
     inputs = torch.randn(240, 5, generator=generator("own"))
     one, other, again = (experiment((sign * inputs[:, 0] > 0).long() * 2) for sign in (1, -1, 1))
@@ -442,63 +327,76 @@ def another_package(tmp_path, monkeypatch):
 
 
 def test_a_piece_outlives_comments_and_docstrings_but_not_its_code(another_package):
-    job = ("measure", TASKS[0], tuple(POOL[:3]), PROTOCOL)
+    job = ("measure", TASK, tuple(POOL[:2]), TINY)
 
-    def changed(text, name="manifold/rays.py"):
+    def changed(text, name="manifold/profiles.py"):
         (another_package / name).write_text((sources_of / name).read_text() + text)
         sweep._code.cache_clear()
         return sweep._fingerprint(job)
 
-    sources_of = Path(measurements.__file__).parents[1]
+    sources_of = Path(sweep.__file__).parents[1]
     before = changed("")
     assert changed("# another comment\n") == before
-    assert changed("", "manifold/rays.py") == before
-    assert changed('"""A sentence."""\n', "manifold/rays.py") != before  # an expression, and no docstring
+    assert changed('__all__ = ["profiles"]\n') == before
+    assert changed('"""A sentence."""\n', "manifold/profiles.py") != before  # an expression, and no docstring
     assert changed("x = 1\n") != before
     changed("")
     assert changed("x = 1\n", "figures/style.py") == before  # nothing that is measured imports it
+    assert changed("x = 1\n", "study/derived.py") == before  # what is read from an experiment later
 
 
-def test_all_that_measures_names_the_pieces(another_package):
+def test_all_that_measures_names_the_pieces(another_package, monkeypatch):
     """What a process has loaded once it can measure is what the pieces are named by."""
-    code = "import mmstudy.study.measurements, sys; print(*(m for m in sys.modules if m.split('.')[0] == 'mmstudy'))"
+    monkeypatch.setattr(sources, "_meaning", cache_of(sources._meaning))  # each text is read once
+    code = "import mmstudy.study.trials, sys; print(*(m for m in sys.modules if m.split('.')[0] == 'mmstudy'))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    before = sources.fingerprint("import mmstudy.study.trials")
     for module in loaded:
         path = another_package.parent / module.replace(".", "/")
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        before = sources.fingerprint("import mmstudy.study.measurements")
         path.write_text(path.read_text() + "\nchanged = True\n")
-        assert sources.fingerprint("import mmstudy.study.measurements") != before, module
+        after = sources.fingerprint("import mmstudy.study.trials")
+        assert after != before, module
+        before = after
 
 
 def test_a_candidate_that_fails_is_told_and_what_was_finished_is_kept(tmp_path):
     pool = dict(POOL[:1]) | {"astray": Candidate("random", ("hidden.9",), (2,))}
     with pytest.raises(ValueError, match=r"unknown location 'hidden\.9'"), ThreadPoolExecutor(1) as executor:
-        sweep.sweep({TASKS[0]: pool}, PROTOCOL, tmp_path, executor=executor)
+        sweep.sweep({TASK: pool}, PROTOCOLS, tmp_path, executor=executor)
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert any(path.name.startswith("bases-") for path in finished)
-    swept(tmp_path, TASKS[:1], LABELS[:1])
+    swept(tmp_path, LABELS[:1])
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items())
 
 
-def test_the_pool_comes_in_the_order_given_and_in_groups_of_one_architecture():
-    shuffled = [POOL[i] for i in (5, 0, 11, 3, 1, 12, 9)]
+def test_the_pool_comes_in_groups_of_one_architecture():
+    shuffled = [POOL[i] for i in (5, 0, 8, 3, 1, 9, 7)]
     groups = sweep._architectures(dict(shuffled))
     assert sorted(label for label, _ in shuffled) == sorted(label for group in groups for label, _ in group)
-    network, data = measurements.new_base(TASKS[0], load(TASKS[0])), load(TASKS[0])
+    assert len(groups) == 5
+    data = load(TASK)
+    network = tasks.base(TASK, data)
     for group in groups:
-        shapes = {
-            tuple(p.shape for p in c.expand(network, data.training.inputs[:1]).parameters()) for _, c in group
-        }  # fmt: skip
+        shapes = {tuple(p.shape for p in c.expand(network, data.training).parameters()) for _, c in group}
         assert len(shapes) == 1
+
+
+def test_chains_of_expansions_are_grouped_by_all_their_steps():
+    deeper, wider = POOLS[TASK]["deeper_identity hidden.1 +1"], POOLS[TASK]["random hidden.0 ×2"]
+    chains = {
+        "alone": wider,
+        "then deeper": replace(wider, then=deeper),
+        "then deeper, drawn": replace(wider, then=POOLS[TASK]["deeper_random hidden.1 +1"]),
+        "then deeper elsewhere": replace(wider, then=POOLS[TASK]["deeper_identity hidden.0 +1"]),
+    }
+    groups = [[label for label, _ in group] for group in sweep._architectures(chains)]
+    assert groups == [["alone"], ["then deeper", "then deeper, drawn"], ["then deeper elsewhere"]]
 
 
 def test_the_candidates_stand_in_the_order_of_the_pool(experiment, tmp_path):
     names = [LABELS[-1], LABELS[1], LABELS[0]]
-    found = swept(tmp_path, TASKS[:1], names)
-    assert found["candidate"].values.tolist() == names
-    assert found["operator"].values.tolist() == [dict(POOL)[name].operator for name in names]
-    for label, text in zip(names, found["description"].values[0], strict=True):
-        assert Candidate.from_dict(json.loads(text)) == dict(POOL)[label]
-    expected = experiment["parameters"].isel(task=[0]).sel(candidate=names)
-    assert (found["parameters"].values == expected.values).all()
+    found = swept(tmp_path, names)
+    assert predictions.expansions(found)["label"].values.tolist() == names
+    sizes = experiment["parameters"].isel(candidate=[LABELS.index(name) for name in names])
+    assert predictions.expansions(found)["parameters"].values.tolist() == sizes.values.tolist()

@@ -1,0 +1,165 @@
+"""The study's abstract: sentences whose every number and verdict is computed.
+
+    python -m mmstudy.study.abstract README.md outputs/reference/summary.md
+
+puts it into the README, between the marks that stand there.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from mmstudy.study import choices, intervals
+
+LOSS, COUNT = "final training loss", "parameter count"
+BEGIN, END = "<!-- answer -->\n", "<!-- end of the answer -->\n"
+
+
+def written(relation: xr.Dataset, prediction: xr.Dataset, choice: xr.Dataset) -> str:
+    """The abstract in Markdown, of the results of the three notebooks that look at the confirmation tasks.
+
+    Raises:
+        ValueError: there is no confirmation task.
+    """
+    relation, prediction, choice = (_confirmed(each) for each in (relation, prediction, choice))
+    tasks = relation.sizes["task"]
+    families = ", ".join(f"{n} {name}" for name, n in _counts(relation["architecture"]).items())
+    return (
+        "\n\n".join(
+            [
+                f"*{tasks} confirmation tasks ({families}); means over tasks, 95% intervals.*",
+                _relation(relation),
+                _prediction(prediction),
+                _choice(choice),
+                _goals(relation, prediction, choice),
+            ]
+        )
+        + "\n"
+    )
+
+
+def inserted(readme: str, text: str) -> str:
+    """The README with this text between its marks.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise ValueError(f"the README needs the lines {BEGIN!r} and {END!r}, once each")
+    before, _, rest = readme.partition(BEGIN)
+    return f"{before}{BEGIN}{text}{END}{rest.partition(END)[2]}"
+
+
+def _confirmed(dataset: xr.Dataset) -> xr.Dataset:
+    inside = (dataset["part"] == "confirmation").values
+    if not inside.any():
+        raise ValueError("there is no confirmation task, and pilot tasks confirm nothing")
+    return dataset.isel(task=inside)
+
+
+def _counts(names: xr.DataArray) -> dict[str, int]:
+    found, counts = np.unique(names.values, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+def _relation(relation: xr.Dataset) -> str:
+    rho = relation["spearman"]
+    loss, count = choices.RELATION_RIVALS
+    given = relation["partial"].sel(predictor=choices.RELATION)
+    return (
+        "**Is it related?** At the trained network the size of the manifold (extent along ± children, up to a level "
+        f"common to the pool) orders the gains with ρ = {_mean(rho, choices.RELATION)}; the {LOSS} has "
+        f"{_mean(rho, loss)}, the {COUNT} {_mean(rho, count)}. "
+        f"Size against loss: {_pair(rho, choices.RELATION, loss)}; "
+        f"against counting: {_pair(rho, choices.RELATION, count)}. Given the {COUNT}, "
+        f"{_interval(given.sel(given='parameters'))} of it is left; given the {LOSS}, "
+        f"{_interval(given.sel(given='training loss'))}."
+    )
+
+
+def _prediction(prediction: xr.Dataset) -> str:
+    rho = prediction["spearman"]
+    cost = float(prediction["cost"].sel(predictor=choices.HEADLINE))
+    return (
+        f"**Can it be known early?** For {cost:.0%} of the training, the size chosen on the pilot "
+        f"({choices.HEADLINE}) has ρ = {_mean(rho, choices.HEADLINE)}, counting {_mean(rho, 'parameters')}, a well-run "
+        f"early loss {_mean(rho, choices.RIVAL)}, validation accuracy {_mean(rho, choices.VALIDATION_RIVAL)}, and "
+        f"validation accuracy with as much of the early loss as it agrees with {_mean(rho, choices.COMBINED)}. Size "
+        f"against counting: {_pair(rho, choices.HEADLINE, 'parameters')}; against the early loss: "
+        f"{_pair(rho, choices.HEADLINE, choices.RIVAL)}."
+    )
+
+
+def _choice(choice: xr.Dataset) -> str:
+    regret, total = choice["regret"], choice["total"].mean("task")
+    names = ("largest", "rank by size", "i-Epoch, 10%", "anchored loss, 5%", "train all")
+    words = "; ".join(
+        f"{name}: {float(regret.sel(policy=name).mean()):.1f} points at {float(total.sel(policy=name)):.0%}"
+        for name in names
+    )
+    middle = choice["middle"].sel(reference="scratch")
+    worth = intervals.over_tasks(middle)
+    leads = {budget: _signed(worth.sel(budget=budget), "points") for budget in worth["budget"].values.tolist()}
+    return (
+        f"**What should one do?** Accuracy lost against the best candidate, and what was spent, as a share of training "
+        f"the whole pool: {words}. The middle expansion is ahead of the same shape from scratch by "
+        f"{' at equal steps, by '.join([leads['equal steps'], leads['equal flops']])} at equal operations."
+    )
+
+
+def _goals(relation: xr.Dataset, prediction: xr.Dataset, choice: xr.Dataset) -> str:
+    loss, count = choices.RELATION_RIVALS
+    rho, early = relation["spearman"], prediction["spearman"]
+    given = intervals.over_tasks(relation["partial"].sel(predictor=choices.RELATION, given="parameters"))
+    final = choice["spearman"].sel(policy=["anchored size", "anchored loss, 5%"])
+    anchored, cheapest = final.sel(policy="anchored size"), choice["regret"].mean("task")
+    at_most = choice["total"].mean("task") <= 0.125
+    regret = cheapest.isel(policy=at_most.values)
+    rows = [
+        ("relation: mean ρ ≥ 0.65 at 100%", _number(rho.sel(predictor=choices.RELATION).mean()),
+         float(rho.sel(predictor=choices.RELATION).mean()) >= 0.65),
+        ("relation: above the final training loss", *_tested(rho, choices.RELATION, loss)),
+        ("relation: above the parameter count", *_tested(rho, choices.RELATION, count)),
+        ("relation: positive given log parameters", _signed(given), float(given["low"]) > 0),
+        ("prediction, anchored size: mean ρ ≥ 0.65", _number(anchored.mean()), float(anchored.mean()) >= 0.65),
+        ("prediction, anchored size: lowest task ≥ 0", _number(anchored.min()), float(anchored.min()) >= 0),
+        ("prediction: size ahead of the best rival", *_tested(early, choices.HEADLINE, choices.VALIDATION_RIVAL)),
+        (f"choice: regret ≤ 0.3 points for ≤ 12% ({regret['policy'].values[int(regret.values.argmin())]})",
+         f"{float(regret.min()):.2f}", float(regret.min()) <= 0.3),
+    ]  # fmt: skip
+    lines = [f"| {goal} | {value} | {'reached' if met else 'missed'} |" for goal, value, met in rows]
+    return "\n".join(["| goal, set beforehand | measured | |", "|---|---|---|", *lines])
+
+
+def _interval(values: xr.DataArray) -> str:
+    return _signed(intervals.over_tasks(values))
+
+
+def _mean(rho: xr.DataArray, predictor: str) -> str:
+    return _interval(rho.sel(predictor=predictor))
+
+
+def _pair(rho: xr.DataArray, mine: str, rival: str) -> str:
+    pair = intervals.differences(rho.sel(predictor=[mine, rival]), rival).sel(predictor=mine)
+    return f"{_signed(pair)}, {pair['verdict'].item()}"
+
+
+def _tested(rho: xr.DataArray, mine: str, rival: str) -> tuple[str, bool]:
+    words = _pair(rho, mine, rival)
+    return words, words.endswith("better")
+
+
+def _signed(one: xr.Dataset, unit: str = "") -> str:
+    mean, low, high = (_number(one[name]) for name in ("mean", "low", "high"))
+    return f"{mean}{unit and ' ' + unit} [{low}, {high}]"
+
+
+def _number(value: xr.DataArray) -> str:
+    return f"{float(value):+.2f}".replace("-", "−").replace("nan", "?")
+
+
+if __name__ == "__main__":
+    page, summary = map(Path, sys.argv[1:])
+    page.write_text(inserted(page.read_text(), summary.read_text()))
