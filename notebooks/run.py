@@ -198,7 +198,8 @@ def execute(notebook: Path, profile: str, paths: dict[str, str], staging: Path) 
 def made(notebook: Path, staging: Path, expected: list[str]) -> list[Path]:
     """What the notebook has made: its files, then its executed copy; raises Refused for other files than expected."""
     executed = staging / "notebooks" / notebook.name
-    files = [path for folder in ("data", "figures") for path in (staging / folder).rglob("*") if path.is_file()]
+    places = (staging.glob("*"), *((staging / folder).rglob("*") for folder in ("data", "figures")))
+    files = [path for place in places for path in place if path.is_file()]
     written = {path.relative_to(staging).as_posix() for path in files if path.stat().st_size}
     if missing := set(expected) - written:
         raise Refused(f"{notebook} has not written {', '.join(sorted(missing))} under `outputs`\nSee {executed}")

@@ -131,7 +131,8 @@ def _about(
 
 def _single(dataset: xr.Dataset) -> xr.Dataset:
     """With what there is most of, losses along rays and curves, in single precision."""
-    return dataset.assign({name: dataset[name].astype("float32") for name in ("ray_loss", "curve", "fast_curve")})
+    names = ("ray_loss", "ray_length", "ray_origin", "curve", "fast_curve")
+    return dataset.assign({name: dataset[name].astype("float32") for name in names})
 
 
 def _architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candidate], ...]]:
