@@ -456,7 +456,7 @@ def test_undeclared_path_is_refused(project, monkeypatch):
 
 def test_help_lists_the_commands(project):
     listed = {line.split()[1] for line in make(project, "help").stdout.splitlines()}
-    assert listed == {"all", "bench", "docs", "test", "lint", "notebooks", "reference", "clean", "help"}
+    assert listed == {"all", "bench", "compare", "docs", "test", "lint", "notebooks", "reference", "clean", "help"}
 
 
 def test_clean_keeps_the_reference(project):

@@ -7,7 +7,7 @@ from scipy import stats
 
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.study import intervals, summaries
-from mmstudy.study.signals import LEVELS
+from mmstudy.study.derived import LEVELS
 
 
 def gains_of(values, task, panel):

@@ -11,8 +11,8 @@ from matplotlib.text import Text
 
 from mmstudy.figures import answer, families, rankings, regimes, style
 from mmstudy.study import intervals, summaries
+from mmstudy.study.derived import LEVELS
 from mmstudy.study.predictors import FAMILIES
-from mmstudy.study.signals import LEVELS
 
 WORDS = {"loss @10%": "minibatch loss at 10%"}
 PREDICTORS = ["parameters", "loss @10%", "validation @10%", "extent @10%"]
