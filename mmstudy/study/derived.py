@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 import xarray as xr
-from scipy import optimize, stats
+from scipy import optimize
 
 from mmstudy.manifold.profiles import read
+from mmstudy.study import statistics
 
 WINDOW = 0.2  # the last part of a run whose minibatch losses are averaged
 LEVELS = {
@@ -165,13 +166,13 @@ def flagged(experiment: xr.Dataset, of: Callable[[xr.Dataset], xr.DataArray]) ->
     order = ("candidate", "progress")
     columns = [experiment["validation_accuracy"], of(experiment), experiment["parameters"] + 0 * experiment["progress"]]
     values = np.stack([column.transpose(*order).values.astype(float) for column in columns])
-    found = np.full(values.shape[1:], np.nan)
-    for task in dict.fromkeys(experiment["task"].values.tolist()):
-        rows = experiment["task"].values == task
-        ranks = stats.rankdata(np.nan_to_num(values[:, rows], nan=-np.inf), axis=1) / rows.sum()
-        centred = ranks - ranks.mean(1, keepdims=True)
-        scale = np.sqrt((centred[0] ** 2).sum(0) * (centred[1] ** 2).sum(0))
-        flag = np.divide((centred[0] * centred[1]).sum(0), scale, out=np.zeros_like(scale), where=scale > 0)
-        found[rows] = ranks[0] + flag * (ranks[1] + ranks[2])
+    task = experiment["task"].values
+    accuracy, signal, size = (statistics.shares(column, task) for column in values)
+    found = np.empty_like(accuracy)
+    for each in np.unique(task):
+        rows = task == each
+        pairs = zip(signal[rows].T, accuracy[rows].T, strict=True)
+        flag = np.concatenate([statistics.spearman(one[None], other) for one, other in pairs])  # at each moment
+        found[rows] = accuracy[rows] + flag * (signal + size)[rows]
     unknown = np.isnan(values[:2]).any(0)
     return xr.DataArray(np.where(unknown, np.nan, found), dims=order, coords={"progress": experiment["progress"]})

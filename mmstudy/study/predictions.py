@@ -2,21 +2,15 @@
 
 import numpy as np
 import xarray as xr
-from scipy import stats
 
 from mmstudy.manifold.estimators import ESTIMATORS
+from mmstudy.study import statistics
 from mmstudy.study.predictors import PREDICTORS, SIZE
 from mmstudy.study.signals import SIGNALS
-from mmstudy.study.sweep import EXPANSION
 
 COORDINATES = ("task", "label", "operator")
 COUNTING = "parameters"
 DIGITS = 5  # float32 losses of networks that compute the same function agree to six or seven
-
-
-def expansions(experiment: xr.Dataset) -> xr.Dataset:
-    """The rows that are candidates, without the networks that they are compared with."""
-    return experiment.isel(candidate=(experiment["role"] == EXPANSION).values)
 
 
 def predictions(experiment: xr.Dataset) -> xr.Dataset:
@@ -27,7 +21,7 @@ def predictions(experiment: xr.Dataset) -> xr.Dataset:
     its own) and `combined` (whether it is rank-averaged with the parameter count). A predictor is named by its measure,
     the share of the training, as in "TSE @5%", and "+ parameters". What could not be measured is NaN.
     """
-    pool = expansions(experiment)
+    pool = statistics.expansions(experiment)
     columns: dict[str, np.ndarray] = {}
     about: dict[str, tuple[str, str, float, float, bool]] = {}  # measure, family, cost, progress, may be combined
 
@@ -66,9 +60,10 @@ def predictions(experiment: xr.Dataset) -> xr.Dataset:
                 share,
                 True,
             )
-    counted = _ranks(columns[COUNTING], pool["task"].values)
+    task = pool["task"].values
+    counted = statistics.shares(columns[COUNTING], task)
     for name in [name for name, row in about.items() if row[-1]]:
-        columns[f"{name} + {COUNTING}"] = (_ranks(columns[name], pool["task"].values) + counted) / 2
+        columns[f"{name} + {COUNTING}"] = (statistics.shares(columns[name], task) + counted) / 2
         about[f"{name} + {COUNTING}"] = about[name]
     fields = dict(
         zip(("measure", "family", "cost", "progress"), list(zip(*about.values(), strict=True))[:4], strict=True)
@@ -85,15 +80,6 @@ def _rounded(values: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         unit = 10.0 ** (np.floor(np.log10(np.abs(values))) - DIGITS + 1)
         return np.where(np.isfinite(values) & (values != 0), np.round(values / unit) * unit, values)
-
-
-def _ranks(values: np.ndarray, task: np.ndarray) -> np.ndarray:
-    """Ranks within each task, as shares, the best 1; what could not be measured (NaN) ranks last."""
-    ranks = np.empty(len(values))
-    for each in np.unique(task):
-        rows = task == each
-        ranks[rows] = stats.rankdata(np.where(np.isnan(values[rows]), -np.inf, values[rows])) / rows.sum()
-    return ranks
 
 
 def affordable(predicted: xr.Dataset, budget: float, combined: bool = False) -> list[str]:

@@ -7,6 +7,7 @@ beforehand which sign its relation to the gain is expected to have.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,18 @@ from mmstudy.manifold.estimators import ESTIMATORS
 from mmstudy.study import rivals
 
 STATIC, LOSS, VALIDATION, SIZE = FAMILIES = ("static", "training loss", "validation", "size")
+
+
+def check_declared(what: str, sign: Any, family: Any) -> None:
+    """Refuse what an entry declares, if it is no sign or no family.
+
+    Raises:
+        ValueError: names the value, and what there is.
+    """
+    if sign not in (1, -1):
+        raise ValueError(f"{what} declares the sign 1 or -1; got sign={sign!r}")
+    if family not in FAMILIES:
+        raise ValueError(f"{what}'s family is one of {', '.join(FAMILIES)}; got family={family!r}")
 
 
 @dataclass(frozen=True)
@@ -44,10 +57,7 @@ class Predictor:
     combined: bool = True
 
     def __post_init__(self):
-        if self.sign not in (1, -1):
-            raise ValueError(f"a predictor declares the sign 1 or -1; got sign={self.sign!r}")
-        if self.family not in FAMILIES:
-            raise ValueError(f"a predictor's family is one of {', '.join(FAMILIES)}; got family={self.family!r}")
+        check_declared("a predictor", self.sign, self.family)
         if not (self.passes >= 0 and self.examples > 0):
             cost = f"passes={self.passes}, examples={self.examples}"
             raise ValueError(f"a predictor costs passes ≥ 0 over examples > 0; got {cost}")

@@ -12,7 +12,7 @@ from functools import partial
 import xarray as xr
 
 from mmstudy.study import derived
-from mmstudy.study.predictors import FAMILIES, LOSS, SIZE, VALIDATION
+from mmstudy.study.predictors import LOSS, SIZE, VALIDATION, check_declared
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,7 @@ class Signal:
     separate: bool = False
 
     def __post_init__(self):
-        if self.sign not in (1, -1):
-            raise ValueError(f"a signal declares the sign 1 or -1; got sign={self.sign!r}")
-        if self.family not in FAMILIES:
-            raise ValueError(f"a signal's family is one of {', '.join(FAMILIES)}; got family={self.family!r}")
+        check_declared("a signal", self.sign, self.family)
 
 
 LAG = "Karp et al. 2024, arXiv 2406.02469"

@@ -26,6 +26,7 @@ CLASSES = {
     "deeper_identity": "deeper",
     "deeper_random": "deeper",
 }  # of operators; a wider one is its own class
+EXPANSION, REFERENCE = "expansion", "reference"  # the roles of rows
 DECIMALS = 9  # gains that differ beyond are equal: means of the same scores differ in their rounding
 FEWEST = 4  # candidates in which an order is looked for
 
@@ -82,7 +83,7 @@ def _alpha(each: Float[np.ndarray, "candidate seed"]) -> float:
 
 def expansions(experiment: xr.Dataset) -> xr.Dataset:
     """The candidates that are compared: references, networks of the same shape trained otherwise, are left out."""
-    return experiment.isel(candidate=(experiment["role"] == "expansion").values)
+    return experiment.isel(candidate=(experiment["role"] == EXPANSION).values)
 
 
 def by_task(table: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
@@ -201,6 +202,15 @@ def _of_task(one: xr.Dataset, given: Sequence[str]) -> xr.Dataset:
 def _place(label: str) -> str:
     """Where a candidate grows, the second word of its label in a pool; of another label, all of it."""
     return [*str(label).split(" "), label][1]
+
+
+def shares(values: Float[np.ndarray, "candidate *many"], task: np.ndarray) -> Float[np.ndarray, "candidate *many"]:
+    """Ranks within each task, as shares of its candidates, the best 1; what could not be measured (NaN) ranks last."""
+    ranks = np.empty(values.shape)
+    for each in np.unique(task):
+        rows = task == each
+        ranks[rows] = stats.rankdata(np.where(np.isnan(values[rows]), -np.inf, values[rows]), axis=0) / rows.sum()
+    return ranks
 
 
 def ranked_last(values: np.ndarray) -> np.ndarray:

@@ -127,7 +127,7 @@ def leads(experiment: xr.Dataset, score: str = "accuracy", checkpoint: str = "la
         ValueError: an expansion without its reference.
     """
     gain = statistics.gains(experiment)["gain"].sel(score=score, checkpoint=checkpoint, drop=True)
-    kept = np.flatnonzero(experiment["role"].values == "expansion")
+    kept = np.flatnonzero(experiment["role"].values == statistics.EXPANSION)
     mine = gain.isel(candidate=kept)
     ahead = {BASE: mine} | {
         name: mine - gain.isel(candidate=_references(experiment, kept, name)).variable for name in REFERENCES
@@ -138,7 +138,9 @@ def leads(experiment: xr.Dataset, score: str = "accuracy", checkpoint: str = "la
 def _references(experiment: xr.Dataset, kept: np.ndarray, name: str) -> list[int]:
     """The rows of the networks of the shapes of those kept: each shape has one, labelled as one of its candidates."""
     task, label, described = (experiment[each].values.tolist() for each in ("task", "label", "description"))
-    row_of = {(task[i], label[i]): i for i in np.flatnonzero(experiment["role"].values == "reference").tolist()}
+    row_of = {
+        (task[i], label[i]): i for i in np.flatnonzero(experiment["role"].values == statistics.REFERENCE).tolist()
+    }
     shape_of, found = {}, {}
     for i in kept.tolist():
         candidate = Candidate.from_dict(json.loads(described[i]))
@@ -157,9 +159,9 @@ def leads_of_tasks(lead: xr.DataArray) -> xr.Dataset:
 
     Over (reference, budget) the mean over tasks of the middle one, and its interval (`intervals.over_tasks`).
     """
-    rows = [one["lead"].quantile((0.1, 0.5, 0.9), "candidate") for _, one in statistics.by_task(lead.to_dataset())]
-    names = [name for name, _ in statistics.by_task(lead.to_dataset())]
-    table = xr.concat(rows, xr.DataArray(names, dims="task", name="task"))
+    by_task = dict(statistics.by_task(lead.to_dataset()))
+    rows = [one["lead"].quantile((0.1, 0.5, 0.9), "candidate") for one in by_task.values()]
+    table = xr.concat(rows, xr.DataArray([*by_task], dims="task", name="task"))
     lower, middle, upper = (table.isel(quantile=i, drop=True) for i in range(3))
     return xr.Dataset({"lower": lower, "middle": middle, "upper": upper}).merge(intervals.over_tasks(middle))
 

@@ -23,10 +23,10 @@ from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS
 from mmstudy.study import entries, predictors
 from mmstudy.study.protocol import Protocol
+from mmstudy.study.statistics import EXPANSION, REFERENCE
 from mmstudy.study.trials import BUDGETS, CHECKPOINTS, measure, train_base
 
 ALIGNED = {"data_vars": "minimal", "coords": "minimal", "compat": "equals", "join": "exact"}
-REFERENCE, EXPANSION = "reference", "expansion"
 
 
 def sweep(

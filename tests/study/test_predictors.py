@@ -100,7 +100,7 @@ def test_a_predictor_from_outside_goes_all_the_way(registered, monkeypatch, tmp_
     stored = results.load(results.save(experiment, tmp_path / "experiment.nc"))
     assert stored["output_spread"].attrs == {"units": "logit", "long_name": "spread of the outputs"}
     monkeypatch.setattr(predictions, "SIGNALS", {})
-    pool = predictions.expansions(stored)
+    pool = statistics.expansions(stored)
     assert (pool["output_spread"] > 0).all()
     predicted = predictions.predictions(stored)
     column = predicted.sel(predictor="output_spread")

@@ -92,7 +92,7 @@ def test_there_is_a_row_for_each_candidate_of_any_task_and_for_what_it_is_compar
     }  # fmt: skip
     assert results.load(results.save(experiment, tmp_path / "e.nc")).equals(experiment)
     assert experiment["accuracy"].notnull().all()
-    pool = predictions.expansions(experiment)
+    pool = statistics.expansions(experiment)
     assert pool["label"].values.tolist() == [*POOLS[TASK], *POOLS[VIT]]
     assert pool["task"].values.tolist() == [str(TASK)] * 10 + [str(VIT)] * 2
     for name in ("dataset", "family", "train_size", "label_noise"):
@@ -146,7 +146,7 @@ def test_what_was_asked_for_is_kept(experiment):
 def test_the_experiment_is_predicted_and_judged(experiment):
     predicted = predictions.predictions(experiment)
     assert dict(predicted["value"].sizes) == {"candidate": 12, "predictor": predicted.sizes["predictor"]}
-    gain = statistics.gains(predictions.expansions(experiment))["gain"]
+    gain = statistics.gains(statistics.expansions(experiment))["gain"]
     assert gain.sel(score="accuracy").notnull().all()
     names = predicted["predictor"].values.tolist()
     assert {"extent, children, median, multiple @25% + parameters", "TSE @100%", "loss", "fast_loss"} <= set(names)
@@ -397,6 +397,6 @@ def test_chains_of_expansions_are_grouped_by_all_their_steps():
 def test_the_candidates_stand_in_the_order_of_the_pool(experiment, tmp_path):
     names = [LABELS[-1], LABELS[1], LABELS[0]]
     found = swept(tmp_path, names)
-    assert predictions.expansions(found)["label"].values.tolist() == names
+    assert statistics.expansions(found)["label"].values.tolist() == names
     sizes = experiment["parameters"].isel(candidate=[LABELS.index(name) for name in names])
-    assert predictions.expansions(found)["parameters"].values.tolist() == sizes.values.tolist()
+    assert statistics.expansions(found)["parameters"].values.tolist() == sizes.values.tolist()
