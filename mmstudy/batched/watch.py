@@ -7,7 +7,7 @@ import sys
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
 from typing import Any
@@ -61,6 +61,7 @@ def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable
     any_mode = set() if sets_mode_of is None else {id(module) for module in sets_mode_of.modules()}
     seen: dict[int, Any] = {}  # kept alive, so that nothing else gets the same id
     watched: list[Values] = []
+    empty: list[Collection] = []  # most containers of a module are, and to look at them costs next to nothing
     waiting: list[Any] = [function]
     while waiting:
         value = waiting.pop()
@@ -69,8 +70,10 @@ def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable
         seen[id(value)] = value
         if len(seen) > MOST:
             raise Opaque(f"more than {MOST} things")
-        constant, changing = _inside(value, any_mode)
+        constant, containers, others = _inside(value, any_mode)
         waiting.extend(constant)
+        empty.extend(each for each in containers if not each)
+        changing = [values for each in containers if each for values in _values(each)] + others
         for values in changing:
             waiting.extend(values())
         watched.extend(changing)
@@ -87,7 +90,7 @@ def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable
     before = look()
 
     def same() -> bool:
-        if any(hooks) or versions != [tensor._version for tensor in tensors]:
+        if any(hooks) or any(empty) or versions != [tensor._version for tensor in tensors]:
             return False
         now = look()
         return len(now) == len(before) and all(map(is_, now, before))
@@ -95,40 +98,45 @@ def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable
     return same
 
 
-def _inside(value: Any, any_mode: set[int]) -> tuple[Iterable, list[Values]]:
-    """What a value consists of: what cannot change, and functions that say what it consists of now."""
+def _values(container: Collection) -> list[Values]:
+    """Functions that say what a container holds now."""
+    return [container.keys, container.values] if isinstance(container, Mapping) else [lambda: container]
+
+
+def _inside(value: Any, any_mode: set[int]) -> tuple[Iterable, list[Collection], list[Values]]:
+    """What a value consists of: what cannot change, containers of what can, and functions that say what else it is."""
     if isinstance(value, Tensor):
         if value.is_inference():
             raise Opaque("a tensor of inference mode, which counts no changes")
-        return (), [vars(value).values] if vars(value) else []
+        return (), [vars(value)], []
     if isinstance(value, nn.Module):
         own = vars(value)
         names = [name for name in own if name not in HOOKS and not (name == "training" and id(value) in any_mode)]
-        return (), [lambda: (type(value), *itemgetter(*names)(own)), lambda: own]
+        return (), [], [lambda: (type(value), *itemgetter(*names)(own)), lambda: own]
     if isinstance(value, types.FunctionType):
         return _inside_function(value)
     if isinstance(value, types.MethodType):
-        return (value.__self__, value.__func__), []
+        return (value.__self__, value.__func__), [], []
     if isinstance(value, functools.partial):
-        return (value.func, value.args, value.keywords), []
+        return (value.func, value.args, value.keywords), [], []
     if isinstance(value, staticmethod | classmethod | functools._lru_cache_wrapper):
-        return () if _of_library(value) else (value.__wrapped__,), []
+        return () if _of_library(value) else (value.__wrapped__,), [], []
     if isinstance(value, weakref.ref):
-        return (), [lambda: (value(),)]
+        return (), [], [lambda: (value(),)]
     if isinstance(value, property):
-        return (value.fget, value.fset), []
+        return (value.fget, value.fset), [], []
     if isinstance(value, types.ModuleType):
         if value.__name__ in CLOCKS or value.__name__.startswith("numpy.random"):
             raise Opaque(f"the module {value.__name__}")
-        return (), []
+        return (), [], []
     if isinstance(value, type):
-        return ((), []) if _of_library(value) else (value.__mro__[1:], [vars(value).values])
+        return ((), [], []) if _of_library(value) else (value.__mro__[1:], [vars(value)], [])
     return _inside_object(value)
 
 
-def _inside_function(function: types.FunctionType) -> tuple[Iterable, list[Values]]:
+def _inside_function(function: types.FunctionType) -> tuple[Iterable, list[Collection], list[Values]]:
     if function.__module__ == "mmstudy.batched.replay":
-        return (), []  # a recorded function, which watches for itself
+        return (), [], []  # a recorded function, which watches for itself
     cells = function.__closure__ or ()
     try:
         tuple(map(attrgetter("cell_contents"), cells))
@@ -136,37 +144,31 @@ def _inside_function(function: types.FunctionType) -> tuple[Iterable, list[Value
         raise Opaque("a name that has no value yet") from None
     closure: list[Values] = [lambda: map(attrgetter("cell_contents"), cells)] if cells else []
     if _of_library(function):
-        return (), closure
+        return (), [], closure
     names = set(_names(function.__code__))
     if loud := names & LOUD:
         raise Opaque(f"{', '.join(sorted(loud))}")
     globals_ = function.__globals__
     used = [name for name in names if name in globals_]
-    return (), [
-        *closure,
-        lambda: [globals_.get(name) for name in used],
-        lambda: (function.__code__, function.__defaults__, function.__kwdefaults__),
-        *([vars(function).values] if vars(function) else []),
-    ]
+    named = lambda: [globals_.get(name) for name in used]  # noqa: E731
+    own = lambda: (function.__code__, function.__defaults__, function.__kwdefaults__)  # noqa: E731
+    return (), [vars(function)], [*closure, named, own]
 
 
-def _inside_object(value: Any) -> tuple[Iterable, list[Values]]:
-    found: list[Values] = []
+def _inside_object(value: Any) -> tuple[Iterable, list[Collection], list[Values]]:
     if any(map(_hides_state, type(value).__mro__)):
         raise Opaque(f"a {type(value).__name__}")
-    if isinstance(value, Mapping):
-        found += [value.keys, value.values]
-    elif isinstance(value, list | set | deque):
-        found.append(lambda: value)
+    containers: list[Collection] = [value] if isinstance(value, Mapping | list | set | deque) else []
     fixed = value if isinstance(value, tuple | frozenset) else ()
     own = slots(type(value))
+    others: list[Values] = []
     if hasattr(value, "__dict__"):
-        found.append(vars(value).values)
+        containers.append(vars(value))
     elif own:
-        found.append(lambda: [getattr(value, name, None) for name in own])
-    if not found and not isinstance(value, tuple | frozenset):
+        others.append(lambda: [getattr(value, name, None) for name in own])
+    if not containers and not others and not isinstance(value, tuple | frozenset):
         raise Opaque(f"a {type(value).__name__}")
-    return (*fixed, type(value)), found
+    return (*fixed, type(value)), containers, others
 
 
 def _hides_state(kind: type) -> bool:
