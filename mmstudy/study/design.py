@@ -22,10 +22,11 @@ SHAPES = {  # of pools: what `pools.candidate_pool` takes
     "MLP": {"factors": (1.5, 2, 4, 8), "extra_layers": (1, 2), "matched": (2,)},
     "other": {"factors": (2,), "extra_layers": (1,), "matched": ()},
 }
-TRAINING = {  # of networks that are no perceptrons: fewer steps, as each costs more
-    "ResNet": {"steps": 1000, "batch": 64, "step_size": 0.2},
-    "ViT": {"steps": 1000, "batch": 64, "step_size": 0.1},
-    "decoder": {"steps": 1000, "batch": 64, "step_size": 0.4},
+OTHERS = {"steps": 600, "batch": 64, "validations": 5, "test_examples": 5000}  # than perceptrons: each step costs more
+TRAINING = {
+    "ResNet": {"step_size": 0.2, **OTHERS},
+    "ViT": {"step_size": 0.1, **OTHERS},
+    "decoder": {"step_size": 0.4, **OTHERS},
 }
 DEEPER = tuple(name for name, each in OPERATORS.items() if not each.widens)
 LEAST, SPARE = 40, "net2net"  # fewer candidates of a perceptron are filled up with this operator's

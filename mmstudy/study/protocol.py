@@ -21,7 +21,7 @@ class Protocol:
     its direction, `doublings` + 1 points, so that its crossing with any level can be read off afterwards. Minibatch
     losses are kept as `bins` means. `short` is the length, as a share of the training, of two short runs that are
     rivals: a cosine of that length, and a constant step of twice the size. `traces` products estimate the Hessian's
-    trace.
+    trace. Scores are those on the first `test_examples` of the test part.
     `estimators`, keys of `ESTIMATORS`, are measured too, at the children's centre, up to the base's loss + `margin`.
     """
 
@@ -31,6 +31,7 @@ class Protocol:
     momentum: float = 0.9
     seeds: int = 3
     validations: int = 10
+    test_examples: int = 20_000
     progress: tuple[float, ...] = PROGRESS
     bins: int = 100
     short: float = 0.1

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from mmstudy.batched import ensemble as en
 from mmstudy.batched import scoring, training
 from mmstudy.core import networks
+from mmstudy.core.datasets import Data, Split
 from mmstudy.core.seeds import generator
-from mmstudy.core.tasks import Data, Task
+from mmstudy.core.tasks import Task
 from mmstudy.core.tasks import base as new_base
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.study import predictors
@@ -36,7 +37,7 @@ def train_base(task: Task, data: Data, protocol: Protocol) -> xr.Dataset:
     Returns the base's parameters, its loss and scores, and the control's scores over (seed, checkpoint).
 
     Raises:
-        ValueError: the base network diverged.
+        ValueError: the base network diverged, or training changes its buffers: checkpoints are parameters alone.
     """
     stacked = en.stack([new_base(task, data)])
     order = minibatch_order(task, data, protocol, ["base"], protocol.steps)
@@ -45,12 +46,15 @@ def train_base(task: Task, data: Data, protocol: Protocol) -> xr.Dataset:
     )
     if not en.vectors(ended).isfinite().all():
         raise ValueError(f"the base network of {task} diverged: step_size={protocol.step_size:g} is too large")
+    if running := [name for name, b in ended.buffers.items() if not torch.equal(b, stacked.buffers[name])]:
+        raise ValueError(f"{task}: training changes {', '.join(running)}, which no checkpoint has: take another norm")
+    judged = scoring.evaluate(ended, _judged(data, protocol))
     control = in_full(task, data, ended[torch.zeros(protocol.seeds, dtype=torch.long)], protocol).scores
     return xr.Dataset(
         {
             "base": ("dimension", en.vectors(ended)[0].cpu().numpy()),
             "base_loss": ((), en.losses(ended, probe_split(task, data, protocol)).item()),
-            **{f"base_{name}": ((), score.item()) for name, score in scoring.evaluate(ended, data.test).items()},
+            **{f"base_{name}": ((), score.item()) for name, score in judged.items()},
             **{f"control_{name}": (("seed", "checkpoint"), value.numpy()) for name, value in control.items()},
         }
     )
@@ -106,7 +110,7 @@ def in_full(
             better = score > best
             best = torch.where(better, score, best)
             points = torch.where(better.to(points.device).unsqueeze(1), en.vectors(now), points)
-    both = [scoring.evaluate(network, data.test) for network in (now, en.at(start, points))]
+    both = [scoring.evaluate(network, _judged(data, protocol)) for network in (now, en.at(start, points))]
     broken = ~en.vectors(now).isfinite().all(1).cpu()
     scores = {
         name: torch.stack([found[name].cpu() for found in both], dim=1).masked_fill(broken.unsqueeze(1), math.nan)
@@ -114,6 +118,12 @@ def in_full(
     }
     snapshots = torch.cat([torch.stack([passed[step] for step in before], dim=1) for before in marks.values()])
     return Training(scores, en.concatenate([looks[mark] for mark in marks]), snapshots, torch.cat(losses, dim=1))
+
+
+def _judged(data: Data, protocol: Protocol) -> Split:
+    """The test examples by which networks are judged."""
+    some = protocol.test_examples
+    return Split(data.test.inputs[:some], data.test.targets[:some])
 
 
 def _before(mark: int, protocol: Protocol) -> list[int]:

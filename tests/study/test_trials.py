@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mmstudy.batched import ensemble as en
 from mmstudy.core import networks, results, tasks
+from mmstudy.core.datasets import Split
 from mmstudy.core.networks import initialize
 from mmstudy.core.seeds import generator
 from mmstudy.expansion.candidate import Candidate
@@ -292,3 +293,22 @@ def test_one_diverged_candidate_leaves_the_others_as_they_are(base, measured, mo
 def test_a_label_of_one_word_is_a_place(base):
     found = trials.measure(TASK, DATA, base, [("mine", GROUP[0][1])], TINY)
     assert found["candidate"].values.tolist() == ["mine", "scratch mine", "shrink_perturb mine"]
+
+
+def test_the_first_test_examples_judge(base):
+    found = trials.train_base(TASK, DATA, replace(TINY, test_examples=31))
+    part = Split(DATA.test.inputs[:31], DATA.test.targets[:31])
+    close(
+        torch.tensor([float(found["base_accuracy"]), float(found["base_nll"])]),
+        torch.tensor(score(base_network(base), part)),
+    )
+    assert found["base_accuracy"] != base["base_accuracy"]
+
+
+def test_networks_with_running_statistics_are_refused(monkeypatch):
+    def normalized(task, data):
+        return nn.Sequential(nn.BatchNorm1d(data.training.inputs.shape[1]), nn.Linear(64, 10))
+
+    monkeypatch.setattr(trials, "new_base", normalized)
+    with pytest.raises(ValueError, match="running_mean"):
+        trials.train_base(TASK, DATA, TINY)
