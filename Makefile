@@ -10,6 +10,9 @@ endif
 PROFILE ?= small
 PYTHON3 ?= python3
 
+# An experiment.nc of other tasks, made elsewhere, that notebook 4 joins instead of running its tasks again.
+MORE ?=
+
 # An active conda environment that was made from environment.yml is used as it is; otherwise .venv is built.
 ifeq ($(CONDA_DEFAULT_ENV),mmstudy)
 PYTHON := python
@@ -47,7 +50,7 @@ imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mms
 3_manifold.makes := data/manifold.nc $(call figures,manifold_plane manifold_rays)
 
 4_experiment.makes := data/experiment.nc
-4_experiment.set := cache=$(OUT)/cache
+4_experiment.set := cache=$(OUT)/cache $(MORE:%=more=%)
 
 5_relation.makes := data/relation.nc $(call figures,relation within build_up tasks sensitivity)
 6_prediction.makes := data/prediction.nc $(call figures,ranking_static ranking_early regimes)

@@ -21,12 +21,10 @@ from mmstudy.core import processes, results, sources, tasks
 from mmstudy.core.tasks import Data, Task, load
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS
-from mmstudy.study import entries, predictors
+from mmstudy.study import entries, experiments, predictors
 from mmstudy.study.protocol import Protocol
 from mmstudy.study.statistics import EXPANSION, REFERENCE
 from mmstudy.study.trials import BUDGETS, CHECKPOINTS, measure, train_base
-
-ALIGNED = {"data_vars": "minimal", "coords": "minimal", "compat": "equals", "join": "exact"}
 
 
 def sweep(
@@ -79,7 +77,7 @@ def sweep(
             executor.shutdown(wait=False, cancel_futures=True)
     whole = [
         _about(
-            xr.concat([pieces[task, group] for group in groups[task]], "candidate", **ALIGNED),
+            xr.concat([pieces[task, group] for group in groups[task]], "candidate", **experiments.ALIGNED),
             task,
             pool,
             bases[task],
@@ -88,7 +86,7 @@ def sweep(
         )
         for task, pool in pools.items()
     ]
-    dataset = results.describe(_single(xr.concat(whole, "candidate", **ALIGNED)), known_words)
+    dataset = results.describe(experiments.compact(xr.concat(whole, "candidate", **experiments.ALIGNED)), known_words)
     asked = {"tasks": [asdict(t) for t in pools], "protocols": [asdict(protocols[t]) for t in pools]}
     dataset.attrs = results.provenance(asked, device)
     dataset.attrs["wall_time_s"] = round(time.perf_counter() - started, 1)
@@ -127,12 +125,6 @@ def _about(
         "expense": list(costs),
     }
     return whole.assign_coords(named | extra)
-
-
-def _single(dataset: xr.Dataset) -> xr.Dataset:
-    """With what there is most of, losses along rays and curves, in single precision."""
-    names = ("ray_loss", "ray_length", "ray_origin", "curve", "fast_curve")
-    return dataset.assign({name: dataset[name].astype("float32") for name in names})
 
 
 def _architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candidate], ...]]:

@@ -1,0 +1,49 @@
+"""Experiments as data: several joined to one, and stored in few bytes."""
+
+import json
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+import xarray as xr
+
+ALIGNED = {"data_vars": "minimal", "coords": "minimal", "compat": "equals", "join": "exact"}
+BITS = 14  # of a mantissa that are kept: an error below 1 in 32,000
+
+
+def joined(experiments: Sequence[xr.Dataset]) -> xr.Dataset:
+    """One experiment of several, each on tasks of its own, as if all had been swept together.
+
+    What is known of how they were made is kept of each: their parameters in order, and all their commits.
+
+    Raises:
+        ValueError: none at all, a task in two of them, or experiments with other looks, rays or seeds.
+    """
+    if not experiments:
+        raise ValueError("no experiment to join")
+    tasks = [task for each in experiments for task in dict.fromkeys(each["task"].values.tolist())]
+    if twice := sorted({task for task in tasks if tasks.count(task) > 1}):
+        raise ValueError(f"a task can be in one experiment only; found twice: {'; '.join(twice)}")
+    try:
+        whole = xr.concat(experiments, "candidate", **ALIGNED, combine_attrs="override")
+    except ValueError as error:
+        raise ValueError(f"these experiments were not measured alike: {error}") from error
+    asked = [json.loads(each.attrs["parameters"]) for each in experiments]
+    whole.attrs["parameters"] = json.dumps({key: [*chain(*(each[key] for each in asked))] for key in asked[0]})
+    for name in ("commit", "device", "versions"):
+        whole.attrs[name] = ", ".join(dict.fromkeys(each.attrs[name] for each in experiments))
+    whole.attrs["wall_time_s"] = sum(each.attrs["wall_time_s"] for each in experiments)
+    return compact(whole)
+
+
+def compact(dataset: xr.Dataset) -> xr.Dataset:
+    """With what there is most of, losses along rays and curves, in single precision, rounded to `BITS`."""
+    large = [name for name in ("ray_loss", "ray_length", "ray_origin", "curve", "fast_curve") if name in dataset]
+    return dataset.assign({name: dataset[name].copy(data=_rounded(dataset[name].values)) for name in large})
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Float32 with the last bits of the mantissa zero, which packs well; what is not finite stays."""
+    single, spare = values.astype(np.float32), np.finfo(np.float32).nmant - BITS
+    bits = (single.view(np.int32) + (1 << (spare - 1))) & ~((1 << spare) - 1)
+    return np.where(np.isfinite(single), bits.view(np.float32), single)
