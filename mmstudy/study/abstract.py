@@ -31,9 +31,11 @@ def written(relation: xr.Dataset, prediction: xr.Dataset, choice: xr.Dataset) ->
         "\n\n".join(
             [
                 f"*{tasks} confirmation tasks ({families}); means over tasks, 95% intervals.*",
+                _short(relation["spearman"], prediction["spearman"], choice),
                 _relation(relation),
                 _prediction(prediction),
                 _choice(choice),
+                _by_family(relation, prediction),
                 _goals(relation, prediction, choice),
             ]
         )
@@ -63,6 +65,56 @@ def _confirmed(dataset: xr.Dataset) -> xr.Dataset:
 def _counts(names: xr.DataArray) -> dict[str, int]:
     found, counts = np.unique(names.values, return_counts=True)
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+STRENGTHS = ((0.65, "closely"), (0.4, "moderately"), (-np.inf, "weakly"))  # from this mean ρ on
+CLOSER = {"better": "more closely than", "worse": "less closely than"}
+AHEAD = {"better": "better than", "worse": "worse than"}
+UNDECIDED = "(as far as these tasks tell) than"
+BUDGET = 0.125  # of training the whole pool
+
+
+def _short(final: xr.DataArray, early: xr.DataArray, choice: xr.Dataset) -> str:
+    """Three sentences in plain words."""
+    rho = intervals.over_tasks(final.sel(predictor=choices.RELATION))
+    strength = next(word for least, word in STRENGTHS if float(rho["mean"]) >= least)
+    related = f"{strength} related" if float(rho["low"]) > 0 else "not shown to be related"
+    verdicts = [_verdict(final, choices.RELATION, rival) for rival in choices.RELATION_RIVALS]
+    holds = "holds" if set(verdicts) == {"better"} else "does not hold" if "worse" in verdicts else "is not confirmed"
+    loss, count = (CLOSER.get(verdict, f"no more closely {UNDECIDED}") for verdict in verdicts)
+    others = (_verdict(early, choices.HEADLINE, rival) for rival in ("parameters", choices.VALIDATION_RIVAL))
+    counting, validation = (AHEAD.get(verdict, f"no better {UNDECIDED}") for verdict in others)
+    regret, total = choice["regret"].mean("task"), choice["total"].mean("task")
+    affordable = regret.isel(policy=(total <= BUDGET).values)
+    best = affordable["policy"].values[int(affordable.values.argmin())]
+    return (
+        f"**In short.** (1) The size of the manifold around the trained network is {related} to what the expansion "
+        f"gains, {loss} the {LOSS} and {count} the {COUNT}: the claim that it beats such baselines {holds}. "
+        f"(2) Measured early, size orders the candidates {counting} counting parameters, and {validation} validation "
+        f"accuracy at the same price. (3) Of all that costs up to {BUDGET:.0%} of training the whole pool, “{best}” "
+        f"chooses best: it costs {float(total.sel(policy=best)):.0%} and loses {float(regret.sel(policy=best)):.1f} "
+        "points of accuracy against the pool's best candidate, where the largest network loses "
+        f"{float(regret.sel(policy='largest')):.1f}."
+    )
+
+
+def _by_family(relation: xr.Dataset, prediction: xr.Dataset) -> str:
+    """A table of mean correlations, a row for each family of networks."""
+    final, early = relation["spearman"], prediction["spearman"]
+    columns = {
+        "size, trained": final.sel(predictor=choices.RELATION),
+        LOSS: final.sel(predictor=choices.RELATION_RIVALS[0]),
+        COUNT: final.sel(predictor=choices.RELATION_RIVALS[1]),
+        "size, early": early.sel(predictor=choices.HEADLINE),
+        "early loss": early.sel(predictor=choices.RIVAL),
+        "validation accuracy, early": early.sel(predictor=choices.VALIDATION_RIVAL),
+    }
+    lines = [f"| ρ with the gain | tasks | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
+    for name, count in _counts(relation["architecture"]).items():
+        inside = (relation["architecture"] == name).values
+        means = [_number(rho.isel(task=inside).mean()) for rho in columns.values()]
+        lines.append(f"| {name} | {count} | {' | '.join(means)} |")
+    return "\n".join(lines)
 
 
 def _relation(relation: xr.Dataset) -> str:
@@ -115,7 +167,7 @@ def _goals(relation: xr.Dataset, prediction: xr.Dataset, choice: xr.Dataset) -> 
     rho, early = relation["spearman"], prediction["spearman"]
     given = intervals.over_tasks(relation["partial"].sel(predictor=choices.RELATION, given="parameters"))
     final, total = choice["spearman"], choice["total"].mean("task")
-    regret = choice["regret"].mean("task").isel(policy=(total <= 0.125).values)
+    regret = choice["regret"].mean("task").isel(policy=(total <= BUDGET).values)
     rows = [
         ("relation: mean ρ ≥ 0.65 at 100%", _number(rho.sel(predictor=choices.RELATION).mean()),
          float(rho.sel(predictor=choices.RELATION).mean()) >= 0.65),
@@ -147,9 +199,16 @@ def _mean(rho: xr.DataArray, predictor: str) -> str:
     return _interval(rho.sel(predictor=predictor))
 
 
+def _difference(rho: xr.DataArray, mine: str, rival: str) -> xr.Dataset:
+    return intervals.differences(rho.sel(predictor=[mine, rival]), rival).sel(predictor=mine)
+
+
+def _verdict(rho: xr.DataArray, mine: str, rival: str) -> str:
+    return _difference(rho, mine, rival)["verdict"].item()
+
+
 def _pair(rho: xr.DataArray, mine: str, rival: str) -> str:
-    pair = intervals.differences(rho.sel(predictor=[mine, rival]), rival).sel(predictor=mine)
-    return f"{_signed(pair)}, {pair['verdict'].item()}"
+    return f"{_signed(_difference(rho, mine, rival))}, {_verdict(rho, mine, rival)}"
 
 
 def _tested(rho: xr.DataArray, mine: str, rival: str) -> tuple[str, bool]:

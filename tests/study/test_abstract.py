@@ -1,0 +1,83 @@
+"""The words of the abstract follow the numbers: they turn when the numbers turn."""
+
+import re
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from mmstudy.study import abstract, choices
+
+TASKS = [f"t{i}" for i in range(8)]
+FAMILY = ["MLP"] * 5 + ["ViT"] * 3
+FINAL = (choices.RELATION, *choices.RELATION_RIVALS)
+EARLY = (choices.HEADLINE, "parameters", choices.RIVAL, choices.VALIDATION_RIVAL, choices.COMBINED)
+POLICIES = {"largest": (3.0, 0.02), "rank by size": (2.0, 0.12), "i-Epoch, 10%": (2.5, 0.12), "train all": (0.5, 1.0),
+            "anchored size": (1.5, 0.15), "anchored loss, 5%": (0.6, 0.12)}  # fmt: skip
+
+
+def scores(means: dict[str, float]) -> xr.Dataset:
+    """Correlations that vary a little from task to task about these means, and are not all moved alike."""
+    noise = 0.02 * np.random.default_rng(0).normal(size=(len(TASKS), len(means)))
+    coords = {"task": TASKS, "predictor": list(means), "architecture": ("task", FAMILY), "part": ("task", PARTS)}
+    rho = xr.DataArray(np.array(list(means.values())) + noise - noise.mean(0), coords, ("task", "predictor"))
+    partial = rho.expand_dims(given=["parameters", "training loss"])
+    return xr.Dataset({"spearman": rho, "partial": partial}).assign_coords(cost=("predictor", [0.1] * len(means)))
+
+
+PARTS = ["confirmation"] * len(TASKS)
+
+
+def written(final: tuple[float, ...], early: tuple[float, ...], policies=POLICIES) -> str:
+    tasks = {"task": TASKS, "part": ("task", PARTS)}
+    regret, total = (np.tile(list(column), (len(TASKS), 1)).T for column in zip(*policies.values(), strict=True))
+    middle = np.random.default_rng(1).normal(1, 0.1, (len(TASKS), 1, 2))
+    choice = xr.Dataset(
+        {
+            "regret": (("policy", "task"), regret),
+            "total": (("policy", "task"), total),
+            "spearman": (("policy", "task"), 0.4 + 0 * regret),
+            "middle": (("task", "reference", "budget"), middle),
+        },
+        tasks | {"policy": list(policies), "reference": ["scratch"], "budget": ["equal steps", "equal flops"]},
+    )
+    return abstract.written(
+        scores(dict(zip(FINAL, final, strict=True))), scores(dict(zip(EARLY, early, strict=True))), choice
+    )
+
+
+@pytest.mark.parametrize(
+    ("final", "said"),
+    [
+        ((0.7, 0.3, 0.2), "closely related to what .* gains, more closely than .* more closely than .* holds"),
+        ((0.5, 0.7, 0.2), "moderately related .* less closely than the final training loss .* does not hold"),
+        ((0.3, 0.3, 0.2), "weakly related .* no more closely .as far .* than the final .* is not confirmed"),
+        ((-0.3, 0.3, 0.2), "not shown to be related"),
+    ],
+)  # fmt: skip
+def test_the_first_sentence_follows_the_relation(final, said):
+    assert re.search(said, written(final, (0.3, 0.3, 0.3, 0.3, 0.3)).replace("\n", " "))
+
+
+def test_the_second_sentence_follows_the_early_scores():
+    text = written((0.3, 0.3, 0.2), (0.5, 0.2, 0.3, 0.7, 0.3))
+    assert "better than counting parameters, and worse than validation accuracy" in text
+
+
+@pytest.mark.parametrize(("regret", "best"), [(0.6, "anchored loss, 5%"), (2.8, "rank by size")])
+def test_the_advice_is_the_best_that_can_be_afforded(regret, best):
+    text = written((0.3, 0.3, 0.2), (0.3,) * 5, POLICIES | {"anchored loss, 5%": (regret, 0.12)})
+    loses = min(regret, 2.0)
+    assert f"“{best}” chooses best: it costs 12% and loses {loses:.1f} points" in text
+
+
+def test_each_family_has_a_row_of_its_own_means():
+    text = written((0.3, 0.3, 0.2), (0.3,) * 5)
+    rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in text.splitlines() if "| +0." in line}
+    assert rows["MLP"] == "5" and rows["ViT"] == "3"
+
+
+def test_pilot_tasks_confirm_nothing(monkeypatch):
+    monkeypatch.setattr("test_abstract.PARTS", ["pilot"] * len(TASKS))
+    with pytest.raises(ValueError, match="no confirmation task"):
+        written((0.3, 0.3, 0.2), (0.3,) * 5)
