@@ -1,7 +1,7 @@
 """One task's trials: its base network trained, its candidates trained in full and looked at on the way."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmstudy.batched import ensemble as en
 from mmstudy.batched import scoring, training
+from mmstudy.batched.likeness import difference
 from mmstudy.core import networks
 from mmstudy.core.datasets import Data, Split
 from mmstudy.core.seeds import generator
@@ -144,12 +145,45 @@ def measure(
     nn.utils.vector_to_parameters(parameters, small.parameters())
     traced = trace(small, data.training.inputs)
     grown = [c.grow(small, data.training, traced=traced).network for _, c in candidates]
-    labels, seeds = [label for label, _ in candidates], range(protocol.seeds)
-    place = labels[0].split(" ", 1)[-1]
+    place, seeds = candidates[0][0].split(" ", 1)[-1], range(protocol.seeds)
     compared = {
         f"{name} {place}": [make(grown[0], generator(name, task, place, seed)) for seed in seeds]
         for name, make in REFERENCES.items()
     }
+    level = float(base["base_loss"]) + protocol.margin
+    parts: list[xr.Dataset] = []
+    for some in _alike(grown):
+        own, labelled = [grown[i] for i in some], [candidates[i] for i in some]
+        parts.append(_together(task, data, level, small, own, labelled, {} if parts else compared, protocol))
+    rows = [label for label, _ in candidates] + list(compared)
+    return xr.concat(parts, "candidate", join="exact").sel(candidate=rows)
+
+
+def _alike(grown: Sequence[nn.Module]) -> list[list[int]]:
+    """Which networks have one forward pass: an operator may change a normalization's eps, where others leave it."""
+    groups: list[list[int]] = []
+    for i, network in enumerate(grown):
+        for group in groups:
+            if difference(grown[group[0]], network) is None:
+                group.append(i)
+                break
+        else:
+            groups.append([i])
+    return groups
+
+
+def _together(
+    task: Task,
+    data: Data,
+    level: float,
+    small: nn.Module,
+    grown: Sequence[nn.Module],
+    candidates: Sequence[tuple[str, Candidate]],
+    compared: Mapping[str, Sequence[nn.Module]],
+    protocol: Protocol,
+) -> xr.Dataset:
+    """What `measure` returns of grown candidates that have one forward pass, and of networks compared with them."""
+    labels, seeds = [label for label, _ in candidates], range(protocol.seeds)
     start = en.stack([network for network in grown for _ in seeds] + [n for each in compared.values() for n in each])
     watched = range(0, len(grown) * protocol.seeds, protocol.seeds)
     run = in_full(task, data, start, protocol, watched=watched)
@@ -168,7 +202,7 @@ def measure(
         [
             _at_start(data, expanded, task, candidates, protocol),
             _curves(task, data, expanded, run.losses, protocol),
-            _looks(task, data, run, float(base["base_loss"]) + protocol.margin, protocol),
+            _looks(task, data, run, level, protocol),
         ]
     ).assign_coords(candidate=labels)
     measured = measured.drop_vars(trained.keys() & measured.keys())

@@ -312,3 +312,21 @@ def test_networks_with_running_statistics_are_refused(monkeypatch):
     monkeypatch.setattr(trials, "new_base", normalized)
     with pytest.raises(ValueError, match="running_mean"):
         trials.train_base(TASK, DATA, TINY)
+
+
+def test_candidates_whose_normalizations_differ_are_measured_apart_with_one_set_of_references():
+    task = tasks.Task("digits", (4, 2, 1), 60, family="ViT")
+    data, protocol = tasks.load(task), replace(TINY, steps=20, batch=8)
+    base = trials.train_base(task, data, protocol)
+    names = ("net2net", "zero_incoming", "random")
+    group = [(f"{name} embedding ×2", Candidate(name, ("embedding",), (8,))) for name in names]
+    network = tasks.base(task, data)
+    assert trials._alike([candidate.expand(network, data.training) for _, candidate in group]) == [[0, 2], [1]]
+    found = trials.measure(task, data, base, group, protocol)
+    references = [f"{name} embedding ×2" for name in trials.REFERENCES]
+    assert found["candidate"].values.tolist() == [label for label, _ in group] + references
+    for one in group:
+        alone = trials.measure(task, data, base, [one], protocol).sel(candidate=one[0])
+        together = found.sel(candidate=one[0])
+        for name in (*trials.SCORES, "training_loss", "ray_loss"):
+            np.testing.assert_allclose(together[name], alone[name], rtol=2e-3, atol=1e-4, err_msg=name)
