@@ -177,7 +177,7 @@ def scores(dataset: xr.Dataset) -> Figure:
     right.set_yticks(range(len(pairs)), words)
     right.set_ylim(len(pairs) - 0.5, -0.5)
     right.set_xlim(-5, 105)
-    right.set_xlabel("tasks with one favourite (%)")
+    right.set_xlabel("one favourite\n(% of tasks)")
     marks = [Line2D([], [], ls="", mec="k", label=name, **look) for name, look in CHECKPOINT_LOOKS.items()]
     figure.legend(handles=marks, title="checkpoint", loc="outside upper center", ncols=2)
     return figure

@@ -3,7 +3,8 @@
 `sensitivity`, `growing`, `rounds`, `descent` have one each; here they are run for a few tasks, as one Dataset.
 """
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -44,56 +45,73 @@ WORDS = {
 }
 
 
-def runs(
+Job = Callable[[], xr.Dataset]
+
+
+def jobs(
     tasks: Sequence[Task],
     curve: Task,
     protocol: Protocol,
     curve_protocol: Protocol,
-    pool: dict[str, Any],
-    sizes: dict[str, Sequence[int]],
+    pool: Mapping[str, Any],
+    sizes: Mapping[str, Any],
     shares: Sequence[float | int],
     turns: int,
     widths: Sequence[int],
     operators: Sequence[str],
     seeds: int,
-    workers: int = 0,
-) -> xr.Dataset:
-    """All that notebook 9 trains: what `sensitivity`, `now_or_later` and `in_a_row` say of each task, and `descent`.
+) -> dict[tuple[str, Task], Job]:
+    """All that notebook 9 trains: of each task `sensitivity`, `now_or_later` and `in_a_row`, and `descent` of another.
 
-    Every expansion doubles. Each part runs in a process of one thread; the numbers do not depend on how many there are.
+    Every expansion doubles.
 
     Args:
         curve: the task whose examples and depth `descent` takes, trained as `curve_protocol` says.
         pool: options of `pools.candidate_pool`, for the sensitivity.
-        sizes: its `children` and `child_steps`.
+        sizes: what else `sensitivity` takes: `children`, `child_steps`, `chain_steps`.
         turns: rounds of expansions in a row.
     """
+    same = {"operators": operators, "factor": 2, "seeds": seeds}
     parts: dict[str, Callable[[Task], xr.Dataset]] = {
         "size": partial(sensitivity.sensitivity, protocol=protocol, shape=pool, **sizes),
-        "grown": partial(
-            growing.now_or_later, protocol=protocol, shares=shares, operators=operators, factor=2, seeds=seeds
-        ),
-        "row": partial(rounds.in_a_row, protocol=protocol, rounds=turns, factor=2, operators=operators, seeds=seeds),
+        "row": partial(rounds.in_a_row, protocol=protocol, rounds=turns, **same),
+        "grown": partial(growing.now_or_later, protocol=protocol, shares=shares, **same),
     }
-    jobs = {(name, task): partial(part, task) for name, part in parts.items() for task in tasks}
-    jobs["descent", curve] = partial(
-        descent.descent, curve, curve_protocol, widths=widths, factor=2, operators=operators, seeds=seeds
-    )
+    found: dict[tuple[str, Task], Job] = {
+        (name, task): partial(part, task) for name, part in parts.items() for task in tasks
+    }
+    return found | {("descent", curve): partial(descent.descent, curve, curve_protocol, widths=widths, **same)}
+
+
+def runs(wanted: Mapping[tuple[str, Task], Job], workers: int = 0) -> xr.Dataset:
+    """The results of all jobs, each in a process of one thread: the numbers do not depend on how many there are.
+
+    Args:
+        workers: the number of processes; 0 means one per core.
+    """
     with processes.pool(workers) as executor:
-        found = dict(zip(jobs, executor.map(_alone, jobs.values()), strict=True))
-    names = xr.DataArray([*map(str, tasks)], dims="task", name="task")
-    tables = [_named(xr.concat([found[name, task] for task in tasks], names), name) for name in parts]
-    whole = xr.merge([*tables, _named(found["descent", curve], "descent")], compat="equals", join="exact")
-    whole = whole.assign_coords(curve=str(curve))
+        found = executor.map(_alone, wanted.values())
+        return together(dict(zip(wanted, found, strict=True)))
+
+
+def together(found: Mapping[tuple[str, Task], xr.Dataset]) -> xr.Dataset:
+    """The results of `jobs` as one Dataset, over task and what else each runs over; `WORDS` has its variables."""
+    kinds: dict[str, dict[str, xr.Dataset]] = defaultdict(dict)
+    for (name, task), table in found.items():
+        kinds[name][str(task)] = _named(table, name)
+    ((curve, bare),) = kinds.pop("descent").items()
+    tables = [
+        xr.concat([*parts.values()], xr.DataArray([*parts], dims="task", name="task")) for parts in kinds.values()
+    ]
+    whole = xr.merge([*tables, bare], compat="equals", join="exact").assign_coords(curve=curve)
     return results.describe(whole, WORDS)
 
 
-def _alone(job: Callable[[], xr.Dataset]) -> xr.Dataset:
+def _alone(job: Job) -> xr.Dataset:
     torch.set_num_threads(1)
     return job()
 
 
 def _named(table: xr.Dataset, name: str) -> xr.Dataset:
     """The table with the names of `WORDS`: those that tell what they are keep theirs."""
-    new = {each: f"{name}_{each}" for each in table.data_vars if each not in WORDS}
-    return table.rename(new)
+    return table.rename({each: f"{name}_{each}" for each in table.data_vars if each not in WORDS})

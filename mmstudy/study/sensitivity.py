@@ -5,6 +5,7 @@ with several numbers of children that train for several numbers of steps, and by
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations, product
 from typing import Any
 
@@ -33,18 +34,24 @@ LLC = ESTIMATORS["llc"]
 
 
 def sensitivity(
-    task: Task, protocol: Protocol, shape: Mapping[str, Any], children: Sequence[int], child_steps: Sequence[int]
+    task: Task,
+    protocol: Protocol,
+    shape: Mapping[str, Any],
+    children: Sequence[int],
+    child_steps: Sequence[int],
+    chain_steps: int = 800,
 ) -> xr.Dataset:
     """How well the extent and the local learning coefficient order the gains of a task's pool, both as it is measured.
 
     K children are drawn from one family of as many as the largest K, so that a smaller K has several disjoint draws.
-    The coefficient is measured at the networks, up to the pool's median loss + margin.
+    The coefficient is that of each network up to its own loss + margin, as it is local.
 
     Args:
         protocol: at which shares of the training candidates are looked at (0 is left out), and all else.
         shape: options of `pools.candidate_pool`.
         children: numbers K of children, each a divisor of the largest.
         child_steps: numbers T of steps that they train.
+        chain_steps: of the chains from which the coefficient is estimated; with fewer, few of them settle.
 
     Returns over (progress, child_steps, children) `spearman` with the accuracy gain, the mean over draws; `agreement`,
     Spearman's correlation between the sizes of two draws, the mean over pairs (NaN where there is one draw only);
@@ -62,7 +69,7 @@ def sensitivity(
     pool, _ = design.pool(task, data, shape)
     looks, gain = _trained(task, data, pool, protocol)
     shares = [
-        _at_once(task, data, networks, gain, protocol, children, child_steps, share)
+        _at_once(task, data, networks, gain, protocol, children, child_steps, chain_steps, share)
         for share, networks in looks.items()
     ]
     costs = [[cost(protocol, count, steps) for count in children] for steps in child_steps]
@@ -104,6 +111,7 @@ def _at_once(
     protocol: Protocol,
     children: Sequence[int],
     child_steps: Sequence[int],
+    chain_steps: int,
     share: float,
 ) -> xr.Dataset:
     """All that is measured after one share of the training, over (child_steps, children)."""
@@ -123,14 +131,26 @@ def _at_once(
     grid = np.array(rows).reshape(len(child_steps), len(children), len(names))
     table = xr.Dataset({name: (("child_steps", "children"), grid[..., i]) for i, name in enumerate(names)})
     table = table.assign_coords(child_steps=list(child_steps), children=list(children))
-    level = torch.cat([en.losses(one, split) for one in looks]).nanmedian().item() + protocol.margin
+    chains = replace(LLC.budget, steps=chain_steps)
     found = [
-        LLC.measure(objective, en.vectors(one), level, generator("llc", task, share))
+        LLC.measure(
+            above(objective, en.vectors(one)), en.vectors(one), protocol.margin, generator("llc", task, share), chains
+        )
         for objective, one in zip(objectives, looks, strict=True)
     ]
     size, status = (np.concatenate([one[name].values for one in found]) for name in ("size", "status"))
     most, _ = sizes[max(child_steps), max(children)]
     return table.assign(_coefficients(LLC.more * size, most[0], gain, status == "ok"))
+
+
+def above(objective: Objective, parents: Float[torch.Tensor, "m dim"]) -> Objective:
+    """The same loss less that of the owner of a point: one level is then as high above each parent."""
+    base, (first, *others) = objective(parents), objective.terms
+
+    def lowered(points: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+        return first(points, owner) - base[owner]
+
+    return replace(objective, terms=(lowered, *others))
 
 
 def _coefficients(

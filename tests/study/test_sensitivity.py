@@ -68,7 +68,7 @@ def test_a_look_of_the_experiment_costs_what_its_protocol_says():
 
 @pytest.fixture(scope="module")
 def found():
-    return sensitivity.sensitivity(TASK, TINY, SHAPE, (2, 4), (2, 4))
+    return sensitivity.sensitivity(TASK, TINY, SHAPE, (2, 4), (2, 4), 30)
 
 
 def test_the_gains_are_those_of_the_experiment():
