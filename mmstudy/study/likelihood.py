@@ -25,7 +25,7 @@ def agreement(experiment: xr.Dataset) -> xr.Dataset:
     Candidates without a gain are left out; of equal favourites the first counts.
     """
     pool = statistics.expansions(experiment)
-    rows = pool[["training_loss"]].sel(progress=1.0, drop=True).assign(gain=statistics.gains(experiment)["gain"])
+    rows = pool[["training_loss"]].sel(progress=1.0, drop=True).assign(gain=statistics.gains(pool)["gain"])
     tasks, parts = [], []
     for name, one in statistics.by_task(rows):
         gain = one["gain"].transpose("candidate", "checkpoint", "score")

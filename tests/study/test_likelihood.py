@@ -46,6 +46,13 @@ def test_correlations_are_those_of_gains_more_being_better_in_each_score():
     assert float(found["training_loss"]) == pytest.approx(np.median(loss))
 
 
+def test_networks_that_are_no_expansions_are_not_compared():
+    scores, loss = drawn()
+    both = experiment(np.concatenate([scores, scores[:2] + 9]), np.concatenate([loss, loss[:2]]))
+    both = both.assign_coords(role=("candidate", ["expansion"] * 12 + ["reference"] * 2))
+    xr.testing.assert_equal(likelihood.agreement(both), likelihood.agreement(experiment(scores, loss)))
+
+
 def test_where_likelihood_follows_accuracy_nothing_is_lost():
     scores, loss = drawn()
     scores[..., 1] = scores[..., 2] = 1 - scores[..., 0]
