@@ -36,7 +36,7 @@ export MALLOC_TRIM_THRESHOLD_ := 4294967296
 OUT := outputs/$(PROFILE)
 figures = $(foreach name,$(1),figures/$(name).svg figures/$(name).png)
 
-NOTEBOOKS := 1_expansion 2_estimators 3_manifold 4_experiment 5_relation 6_prediction 7_choice 8_answer
+NOTEBOOKS := 1_expansion 2_estimators 3_manifold 4_experiment 5_relation 6_prediction 7_choice 8_answer 9_beyond
 
 IMPORTS := $(shell $(PYTHON3) mmstudy/core/sources.py $(NOTEBOOKS:%=notebooks/%.ipynb))
 imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mmstudy -name '*.py'))
@@ -65,6 +65,10 @@ imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mms
 8_answer.makes := summary.md
 8_answer.reads := $(addprefix $(OUT)/data/,relation.nc prediction.nc choice.nc)
 8_answer.set := data=$(OUT)/data
+
+9_beyond.makes := data/beyond.nc data/churn.nc $(call figures,explorers growing churn descent scores)
+9_beyond.reads := $(OUT)/data/experiment.nc
+9_beyond.set := experiment=$(OUT)/data/experiment.nc
 
 # ---- Commands --------------------------------------------------------------------------------------------------
 

@@ -89,6 +89,15 @@ WRONG = [
     ("4_experiment", {"experiment_pilot": [], "experiment_confirmation": []}, "no task"),
     ("4_experiment", {"experiment_pilot": [["digits", [6, 6], 400]]}, "a task is"),
     ("4_experiment", {"experiment_pilot": [["digits", [6, 6], 400, -0.5, 0]]}, "label_noise"),
+    ("9_beyond", {"beyond_seeds": 2}, "beyond_seeds must be at least 3; got 2"),
+    ("9_beyond", {"beyond_operators": ["stack"]}, "unknown operator of beyond_operators 'stack'"),
+    (
+        "9_beyond",
+        {"beyond_shares": [0.5]},
+        "beyond_shares must hold 1.0, which the others are compared with; got [0.5]",
+    ),
+    ("9_beyond", {"beyond_curve": ["digits", [6, 6]]}, "a task is"),
+    ("9_beyond", {"beyond_tasks": []}, "no task"),
 ]
 
 

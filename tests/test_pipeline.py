@@ -140,8 +140,8 @@ def test_second_make_does_nothing(project):
 
 
 RESULTS = {"5_relation", "6_prediction", "7_choice"}
-FIGURES = {"1_expansion", "2_estimators", "3_manifold", "8_answer"} | RESULTS
-EXPERIMENT = {"4_experiment", "8_answer"} | RESULTS
+FIGURES = {"1_expansion", "2_estimators", "3_manifold", "8_answer", "9_beyond"} | RESULTS
+EXPERIMENT = {"4_experiment", "8_answer", "9_beyond"} | RESULTS
 ALL = FIGURES | EXPERIMENT
 
 
@@ -157,7 +157,7 @@ ALL = FIGURES | EXPERIMENT
         ("notebooks/profiles/stub.yml", ALL),
         ("notebooks/run.py", ALL),
         ("mmstudy/figures/style.py", FIGURES),
-        ("outputs/stub/data/experiment.nc", RESULTS | {"8_answer"}),
+        ("outputs/stub/data/experiment.nc", RESULTS | {"8_answer", "9_beyond"}),
         ("outputs/stub/data/choice.nc", {"8_answer"}),
         ("pyproject.toml", set()),
         ("constraints.txt", set()),

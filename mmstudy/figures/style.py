@@ -32,6 +32,7 @@ SMALL = {  # sizes that can be read in a column
 NUMBER = 6  # points, of numbers inside a figure
 
 matplotlib.rcParams["svg.hashsalt"] = "mmstudy"
+matplotlib.rcParams["svg.fonttype"] = "none"  # letters stay letters: a file of half the size, which can be searched
 sns.set_theme(context="paper", style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
 
 
@@ -48,12 +49,16 @@ def for_a_column(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return drawn
 
 
-def save_figure(figure: Figure, folder: str | Path, name: str) -> None:
-    """Write the figure as .svg and .png, with the same bytes for the same picture."""
+def save_figure(figure: Figure, folder: str | Path, name: str, pixels: int = 1000) -> None:
+    """Write the figure as .svg and .png, with the same bytes for the same picture.
+
+    Args:
+        pixels: the width of the .png, if 150 in an inch are not more.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
-    dpi = max(150, 1000 / figure.get_figwidth())  # a figure for a column is shown larger on a screen
+    dpi = max(150, pixels / figure.get_figwidth())  # a figure for a column is shown larger on a screen
     figure.savefig(folder / f"{name}.png", bbox_inches="tight", dpi=dpi, metadata={"Software": None})
     plt.close(figure)
 

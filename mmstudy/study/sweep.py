@@ -69,7 +69,7 @@ def sweep(
         known = {task: tasks.fingerprint(data[task]) for task in pools}
         base_jobs = {task: ("base", task, (), protocols[task], known[task]) for task in pools}
         bases = _finish(executor, base_jobs, cache, lambda task: (data[task], None), "bases", device)
-        groups = {task: _architectures(pool) for task, pool in pools.items()}
+        groups = {task: architectures(pool) for task, pool in pools.items()}
         jobs = {(t, group): ("measure", t, group, protocols[t], known[t]) for t in pools for group in groups[t]}
         pieces = _finish(executor, jobs, cache, lambda key: (data[key[0]], bases[key[0]]), "candidates", device)
     finally:
@@ -127,7 +127,7 @@ def _about(
     return whole.assign_coords(named | extra)
 
 
-def _architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candidate], ...]]:
+def architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candidate], ...]]:
     """The pool in groups of one architecture: same locations and sizes, all wider or all deeper, step by step."""
     groups: dict[tuple, list[tuple[str, Candidate]]] = {}
     for label, candidate in pool.items():

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 from matplotlib.text import Text
 
-from mmstudy.figures import answer, families, rankings, regimes, style
+from mmstudy.figures import answer, beyond, families, rankings, regimes, style
 from mmstudy.study import intervals, summaries
 from mmstudy.study.derived import LEVELS
 from mmstudy.study.predictors import FAMILIES
@@ -261,3 +261,85 @@ def test_the_seed_of_a_task_is_named_only_where_it_tells_tasks_apart():
         "my_own 5, ViT 8-2-1, seed 3",
     ]
     assert style.short_tasks(names) == ["digits 400, 20%, 8-8 (1)", "digits 400, 20%, 8-8 (2)", "my own 5, ViT 8-2-1"]
+
+
+def some_runs(rng):
+    """What `beyond.runs` returns, of three tasks and three seeds."""
+    coords = {
+        "task": TASKS[:3], "progress": [0.1, 1.0], "child_steps": [5, 20, 80], "children": [2, 4, 8, 16],
+        "width": [2, 3, 4, 6, 8, 12, 16, 24, 32, 48], "seed": range(3), "operator": ["net2net", "random"],
+    }  # fmt: skip
+    dims = {"size_spearman": ("task", "progress", "child_steps", "children")}
+    dims["size_agreement"] = dims["size_spearman"]
+    dims |= {f"descent_{name}_error": ("width", "seed") for name in ("train", "test")}
+    dims["descent_gain"] = ("operator", "width", "seed")
+    table = {n: (d, rng.uniform(-0.5, 1, [len(coords[dim]) for dim in d])) for n, d in dims.items()}
+    return xr.Dataset(table, coords)
+
+
+def test_the_explorers_have_two_maps_for_each_share_of_the_training(rng):
+    table = some_runs(rng)
+    table["size_agreement"][..., -1] = np.nan  # one draw
+    figure = beyond.explorers(table)
+    assert [axis.get_title() for axis in figure.axes] == [
+        "ρ with the gain, at 10%", "ρ with the gain, at 100%", "ρ between draws, at 10%", "ρ between draws, at 100%"
+    ]  # fmt: skip
+    assert [len(axis.texts) for axis in figure.axes] == [12, 12, 9, 9]
+    mean = table["size_spearman"].mean("task")[1, 2, 0]
+    assert figure.axes[1].texts[8].get_text() == style.signed(float(mean))
+    assert_legible(figure)
+
+
+def test_growing_has_a_mark_for_each_task_and_way(rng):
+    ways = {"task": TASKS[:3], "way": ["scratch", "25%", "50%", "never"]}
+    rules = {"task": TASKS[:3], "rule": ["size", "early loss", "validation", "largest"]}
+    figure = beyond.growing(summary(rng, tuple(ways), ways), summary(rng, tuple(rules), rules))
+    for axis, names in zip(figure.axes, (ways["way"], rules["rule"]), strict=True):
+        assert [label.get_text() for label in axis.get_xticklabels()] == names
+        assert [len(each.lines[0].get_xdata()) for each in axis.containers] == [4, 4, 4]
+        assert len({each.lines[0].get_marker() for each in axis.containers}) == 3  # told apart without colours
+    assert_legible(figure)
+
+
+def test_churn_is_seen_along_the_training_and_given_other_numbers(rng):
+    labels = ["true labels", "flipped labels"]
+    coords = {
+        "measure": ["churn", "extent", "accuracy"],
+        "labels": labels,
+        "progress": [0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0],
+    }
+    along = summary(rng, tuple(coords), coords).assign_coords(family=("measure", ["size", "size", "validation"]))
+    given = {"given": ["nothing", "size", "training loss", "validation accuracy"], "labels": labels}
+    figure = beyond.churn(along, summary(rng, tuple(given), given), {"churn": "churn"})
+    assert [axis.get_title() for axis in figure.axes[:2]] == labels
+    assert [len(axis.containers) for axis in figure.axes] == [3, 3, 1, 1]
+    assert {"churn", "extent", "training\nloss"} <= {*texts(figure)}
+    assert_legible(figure)
+
+
+def test_descent_has_errors_above_and_gains_below_with_the_threshold_in_both(rng):
+    table = some_runs(rng)
+    table["descent_gain"][:, -1] = np.nan  # nothing is as wide
+    figure = beyond.descent(table, 16.0)
+    above, below = figure.axes
+    assert [len(axis.containers) for axis in figure.axes] == [2, 2]
+    assert all([16.0, 16.0] in [[*line.get_xdata()] for line in axis.lines] for axis in figure.axes)
+    assert [label.get_text() for label in below.get_xticklabels()] == [f"{w}" for w in table["width"].values]
+    none = beyond.descent(table, np.nan)
+    assert len(none.axes[0].lines) == len(above.lines) - 1
+    assert_legible(figure)
+
+
+def test_scores_have_a_mark_for_each_task_and_checkpoint(rng):
+    coords = {
+        "task": TASKS,
+        "checkpoint": ["last", "best validation"],
+        "pair": ["accuracy, nll", "accuracy, ece", "nll, ece"],
+    }
+    table = {n: (tuple(coords), rng.uniform(size=(6, 2, 3))) for n in ("spearman", "same")}
+    figure = beyond.scores(xr.Dataset(table | {"training_loss": ("task", np.geomspace(1e-3, 1, 6))}, coords))
+    left, _ = figure.axes
+    assert [len(line.get_xdata()) for line in left.lines[:2]] == [6, 6]
+    assert {line.get_marker() for line in left.lines[:2]} == {"o", "D"}
+    assert {"accuracy,\nlikelihood", "checkpoint"} <= {*texts(figure)}
+    assert_legible(figure)

@@ -118,3 +118,19 @@ def test_the_front_is_what_no_other_point_beats(points):
         any(c <= cost[i] and m >= merit[i] and (c, m) != points[i] for c, m in points) for i in range(len(points))
     ]
     assert intervals.front(cost, merit).tolist() == [not b for b in beaten]
+
+
+def test_the_interval_over_seeds_is_student_s():
+    values = np.random.default_rng(0).normal(size=(5, 3))
+    found = intervals.over_seeds(xr.DataArray(values, dims=("seed", "x")))
+    expected = stats.ttest_1samp(values, 0.0, axis=0).confidence_interval(0.95)
+    np.testing.assert_allclose(found["low"], expected.low)
+    np.testing.assert_allclose(found["high"], expected.high)
+    np.testing.assert_allclose(found["mean"], values.mean(0))
+
+
+def test_a_seed_that_has_diverged_leaves_no_interval_and_two_seeds_are_refused():
+    table = xr.DataArray([[1.0, 2.0, np.nan], [1.0, 2.0, 3.0]], dims=("x", "seed"))
+    assert intervals.over_seeds(table)["low"].isnull().values.tolist() == [True, False]
+    with pytest.raises(ValueError, match="at least 3 of them; got 2"):
+        intervals.over_seeds(table.isel(seed=slice(2)))
