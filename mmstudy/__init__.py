@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mmstudy.expansion.asked import candidate_pool, couplings, expand
     from mmstudy.expansion.candidate import Candidate
+    from mmstudy.expansion.receipt import receipt
     from mmstudy.manifold.asked import check, size, sizes
     from mmstudy.manifold.between import barrier, line, plane
 
@@ -23,6 +24,7 @@ __all__ = [
     "expand",
     "line",
     "plane",
+    "receipt",
     "size",
     "sizes",
 ]
@@ -36,6 +38,7 @@ _MODULES = {
     "expand": "expansion.asked",
     "line": "manifold.between",
     "plane": "manifold.between",
+    "receipt": "expansion.receipt",
     "size": "manifold.asked",
     "sizes": "manifold.asked",
 }

@@ -3,9 +3,12 @@
 __all__ = [
     "asked",
     "attributes",
+    "blocks",
     "candidate",
     "checkpoints",
+    "configurations",
     "copies",
+    "counts",
     "deeper",
     "estimates",
     "exactness",
@@ -15,6 +18,9 @@ __all__ = [
     "operators",
     "optimizers",
     "pools",
+    "receipt",
     "replacing",
+    "silencing",
     "surgery",
+    "unchanged",
 ]

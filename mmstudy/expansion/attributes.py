@@ -99,26 +99,26 @@ def needed(count: int, outcome: Outcome, exact: float) -> frozenset[int] | None:
     some = (frozenset(each) for number in range(1, count) for each in combinations(range(count), number))
     found: frozenset[int] | None = frozenset()
     if not runs(frozenset()):
-        found = _fewest(frozenset(), False, tuple(range(count)), runs) if count and runs(everything) else None
+        found = fewest(frozenset(), False, tuple(range(count)), runs) if count and runs(everything) else None
         found = found if found is not None and runs(found) else next(filter(runs, some), None)
     if found is None or keeps(found):
         return found
     rest = tuple(everything - found)
     if rest and keeps(everything):
-        more = found | _fewest(found, False, rest, keeps)
+        more = found | fewest(found, False, rest, keeps)
         return more if keeps(more) else everything
     return next(filter(keeps, islice((found | {i} for i in rest), min(MORE, TRIES - len(known)))), found)
 
 
-def _fewest(base: frozenset[int], grew: bool, rest: tuple[int, ...], good: Callable[[frozenset[int]], bool]):
+def fewest(base: frozenset[int], grew: bool, rest: tuple[int, ...], good: Callable[[frozenset[int]], bool]):
     """The fewest of the rest that are good together with the base, if all of them are and more is never worse."""
     if grew and good(base):
         return frozenset()
     if len(rest) == 1:
         return frozenset(rest)
     first, second = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-    later = _fewest(base.union(first), True, second, good)
-    return later | _fewest(base | later, bool(later), first, good)
+    later = fewest(base.union(first), True, second, good)
+    return later | fewest(base | later, bool(later), first, good)
 
 
 def relabel(network: nn.Module) -> None:

@@ -16,7 +16,7 @@ from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
 from mmstudy.core.networks import named_tensors
 from mmstudy.core.seeds import generator as substream
-from mmstudy.expansion import deeper, estimates, exactness, insertion, surgery
+from mmstudy.expansion import configurations, deeper, estimates, exactness, insertion, surgery
 from mmstudy.expansion.growth import Growth
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE, named
 from mmstudy.tracing.calls import Call, called, of_loss
@@ -37,6 +37,7 @@ class Expansion:
     fresh: frozenset[str]  # those of them that are no copies, hence have no history
     carry: Callable[[Averages, bool], dict[str, Tensor]]  # (averages, whether of squares) → those of the others
     changed: tuple[str, ...] = ()  # numbers that modules keep of sizes and that changed, step by step: "heads: 3 → 4"
+    configuration: str = ""  # whether its class builds it from its configuration, if it has one (see `configurations`)
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,10 @@ class Candidate:
         batch = batch if isinstance(batch, Tensor | Call) else arguments.batch(batch)
         call = of_loss(network, batch, loss_fn)
         stream = substream("expand", self.operator, *self.locations, *self.sizes, self.seed)
-        traced = traced or trace(network, call)
         if OPERATORS[self.operator].widens:
-            grown = _widen(self, network, traced, stream, call, batch, loss_fn)
+            grown = _widen(self, network, traced or trace(network, call), stream, call, batch, loss_fn)
         else:
-            grown = _deepen(self, network, traced, stream, call)
+            grown = _deepen(self, network, stream, call)
         if OPERATORS[self.operator].preserves == EXACTLY:
             _check(self, exactness.broken(network, grown.network, call, grown.origin))
         return _chain(grown, self.then.grow(grown.network, batch, loss_fn)) if self.then else grown
@@ -174,8 +174,7 @@ def deepen(
     if operator not in (known := named(widens=False)):
         raise ValueError(f"unknown deeper operator {operator!r}; known: {', '.join(known)}")
     call = called(network, batch)
-    way, traced = OPERATORS[operator].apply, trace(network, call)
-    return insertion.insert(network, traced, {location: number}, way, generator, call)[0]
+    return insertion.insert(network, {location: number}, OPERATORS[operator].apply, generator, call).network
 
 
 def _growth(traced: Trace, network: nn.Module, location: str, size: int, *rest) -> Growth:
@@ -196,7 +195,7 @@ def _growth(traced: Trace, network: nn.Module, location: str, size: int, *rest) 
 
 
 def _widen(candidate, network, traced, stream, call, batch, loss_fn) -> Expansion:
-    operator, plans, changed = OPERATORS[candidate.operator], list[surgery.Plan](), list[str]()
+    operator, plans, changed, before = OPERATORS[candidate.operator], list[surgery.Plan](), list[str](), network
     for location, size in zip(candidate.locations, candidate.sizes, strict=True):
         traced = trace(network, call) if plans else traced
         growth = _growth(traced, network, location, size, stream, batch, loss_fn)
@@ -208,8 +207,8 @@ def _widen(candidate, network, traced, stream, call, batch, loss_fn) -> Expansio
             same = {name: name for name in own}
             _check(candidate, exactness.broken(network, new, call, same, plain), ", even without noise")
         for path, key, then in growth.coupling.kept[size]:
-            before = getattr(network.get_submodule(path), key)
-            changed.append(f"{path}.{key}: {before} → {then}".removeprefix("."))
+            now = getattr(network.get_submodule(path), key)
+            changed.append(f"{path}.{key}: {now} → {then}".removeprefix("."))
         network = new
         plans.append(plan)
 
@@ -219,20 +218,21 @@ def _widen(candidate, network, traced, stream, call, batch, loss_fn) -> Expansio
         return dict(averages)
 
     origin = {name: name for name, _ in network.named_parameters()}
-    return Expansion(network, origin, frozenset(), frozenset(), carry, tuple(changed))
+    fitted, configuration = configurations.fit(before, network, call)
+    return Expansion(network, origin, frozenset(), frozenset(), carry, (*changed, *fitted), configuration)
 
 
-def _deepen(candidate, network, traced, stream, call) -> Expansion:
+def _deepen(candidate, network, stream, call) -> Expansion:
     numbers = dict(zip(candidate.locations, candidate.sizes, strict=True))
     estimates.deeper_fits(network, numbers)
     way = OPERATORS[candidate.operator].apply
-    new, origin, inserted = insertion.insert(network, traced, numbers, way, stream, call)
-    fresh = frozenset() if way in (deeper.stack, deeper.interleave) else inserted
+    new = insertion.insert(network, numbers, way, stream, call)
+    origin, fresh = new.origin, frozenset() if way in (deeper.stack, deeper.interleave) else new.new
 
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
         return {name: averages[old].clone() for name, old in origin.items() if name not in fresh and old in averages}
 
-    return Expansion(new, origin, inserted, fresh, carry)
+    return Expansion(new.network, origin, new.new, fresh, carry, new.changed, new.configuration)
 
 
 def _chain(first: Expansion, second: Expansion) -> Expansion:
@@ -245,7 +245,8 @@ def _chain(first: Expansion, second: Expansion) -> Expansion:
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
         return second.carry(first.carry(averages, squares), squares)
 
-    return Expansion(second.network, origin, inserted, fresh, carry, first.changed + second.changed)
+    said = second.configuration or first.configuration
+    return Expansion(second.network, origin, inserted, fresh, carry, first.changed + second.changed, said)
 
 
 def _check(candidate: Candidate, wrong: str | None, even: str = "") -> None:

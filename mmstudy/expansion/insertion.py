@@ -1,174 +1,223 @@
 """Layers and blocks inserted into a trained network, which is run to see that each of them, and all that ran, runs.
 
-A place is a member of a `ModuleList` or `Sequential`, e.g. "blocks.1". What is inserted follows it and is modelled on
-it, or, if it is a block that changes the shape of what runs through, on the nearest member that does not.
+What is inserted follows a place (see `blocks`) and is modelled on the member there, or, if that is a block that changes
+the shape of what runs through, on the nearest member that does not. Numbers that go with the length of a list follow:
+the place that a member keeps of itself, the count of a loop, a configuration.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from mmstudy.core.networks import evaluating
-from mmstudy.expansion.deeper import Block, Way, deeper_identity, deeper_random, stack
+from mmstudy.expansion import blocks, configurations, counts
+from mmstudy.expansion.counts import Longer
+from mmstudy.expansion.deeper import (
+    Block,
+    Way,
+    deeper_identity,
+    deeper_random,
+    identity_block,
+    interleave,
+    stack,
+    zero_residual,
+)
+from mmstudy.expansion.exactness import change
 from mmstudy.expansion.replacing import copied
-from mmstudy.tracing.calls import Call, tensors
+from mmstudy.tracing.calls import Call
 from mmstudy.tracing.graph import MEAN, SCALE, SHIFT, VARIANCE, Trace
+
+STILL = 1e-6  # a change of the stream, as a share of how it varies, that is rounding
+
+
+@dataclass(frozen=True)
+class Inserted:
+    """A deeper network.
+
+    `origin`: for each of its parameters the old one that it is or is modelled on; `new`: those that are inserted;
+    `changed`: numbers that follow; `configuration`: what is to be said of the network's, if it has one.
+    """
+
+    network: nn.Module
+    origin: dict[str, str]
+    new: frozenset[str]
+    changed: tuple[str, ...]
+    configuration: str
 
 
 def insert(
     network: nn.Module,
-    traced: Trace,
     numbers: Mapping[str, int],
     way: Way,
     generator: torch.Generator,
     call: Call,
-) -> tuple[nn.Module, dict[str, str], frozenset[str]]:
+) -> Inserted:
     """Behind each place insert that many of what `way` makes of it (`stack`: of all places, behind the last of them).
 
     Args:
-        traced: the trace of the network.
         call: how the network is called on examples; normalizations of layers that do nothing are fitted to them.
 
-    Returns:
-        The deeper network; for each of its parameters the old one that it is or is modelled on; which are inserted.
-
     Raises:
+        NotImplementedError: a block has an operation whose effect is not known.
         ValueError: a place is no member of a list of modules, the way does not fit what is there, or something that
             was inserted, or that ran before, does not run in the new network.
     """
     new = copied(network)
     source = {parameter: name for name, parameter in new.named_parameters()}
     old, modules = set(source), dict(new.named_modules())
-    places = sorted(numbers, key=_position)
+    at = {place: (place.rpartition(".")[0], blocks.member(network, place)[1]) for place in numbers}
+    places = sorted(numbers, key=lambda place: at[place])
     if way is stack:
         todo = {places[-1]: places * numbers[places[-1]]}
     else:
         todo = {place: [place] * numbers[place] for place in places}
+    models: dict[str, Block] = {}
     inserted: list[tuple[nn.Module, Block]] = []
-    for place in sorted(todo, key=_position, reverse=True):  # from behind: an insertion moves what follows
-        members, index = _member(new, place)
+    for place in sorted(todo, key=lambda place: at[place], reverse=True):  # an insertion moves what follows
+        members, index = blocks.member(new, place)
         for offset, wanted in enumerate(todo[place], start=1):
-            block = _model(Block(network, wanted, traced, generator), way, call)
+            if wanted not in models:
+                models[wanted] = _model(network, wanted, generator, way, call)
+            block = models[wanted]
             with torch.no_grad():
                 module = way(block)
-            members.insert(index + offset, module)
+            blocks.insert(members, index + offset, module, index)
             inserted.append((module, block))
             source |= {parameter: f"{block.path}.{name}" for name, parameter in module.named_parameters()}
-    before, hooks = _counting(dict(network.named_modules()))
-    _run(network, call, hooks)
-    _run_in(new, inserted, call, before, modules, fit=way is deeper_identity)
+    lists = {path for path, _ in at.values()}
+    longer = [_longer(modules, path, inserted) for path in sorted(lists)]
+    changed = [said for one in longer for said in counts.renumbered(one)]
+    fitted, configuration = configurations.fit(network, new, call, longer)
+    before, hooks = blocks.counting(dict(network.named_modules()))
+    blocks.run(network, call, hooks)
+    fit = way is deeper_identity
+    wrong = _wrong(new, inserted, call, before, modules, fit)
+    if wrong and not fitted:
+        changed += counts.followed(new, longer, lambda: _wrong(new, inserted, call, before, modules, fit) is None)
+        wrong = _wrong(new, inserted, call, before, modules, fit)
+    if wrong:
+        raise wrong
+    _in_turn(new, inserted, call)
+    if way in (identity_block, zero_residual):
+        _silent(new, inserted, call)
     origin = {name: source[parameter] for name, parameter in new.named_parameters()}
-    return new, origin, frozenset(name for name, parameter in new.named_parameters() if parameter not in old)
+    own = frozenset(name for name, parameter in new.named_parameters() if parameter not in old)
+    return Inserted(new, origin, own, (*changed, *fitted), configuration)
 
 
-def _position(place: str) -> tuple[str, int]:
-    parent, _, index = place.rpartition(".")
-    return parent, int(index) if index.isdigit() else -1
-
-
-def _member(network: nn.Module, place: str) -> tuple[nn.ModuleList | nn.Sequential, int]:
-    parent, index = _position(place)
-    lists = {path: m for path, m in network.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential)}
-    if parent not in lists or not 0 <= index < len(lists[parent]):
-        known = [f"{path}.0 to {path}.{len(m) - 1}".lstrip(".") for path, m in lists.items() if len(m)]
-        raise ValueError(f"{place} is no place to insert behind; lists of modules here: {', '.join(known) or 'none'}")
-    return lists[parent], index
-
-
-def _model(block: Block, way: Way, call: Call) -> Block:
+def _model(network: nn.Module, wanted: str, generator: torch.Generator, way: Way, call: Call) -> Block:
     """The block that is copied: the wanted one if it can be, else the nearest that keeps the shape of its input."""
-    members, index = _member(block.network, block.path)
-    if way in (deeper_identity, deeper_random) and not block.branches:
+
+    def of(path: str) -> Block:
+        traced = Trace() if way in (stack, interleave) else blocks.alone(network, path, call)
+        return Block(network, path, traced, generator)
+
+    members, index = blocks.member(network, wanted)
+    parent, names = wanted.rpartition(".")[0], list(members._modules)
+    paths = [f"{parent}.{names[i]}".lstrip(".") for i in sorted(range(len(names)), key=lambda i: (abs(i - index), i))]
+    shapes = blocks.shapes(network, paths, call)
+    if wanted not in shapes:
+        raise ValueError(f"{wanted} is not called on this batch, so that nothing can be modelled on it")
+    if way in (deeper_identity, deeper_random) and not (block := of(wanted)).branches:
         return block  # a single layer, which is made square
-    parent = block.path.rpartition(".")[0]
-    paths = [f"{parent}.{i}".lstrip(".") for i in sorted(range(len(members)), key=lambda i: (abs(i - index), i))]
-    shapes = _shapes(block.network, paths, call)
     for path in paths:
         if path in shapes and shapes[path][0] == shapes[path][1]:
-            return replace(block, path=path)
-    raise ValueError(f"{way.__name__} needs a block that keeps the shape of its input; none beside {block.path} does")
+            return of(path)
+    raise ValueError(f"{way.__name__} needs a block that keeps the shape of its input; none beside {wanted} does")
 
 
-def _shapes(network: nn.Module, paths: Sequence[str], call: Call) -> dict[str, tuple[torch.Size, torch.Size]]:
-    """The shapes of what modules are called with and of what they put out; of those that run."""
-    seen = {}
+def _silent(network: nn.Module, inserted: Sequence[tuple[nn.Module, Block]], call: Call) -> None:
+    """Refuse blocks that do something although their branches end in zeros; the message names the module that does.
 
-    def note(path: str) -> Callable[..., None]:
-        return lambda module, given, options, output: seen.update({path: _before_and_after(given, options, output)})
-
-    hooks = [network.get_submodule(path).register_forward_hook(note(path), with_kwargs=True) for path in paths]
-    _run(network, call, hooks)
-    return seen
-
-
-def _before_and_after(given: tuple, options: Mapping[str, Any], output: Any) -> tuple[torch.Size, torch.Size]:
-    (before, *_), (after, *_) = tensors((given, options)), tensors(output)
-    return before.shape, after.shape
-
-
-def _counting(modules: Mapping[str, nn.Module]) -> tuple[Counter[str], list[RemovableHandle]]:
-    """How often modules are called, by name, as it will stand after a run with these hooks."""
-    counts: Counter[str] = Counter()
-    hooks = [m.register_forward_pre_hook(lambda m, args, n=name: counts.update([n])) for name, m in modules.items()]
-    return counts, hooks
+    Raises:
+        ValueError: one changes what runs through.
+    """
+    paths = {module: path for path, module in network.named_modules()}
+    for module, block in inserted:
+        before, after, last = blocks.passed(module, blocks.overheard(network, paths[module], call))
+        if before.shape == after.shape and change(before, after) <= STILL:
+            continue
+        behind = f"{block.path}.{last} stands behind its branches, and" if last else "it"
+        raise ValueError(
+            f"no copy of {block.path} does nothing: {behind} changes what runs through even where they add nothing. "
+            "stack, interleave and deeper_random insert one that changes the function"
+        )
 
 
-def _run(network: nn.Module, call: Call, hooks: Sequence[RemovableHandle]) -> None:
-    """Call the network once, and take the hooks off."""
-    try:
-        with evaluating(network), torch.no_grad():
-            call.of(network)
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _longer(modules: Mapping[str, nn.Module], path: str, inserted: Sequence[tuple[nn.Module, Block]]) -> Longer:
+    """What has become of a list: which old member each member is, or is modelled on; `modules`: the old ones."""
+    members = modules[path]
+    old = [name for name in modules if name.rpartition(".")[0] == path and name]
+    number = {modules[name]: i for i, name in enumerate(old)}
+    names = {name: i for i, name in enumerate(old)}
+    number |= {module: names[block.path] for module, block in inserted if block.path in names}
+    return Longer(path, members, len(old), tuple(number[member] for member in members.children()))
 
 
-def _run_in(
+def _wrong(
     network: nn.Module,
     inserted: list[tuple[nn.Module, Block]],
     call: Call,
     before: Counter[str],  # how often each old module was called in the old network, by its name there
     old: Mapping[str, nn.Module],  # these modules in the new network
     fit: bool,
-) -> None:
-    """Run the new network once: see that what was inserted runs and keeps shapes, and that all that ran still does.
+) -> ValueError | None:
+    """Run the new network once: what is wrong, if not all that was inserted runs and keeps shapes, or what ran does not.
 
     Normalizations of layers that do nothing are fitted to their inputs meanwhile.
-
-    Raises:
-        ValueError: it does not run, or something in it does not that should.
     """
 
     def check(module: nn.Module, given: tuple, options: dict, output: Any) -> None:
-        shapes = _before_and_after(given, options, output)
-        if shapes[0] != shapes[1]:
-            raise RuntimeError(f"it turns {tuple(shapes[0])} into {tuple(shapes[1])}")
+        now, then = blocks.stream((given, options), output)
+        if now.shape != then.shape:
+            raise RuntimeError(f"it turns {tuple(now.shape)} into {tuple(then.shape)}")
 
     paths = {module: path for path, module in network.named_modules()}
     copies = {paths[module]: block.path for module, block in inserted}
-    new, new_hooks = _counting({paths[module]: module for module, _ in inserted})
-    still, old_hooks = _counting(old)
+    new, new_hooks = blocks.counting({paths[module]: module for module, _ in inserted})
+    still, old_hooks = blocks.counting(old)
     hooks = [*new_hooks, *old_hooks, *(m.register_forward_hook(check, with_kwargs=True) for m, _ in inserted)]
     if fit:
         hooks += [m.register_forward_pre_hook(lambda m, args, b=block: _fit(m, b, args[0])) for m, block in inserted]
     try:
-        _run(network, call, hooks)
+        blocks.run(network, call, hooks)
     except Exception as error:  # whatever a network does when there is one member more than it expects
-        raise ValueError(
-            f"a copy of {inserted[0][1].path} does not fit where it was to be inserted: {error}"
-        ) from error
-    idle = [f"{path}, a copy of {copy}, is inserted and" for path, copy in copies.items() if not new[path]]
+        wrong = ValueError(f"a copy of {inserted[0][1].path} does not fit where it was to be inserted: {error}")
+        wrong.__cause__ = error
+        return wrong
+    idle = [f"{path}, a copy of {copied}, is inserted and" for path, copied in copies.items() if not new[path]]
     idle += [f"{path}, which runs in the old network," for path, count in before.items() if still[path] < count]
-    if idle:
-        raise ValueError(
-            f"{idle[0]} does not run in the new network: the network does not call each member of that list once in "
-            "turn. It may count them, call one by its number, or go through two lists side by side"
-        )
+    if not idle:
+        return None
+    return ValueError(
+        f"{idle[0]} does not run in the new network: the network does not call each member of that list once in "
+        "turn. It may count them, call one by its number, or go through two lists side by side"
+    )
+
+
+def _in_turn(network: nn.Module, inserted: Sequence[tuple[nn.Module, Block]], call: Call) -> None:
+    """See that what is inserted works on what the member before it puts out, by changing that.
+
+    Raises:
+        ValueError: it does not.
+    """
+    paths = {module: path for path, module in network.named_modules()}
+    for module, block in inserted:
+        place = paths[module]
+        members, index = blocks.member(network, place)
+        previous = list(members.children())[index - 1]
+        given = blocks.overheard(network, place, call)
+        with blocks.moved(previous):
+            after = blocks.overheard(network, place, call)
+        pairs = zip(given.tensors, after.tensors, strict=True)
+        if all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
+            raise ValueError(
+                f"{place}, a copy of {block.path}, is inserted, but does not work on what {paths[previous]} puts out: "
+                "the members of that list are not called one after another, each on what the one before puts out"
+            )
 
 
 def _fit(module: nn.Module, block: Block, x: Tensor) -> None:

@@ -276,6 +276,12 @@ def _counted(net, x):
     return net.head(x)
 
 
+def _counted_by_a_literal(net, x):
+    for layer in net.layers[:3]:
+        x = layer(x).relu()
+    return net.head(x)
+
+
 def _first_again(net, x):
     for _ in net.layers:
         x = net.layers[0](x).relu()
@@ -287,8 +293,8 @@ LOOPS = {  # how the list is called, where a layer is inserted, the member that 
     "side by side, at the end": (_side_by_side, "layers.2", "layers.3, a copy of layers.2, is inserted and does not"),
     "by number": (_by_number, "layers.1", "layers.2, which runs"),
     "by number, at the end": (_by_number, "layers.2", "layers.3, a copy of layers.2, is inserted and"),
-    "counted": (_counted, "layers.0", "layers.2, which runs"),
-    "counted, at the end": (_counted, "layers.2", "layers.3, a copy of layers.2, is inserted and"),
+    "counted": (_counted_by_a_literal, "layers.0", "layers.2, which runs"),
+    "counted, at the end": (_counted_by_a_literal, "layers.2", "layers.3, a copy of layers.2, is inserted and"),
     "the first again and again": (_first_again, "layers.0", "layers.1, a copy of layers.0, is inserted and"),
 }
 

@@ -1,0 +1,198 @@
+"""The members of lists of modules: found by place, listened to while their network is called, looked at alone.
+
+A place is a member of a `ModuleList`, `Sequential` or `ModuleDict`, e.g. "blocks.1" or "features.second".
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from mmstudy.core.networks import evaluating
+from mmstudy.expansion.exactness import change
+from mmstudy.expansion.silencing import silencers
+from mmstudy.tracing.calls import Call, tensors
+from mmstudy.tracing.graph import Trace
+from mmstudy.tracing.trace import trace
+
+List = nn.ModuleList | nn.Sequential | nn.ModuleDict
+DATA = (Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Mapping, tuple, list)
+
+
+def member(network: nn.Module, place: str) -> tuple[List, int]:
+    """The list that has a place, and the member's number in it.
+
+    Raises:
+        ValueError: there is no such place.
+    """
+    parent, _, name = place.rpartition(".")
+    lists = {path: list(m._modules) for path, m in network.named_modules() if isinstance(m, List)}
+    if name not in lists.get(parent, ()):
+        known = [f"{path}.{names[0]} to {path}.{names[-1]}".lstrip(".") for path, names in lists.items() if names]
+        raise ValueError(f"{place} is no place to insert behind; lists of modules here: {', '.join(known) or 'none'}")
+    return network.get_submodule(parent), lists[parent].index(name)  # type: ignore[return-value]  # it is a list
+
+
+def insert(members: List, index: int, module: nn.Module, model: int) -> None:
+    """Put a module at this number; where members have names of their own, it is named after the member `model`."""
+    names, modules = list(members._modules), list(members._modules.values())
+    stem = names[model]
+    modules.insert(index, module)
+    if names == [str(i) for i in range(len(names))]:
+        names = [str(i) for i in range(len(modules))]
+    else:
+        names.insert(index, next(name for i in range(1, len(modules) + 1) if (name := f"{stem}_{i}") not in names))
+    members._modules.clear()
+    members._modules.update(zip(names, modules, strict=True))
+
+
+def run(network: nn.Module, call: Call, hooks: Sequence[RemovableHandle] = ()) -> Any:
+    """Call the network once in evaluation mode, and take the hooks off."""
+    try:
+        with evaluating(network), torch.no_grad():
+            return call.of(network)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def counting(modules: Mapping[str, nn.Module]) -> tuple[Counter[str], list[RemovableHandle]]:
+    """How often modules are called, by name, as it will stand after a run with these hooks."""
+    counts: Counter[str] = Counter()
+    hooks = [m.register_forward_pre_hook(lambda m, args, n=name: counts.update([n])) for name, m in modules.items()]
+    return counts, hooks
+
+
+def stream(given: Any, output: Any) -> tuple[Tensor, Tensor]:
+    """What runs through a module: of the tensors that it is given the one like its output, and that; else the first.
+
+    Masks, positions and the like come beside it; of a tuple or a mapping that is put out, the first tensor counts.
+    """
+    before, after = tensors(given), tensors(output)[0]
+    like = [t for t in before if t.is_floating_point() and t.shape == after.shape]
+    return (like or before)[0], after
+
+
+def shapes(network: nn.Module, paths: Sequence[str], call: Call) -> dict[str, tuple[torch.Size, torch.Size]]:
+    """The shapes of what runs into modules and out of them; of those that are called."""
+    seen = {}
+
+    def note(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, given: tuple, options: dict, output: Any) -> None:
+            if tensors((given, options)) and tensors(output):
+                before, after = stream((given, options), output)
+                seen[path] = before.shape, after.shape
+
+        return hook
+
+    hooks = [network.get_submodule(path).register_forward_hook(note(path), with_kwargs=True) for path in paths]
+    run(network, call, hooks)
+    return seen
+
+
+def overheard(network: nn.Module, path: str, call: Call) -> Call:
+    """What a module is called with when its network is called, the first time; as it is before the module sees it.
+
+    What is no data (a cache that blocks write into) is left out if the module does the same without it.
+    """
+    heard: list[Call] = []
+
+    def note(module: nn.Module, given: tuple, options: dict) -> None:
+        if not heard:
+            heard.append(copy.deepcopy(Call(given, options)))
+
+    module = network.get_submodule(path)
+    run(network, call, [module.register_forward_pre_hook(note, with_kwargs=True)])
+    whole = heard[0]
+    bare = Call(tuple(map(_data, whole.arguments)), {key: _data(value) for key, value in whole.options.items()})
+    try:
+        same = change(run(module, copy.deepcopy(whole)), run(module, copy.deepcopy(bare))) == 0
+    except Exception:  # whatever a module does without something that it needs
+        same = False
+    return bare if same else whole
+
+
+def passed(module: nn.Module, call: Call) -> tuple[Tensor, Tensor, str]:
+    """What runs into a module and out of it, and the innermost of its modules that put that out, if one did."""
+    last: list[tuple[str, Tensor]] = []
+
+    def note(path: str) -> Callable[..., None]:
+        return lambda inner, given, output: last.append((path, output)) if isinstance(output, Tensor) else None
+
+    leaves = {path: inner for path, inner in module.named_modules() if path and not list(inner.children())}
+    hooks = [inner.register_forward_hook(note(path)) for path, inner in leaves.items()]
+    before, after = stream((call.arguments, call.options), run(module, copy.deepcopy(call), hooks))
+    return before, after, next((path for path, output in reversed(last) if output is after), "")
+
+
+def _data(value: Any) -> Any:
+    return value if isinstance(value, DATA) else None
+
+
+class _Alone(nn.Module):
+    """A module at the path that it has in its network, with nothing around it."""
+
+    def __init__(self, path: str, module: nn.Module):
+        super().__init__()
+        *around, name = path.split(".")
+        parent: nn.Module = self
+        for each in around:
+            parent.add_module(each, nn.Module())
+            parent = parent.get_submodule(each)
+        parent.add_module(name, module)
+        self.inside = [module]  # not by its name: that may be any
+
+    def forward(self, *given: Any, **options: Any) -> Any:
+        return self.inside[0](*given, **options)
+
+
+def alone(network: nn.Module, path: str, call: Call) -> Trace:
+    """The trace of one member as its network calls it, with the names that it has there.
+
+    Of the tensors that end its branches, those are noted without which it does something. A member that cannot be
+    traced is tried out instead (see `silencing`).
+
+    Raises:
+        NotImplementedError: it cannot be traced, and nothing silences it.
+    """
+    module, heard = network.get_submodule(path), overheard(network, path, call)
+    silent = partial(silencers, module, heard, lambda output: stream((heard.arguments, heard.options), output))
+    try:
+        traced = trace(_Alone(path, module), copy.deepcopy(heard))
+        found = silent([name.removeprefix(f"{path}.") for _, names in traced.sums for name in names])
+    except NotImplementedError:
+        traced, found = Trace(), silent()
+        if not found:
+            raise
+    if found:
+        traced.sums = [(path, tuple(f"{path}.{name}" for name in found))]
+    return traced
+
+
+@contextmanager
+def moved(module: nn.Module) -> Iterator[None]:
+    """The module for a while puts out something else in its stream."""
+
+    def push(module: nn.Module, given: tuple, options: dict, output: Any) -> Any:
+        done: list[bool] = []
+
+        def first(tensor: Tensor) -> Tensor:
+            if done or not tensor.is_floating_point():
+                return tensor
+            done.append(True)
+            ramp = torch.arange(1, tensor.numel() + 1, device=tensor.device).view(tensor.shape) / tensor.numel()
+            return tensor + (1 + tensor.abs().max()) * ramp.to(tensor)
+
+        return Call((output,)).mapped(first).arguments[0]
+
+    hook = module.register_forward_hook(push, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()

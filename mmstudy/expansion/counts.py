@@ -1,0 +1,162 @@
+"""Numbers that follow when a list of modules gets longer: the place that a member keeps, and counts of members."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+from torch import nn
+
+from mmstudy.expansion.attributes import needed
+
+DEPTH = 4  # of what is looked into, such as a configuration in a configuration
+PLACES = ("idx", "index", "layer_id", "layer_number", "depth_id")  # in the name of a place, where one member is all
+
+
+@dataclass(frozen=True)
+class Longer:
+    """A list of modules that has got longer; `sources`: which old member each is, or is modelled on."""
+
+    path: str
+    members: nn.Module
+    before: int
+    sources: tuple[int, ...]
+
+    def then(self, value: Any) -> list[Any]:
+        """What a number, or something that has a part for each member, may become with the list."""
+        if type(value) is int and value == self.before:
+            return [len(self.sources)]
+        if isinstance(value, list | tuple) and value:
+            found: list[Any] = []
+            if len(value) == self.before:
+                found.append(type(value)(value[i] for i in self.sources))
+            if all(type(v) is int for v in value):
+                for i in (i for i, v in enumerate(value) if v == self.before):
+                    found.append(type(value)((*value[:i], len(self.sources), *value[i + 1 :])))
+            return found
+        return []
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for a value: an attribute or an item of something that a module keeps; `path` says where that is."""
+
+    owner: Any
+    key: str | int
+    value: Any
+    path: tuple[str | int, ...]
+
+    def put(self, value: Any) -> None:
+        """Put another value there, even into something frozen."""
+        if isinstance(self.owner, dict):
+            self.owner[self.key] = value
+        elif isinstance(self.owner, nn.Module):
+            setattr(self.owner, str(self.key), value)
+        else:
+            object.__setattr__(self.owner, str(self.key), value)
+
+
+def is_configuration(value: Any) -> bool:
+    """Whether something is a set of named values: it knows itself as a dict, or is a dataclass."""
+    plain = not isinstance(value, nn.Module | type)
+    return plain and (callable(getattr(value, "to_dict", None)) or is_dataclass(value))
+
+
+def slots(owner: Any, path: tuple[str | int, ...] = ()) -> Iterator[Slot]:
+    """The whole numbers, sequences and gaps (None) in something, and in what it holds of configurations and dicts."""
+    items = list((owner if isinstance(owner, dict) else vars(owner)).items())
+    for key, value in items:
+        if str(key).startswith("_"):
+            continue
+        if isinstance(value, dict) or (is_configuration(value) and hasattr(value, "__dict__")):
+            if len(path) < DEPTH:
+                yield from slots(value, (*path, key))
+        elif value is None or type(value) is int or isinstance(value, list | tuple):
+            yield Slot(owner, key, value, (*path, key))
+
+
+def renumbered(longer: Longer) -> list[str]:
+    """Let members that keep their place in a list keep their new one; says which numbers that are.
+
+    A number is a place if, in all old members that have it, and in two at least, it is the member's number in the list.
+    """
+    members = list(longer.members.children())
+    old = dict(zip(longer.sources, members, strict=True))  # one for each old place
+    said = []
+    for path, key in _places(old):
+        changed = False
+        for place, member in enumerate(members):
+            module = dict(member.named_modules()).get(path)
+            if module is not None and type(vars(module).get(key)) is int and vars(module)[key] != place:
+                setattr(module, key, place)
+                changed = True
+        if changed:
+            where = ".".join(part for part in (longer.path, "*", path, key) if part)
+            said.append(f"{where}: 0 … {longer.before - 1} → 0 … {len(members) - 1}")
+    return said
+
+
+def _places(members: Mapping[int, nn.Module]) -> list[tuple[str, str]]:
+    """(path inside a member, attribute) of all that is the member's place wherever it is."""
+    found: dict[tuple[str, str], list[bool]] = {}
+    for place, member in members.items():
+        for path, module in member.named_modules():
+            for key, value in vars(module).items():
+                if type(value) is int and not key.startswith("_"):
+                    found.setdefault((path, key), []).append(value == place)
+    alone = len(members) == 1
+    return [
+        (path, key)
+        for (path, key), right in found.items()
+        if all(right) and (len(right) > 1 or (alone and any(name in key for name in PLACES)))
+    ]
+
+
+def followed(network: nn.Module, longer: Sequence[Longer], runs: Callable[[], bool]) -> list[str]:
+    """Find and change the numbers without which a network does not call all members of its longer lists.
+
+    Of numbers, and sequences with a part for each member, in modules and their configurations, as few are changed as
+    will do. Nothing is, if no choice does.
+    """
+    options: dict[tuple, tuple[list[Slot], str, Any]] = {}
+    seen: set[int] = set()
+    for path, module in network.named_modules():
+        for slot in slots(module):
+            if slot.owner is not module and id(slot.owner) in seen:
+                continue  # one configuration that many modules share
+            for one in longer:
+                for then in one.then(slot.value):
+                    name = ".".join(map(str, (*((path,) if path else ()), *slot.path)))
+                    alike = (type(module), slot.path, repr(slot.value), repr(then))
+                    options.setdefault(alike, ([], name, then))[0].append(slot)
+        seen |= {id(slot.owner) for slot in slots(module)}
+    choices = list(options.values())
+
+    def outcome(chosen: frozenset[int]) -> float | None:
+        with _put([choices[i] for i in chosen]):
+            return 0.0 if runs() else None
+
+    try:
+        chosen = needed(len(choices), outcome, 0.0)
+    except ValueError:  # too many tries
+        chosen = None
+    said = []
+    for i in sorted(chosen or ()):
+        slots_here, name, then = choices[i]
+        said.append(f"{name}: {slots_here[0].value} → {then}")
+        for slot in slots_here:
+            slot.put(then)
+    return said
+
+
+@contextmanager
+def _put(choices: Sequence[tuple[list[Slot], str, Any]]) -> Iterator[None]:
+    try:
+        for some, _, then in choices:
+            for slot in some:
+                slot.put(then)
+        yield
+    finally:
+        for some, _, _ in choices:
+            for slot in some:
+                slot.put(slot.value)

@@ -1,0 +1,91 @@
+"""Which tensors of a residual block are at the ends of its branches, found by trying: with zeros there it does nothing.
+
+The other tensors are drawn at random meanwhile, so that what is found does not hang on the numbers that a trained block
+happens to have.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmstudy.core.networks import evaluating
+from mmstudy.core.seeds import generator
+from mmstudy.expansion.attributes import fewest
+from mmstudy.tracing.calls import Call
+
+DRAWS = 2  # sets of random tensors; all must agree
+SAME = 1e-10  # a change, as a share of the stream, that is rounding in float64
+
+Stream = Callable[[Any], tuple[Tensor, Tensor]]  # what a block puts out → its stream before and after
+
+
+def silencers(block: nn.Module, call: Call, stream: Stream, among: Sequence[str] | None = None) -> list[str]:
+    """The names of the tensors that make a block do nothing where they are zero: the fewest, and of these the last.
+
+    The parameters of one module count as one; of two that would do, the one that is called later is taken. Nothing is
+    found (an empty list) if the block does something even where all its parameters are zero, as with a normalization
+    behind its branches, or if it does not compute in float64.
+
+    Args:
+        stream: what a block puts out → what runs into it and out of it.
+        among: the tensors that may be zero; by default all parameters.
+    """
+    known = [name for name, _ in block.named_parameters() if among is None or name in among]
+    names: dict[str, list[str]] = {}
+    for name in known:
+        names.setdefault(name.rpartition(".")[0], []).append(name)
+    own = {path: block.get_submodule(path) for path in names}
+    order: list[str] = []
+    hooks = [m.register_forward_pre_hook(lambda m, given, p=path: order.append(p)) for path, m in own.items()]
+    try:
+        with evaluating(block), torch.no_grad():
+            copy.deepcopy(call).of(block)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    paths = list(dict.fromkeys([*reversed(order), *own]))
+    trials = [_drawn(block, number) for number in range(DRAWS)]
+    given = call.mapped(lambda t: t.double() if t.is_floating_point() else t)
+
+    def silent(chosen: frozenset[int]) -> bool:
+        zero = {name for i in chosen for name in names[paths[i]]}
+        try:
+            return all(_does_nothing(trial, zero, given, stream) for trial in trials)
+        except Exception:  # a block that takes no other numbers than its own
+            return False
+
+    everything = tuple(range(len(paths)))
+    if not paths or not silent(frozenset(everything)):
+        return []
+    found = fewest(frozenset(), True, everything, silent)
+    chosen = found if silent(found) else frozenset(everything)
+    return [name for i in sorted(chosen, reverse=True) for name in names[paths[i]]]
+
+
+def _drawn(block: nn.Module, number: int) -> nn.Module:
+    """A copy in float64 whose parameters are random: matrices of a layer's scale, vectors around ½."""
+    new, stream = copy.deepcopy(block).double().eval(), generator("silencing", number)
+    for parameter in new.parameters():
+        draw = torch.rand(parameter.shape, generator=stream, dtype=torch.float64).to(parameter.device)
+        wide = parameter.ndim > 1
+        parameter.data = (2 * draw - 1) * (parameter[0].numel() ** -0.5) if wide else draw
+    return new
+
+
+def _does_nothing(block: nn.Module, zero: set[str], call: Call, stream: Stream) -> bool:
+    """Whether the block hands on what it gets while these tensors are zero."""
+    own = dict(block.named_parameters())
+    kept = {name: own[name].data for name in zero}
+    try:
+        for name in zero:
+            own[name].data = torch.zeros_like(kept[name])
+        with torch.no_grad():
+            before, after = stream(copy.deepcopy(call).of(block))
+    finally:
+        for name, data in kept.items():
+            own[name].data = data
+    before = before.to(after)
+    return before.shape == after.shape and float((after - before).abs().max()) <= SAME * float(before.abs().max())

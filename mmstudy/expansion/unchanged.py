@@ -1,0 +1,91 @@
+"""What an expansion must leave alone (modes, ties, frozen parameters, types), and the numbers that it changed."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mmstudy.expansion.blocks import List
+from mmstudy.expansion.counts import slots
+
+Finding = tuple[str, int, list[str]]  # what must stay, of how many things, and those that did not
+
+
+def stayed(old: nn.Module, new: nn.Module) -> list[Finding]:
+    """What has to stay: modes, ties, frozen parameters, rows for padding, types of numbers and kinds of buffers."""
+    before, after = (dict(net.named_parameters(remove_duplicate=False)) for net in (old, new))
+    origin = _origins(before, after)
+    frozen = [name for name, then in after.items() if name in origin and not before[origin[name]].requires_grad]
+    loose = [name for name in frozen if after[name].requires_grad]
+    ties, kept = _ties(before), {frozenset(origin.get(name, "") for name in group) for group in _ties(after)}
+    parted = [group for group in ties if not any(group <= each for each in kept)]
+    padding, rows = map(_padded, (old, new))
+    zero = [path for path, row in padding.items() if path in rows and not row.any()]
+    types = [name for name in origin if after[name].dtype != before[origin[name]].dtype]
+    buffers, now = (dict(net.named_buffers()) for net in (old, new))
+    types += [name for name, b in buffers.items() if name in now and now[name].dtype != b.dtype]
+    types += [name for name in _saved(old) ^ _saved(new) if name in buffers and name in now]
+    modes, other = ({m.training for m in net.modules()} for net in (old, new))
+    return [
+        ("modes are as they were", len(modes), [f"training = {mode}" for mode in sorted(modes ^ other)]),
+        ("tied tensors stay tied", len(ties), [" = ".join(sorted(group)) for group in parted]),
+        ("frozen parameters stay frozen", len(frozen), loose),
+        ("rows for padding stay zero", len(zero), [path for path in zero if rows[path].any()]),
+        ("types of numbers, and kinds of buffers, stay", len(origin) + len(buffers), types),
+    ]
+
+
+def _origins(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, str]:
+    """Each new parameter → the old one with its numbers, at another place of its list perhaps, or with its name."""
+    alike: dict[str, list[str]] = {}
+    for name in before:
+        alike.setdefault(re.sub(r"\d+", "#", name), []).append(name)
+    found = {}
+    for name, tensor in after.items():
+        known = sorted(alike.get(re.sub(r"\d+", "#", name), ()), key=lambda old: old != name)
+        same = [old for old in known if before[old].shape == tensor.shape and torch.equal(before[old], tensor)]
+        if same or name in before:
+            found[name] = (same or [name])[0]
+    return found
+
+
+def _ties(parameters: Mapping[str, Tensor]) -> list[frozenset[str]]:
+    """The sets of names that one tensor has."""
+    groups: dict[int, set[str]] = {}
+    for name, tensor in parameters.items():
+        groups.setdefault(id(tensor), set()).add(name)
+    return [frozenset(names) for names in groups.values() if len(names) > 1]
+
+
+def _padded(network: nn.Module) -> dict[str, Tensor]:
+    """Embedding → its row for padding."""
+    tables = {path: m for path, m in network.named_modules() if isinstance(m, nn.Embedding)}
+    return {path: m.weight.detach()[m.padding_idx] for path, m in tables.items() if m.padding_idx is not None}
+
+
+def _saved(network: nn.Module) -> set[str]:
+    return {name for name in network.state_dict() if name in dict(network.named_buffers())}
+
+
+def changed(old: nn.Module, new: nn.Module) -> list[str]:
+    """The numbers that modules of the same name keep, in themselves or in a configuration, and that are others now."""
+    modules, said, seen = dict(new.named_modules()), list[str](), set[int]()
+    for path, before in old.named_modules():
+        after = modules.get(path)
+        if type(after) is not type(before):
+            continue
+        if isinstance(before, List) and isinstance(after, List) and len(after) != len(before):
+            said.append(f"{path}: {len(before)} → {len(after)} members")
+        now = {slot.path: slot for slot in slots(after)}
+        for slot in slots(before):
+            other = now.get(slot.path)
+            if other is None or id(slot.owner) in seen or repr(other.value) == repr(slot.value):
+                continue
+            name = ".".join(map(str, filter(None, (path, *slot.path))))
+            said.append(f"{name}: {slot.value} → {other.value}")
+        seen |= {id(slot.owner) for slot in slots(before)}
+        floats = {key: value for key, value in vars(before).items() if type(value) is float}
+        moved = {key: vars(after)[key] for key, value in floats.items() if vars(after).get(key, value) != value}
+        said += [f"{path}.{key}: {floats[key]} → {then}".lstrip(".") for key, then in moved.items()]
+    return said
