@@ -165,7 +165,7 @@ def _wrong(
     old: Mapping[str, nn.Module],  # these modules in the new network
     fit: bool,
 ) -> ValueError | None:
-    """Run the new network once: what is wrong, if not all that was inserted runs and keeps shapes, or what ran does not.
+    """Run the new network once: what is wrong, if not all that was inserted runs and keeps shapes, or not all that ran.
 
     Normalizations of layers that do nothing are fitted to their inputs meanwhile.
     """
