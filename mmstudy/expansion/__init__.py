@@ -21,6 +21,7 @@ __all__ = [
     "receipt",
     "replacing",
     "silencing",
+    "sizes",
     "surgery",
     "unchanged",
 ]

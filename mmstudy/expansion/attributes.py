@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 TRIES = 48  # ways to choose among such numbers that are tried out
 MORE = 16  # of them, to find those without which the network runs, as another function
 
+Size = tuple[str, str, object]  # (path of a module, attribute, its new value)
 Outcome = Callable[[frozenset[int]], float | None]  # those that change → change of the outputs; None: it does not run
 
 
@@ -65,6 +66,13 @@ def changed(network: nn.Module, some: Iterable[Kept]) -> Iterator[None]:
         for each in some:
             for path in each.paths:
                 setattr(network.get_submodule(path), each.key, each.now)
+
+
+def keep(network: nn.Module, sizes: Iterable[Size]) -> None:
+    """Set the sizes that modules keep for themselves."""
+    for path, key, size in sizes:
+        setattr(network.get_submodule(path), key, size)
+    relabel(network)
 
 
 def needed(count: int, outcome: Outcome, exact: float) -> frozenset[int] | None:

@@ -3,7 +3,7 @@
 A `Candidate` describes an expansion and carries it out; the ways to expand are `operators.OPERATORS`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from mmstudy.core import arguments
 from mmstudy.core.networks import named_tensors
 from mmstudy.core.seeds import generator as substream
 from mmstudy.expansion import configurations, deeper, estimates, exactness, insertion, surgery
+from mmstudy.expansion.attributes import Size
 from mmstudy.expansion.growth import Growth
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE, named
 from mmstudy.tracing.calls import Call, called, of_loss
@@ -195,31 +196,63 @@ def _growth(traced: Trace, network: nn.Module, location: str, size: int, *rest) 
 
 
 def _widen(candidate, network, traced, stream, call, batch, loss_fn) -> Expansion:
-    operator, plans, changed, before = OPERATORS[candidate.operator], list[surgery.Plan](), list[str](), network
-    for location, size in zip(candidate.locations, candidate.sizes, strict=True):
-        traced = trace(network, call) if plans else traced
-        growth = _growth(traced, network, location, size, stream, batch, loss_fn)
-        plan, touch = operator.apply(growth)
-        new = surgery.rebuilt(network, plan, call, touch)
-        if operator.preserves == UP_TO_NOISE:
-            own = named_tensors(network)
-            plain = surgery.transform({n: t.double() for n, t in own.items() if t.is_floating_point()}, plan)
-            same = {name: name for name in own}
-            _check(candidate, exactness.broken(network, new, call, same, plain), ", even without noise")
-        for path, key, then in growth.coupling.kept[size]:
-            now = getattr(network.get_submodule(path), key)
-            changed.append(f"{path}.{key}: {now} → {then}".removeprefix("."))
-        network = new
-        plans.append(plan)
+    try:
+        new, plans, changed = _one_by_one(candidate, network, traced, stream, call, batch, loss_fn)
+    except ValueError as alone:
+        if len(candidate.locations) == 1:
+            raise
+        try:  # one number may serve several of them
+            new, plans, changed = _at_once(candidate, network, traced, stream, call, batch, loss_fn)
+        except ValueError:
+            raise alone from alone.__cause__
 
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
         for plan in plans:
             averages = {**averages, **surgery.transported(averages, plan, squares)}
         return dict(averages)
 
-    origin = {name: name for name, _ in network.named_parameters()}
-    fitted, configuration = configurations.fit(before, network, call)
-    return Expansion(network, origin, frozenset(), frozenset(), carry, (*changed, *fitted), configuration)
+    origin = {name: name for name, _ in new.named_parameters()}
+    fitted, configuration = configurations.fit(network, new, call)
+    return Expansion(new, origin, frozenset(), frozenset(), carry, (*changed, *fitted), configuration)
+
+
+def _one_by_one(candidate, network, traced, stream, call, batch, loss_fn):
+    plans, changed = list[surgery.Plan](), list[str]()
+    for location, size in zip(candidate.locations, candidate.sizes, strict=True):
+        traced = trace(network, call) if plans else traced
+        growth = _growth(traced, network, location, size, stream, batch, loss_fn)
+        plan, touch = OPERATORS[candidate.operator].apply(growth)
+        new = surgery.rebuilt(network, plan, call, touch)
+        _even_without_noise(candidate, network, new, [plan], call)
+        changed += _said(network, growth.coupling.kept[size])
+        network = new
+        plans.append(plan)
+    return network, plans, changed
+
+
+def _at_once(candidate, network, traced, stream, call, batch, loss_fn):
+    places = zip(candidate.locations, candidate.sizes, strict=True)
+    growths = [_growth(traced, network, location, size, stream, batch, loss_fn) for location, size in places]
+    made = [OPERATORS[candidate.operator].apply(growth) for growth in growths]
+    new, sizes = surgery.rebuilt_at_once(network, made, call)
+    plans = [plan for plan, _ in made]
+    _even_without_noise(candidate, network, new, plans, call)
+    return new, plans, _said(network, sizes)
+
+
+def _said(network: nn.Module, sizes: Iterable[Size]) -> list[str]:
+    """What is changed, in words."""
+    old = [(path, key, getattr(network.get_submodule(path), key), then) for path, key, then in sizes]
+    return [f"{path}.{key}: {now} → {then}".removeprefix(".") for path, key, now, then in old]
+
+
+def _even_without_noise(candidate, network, new, plans, call) -> None:
+    if OPERATORS[candidate.operator].preserves == UP_TO_NOISE:
+        own = named_tensors(network)
+        double = {name: tensor.double() for name, tensor in own.items() if tensor.is_floating_point()}
+        plain = surgery.transformed(double, [(plan, None) for plan in plans])
+        same = {name: name for name in own}
+        _check(candidate, exactness.broken(network, new, call, same, plain), ", even without noise")
 
 
 def _deepen(candidate, network, stream, call) -> Expansion:

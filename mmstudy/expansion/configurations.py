@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from mmstudy.expansion.counts import Longer, is_configuration, slots
 from mmstudy.expansion.exactness import change
 from mmstudy.tracing.calls import Call
 
-BUILDS = 120  # ways to change a configuration that are built, without memory for their tensors
+BUILDS = 64  # ways to change a configuration that are built, without memory for their tensors
 CONFIRMED = 8  # of them, with their tensors, and called
 SAME = 1e-6  # a change of the outputs, as a share of how they vary, that is rounding
 
@@ -170,11 +171,17 @@ def _choices(part: Configured, target: Shapes, longer: Sequence[Longer], old: Sh
     values = {slot.path: slot.value for slot in slots(part.config)}
     ratios = {(a, b) for name in old.keys() & target.keys() for a, b in _lengths(old[name], target[name])}
 
-    def options(built: Shapes) -> list[tuple[Path, Any]]:
+    def options(choice: Choice) -> Iterator[list[tuple[Path, Any]]]:
+        """Values that may change next, the likelier first: counts and lengths, their divisors, gaps."""
+        built = part.shapes(choice) or {}
         wrong = {(a, b) for name in built.keys() & target.keys() for a, b in _lengths(built[name], target[name])}
-        found = [(path, then) for path, value in values.items() for one in longer for then in one.then(value)]
-        found += [(path, then) for path, value in values.items() for then in _scaled(value, wrong)]
-        return found
+        free = {path: value for path, value in values.items() if path not in choice}
+        first = [(path, then) for path, value in free.items() for one in longer for then in one.then(value)]
+        first += [(path, b) for path, value in free.items() for a, b in wrong if type(value) is int and value == a]
+        yield first
+        scaled = [(path, then) for path, value in free.items() for then in _scaled(value, wrong)]
+        yield [option for option in scaled if option not in first and free[option[0]] is not None]
+        yield [option for option in scaled if free[option[0]] is None]
 
     def wrong(choice: Choice) -> int | None:
         shapes = part.shapes(choice)
@@ -185,19 +192,19 @@ def _choices(part: Configured, target: Shapes, longer: Sequence[Longer], old: Sh
         if here == 0:
             yield choice
             return
-        some = [(path, then) for path, then in options(part.shapes(choice) or {}) if path not in choice]
-        after = {i: wrong({**choice, path: then}) for i, (path, then) in enumerate(some)}
-        better = {i: n for i, n in after.items() if n is not None and (here is None or n < here)}
-        if better:
-            for i in (i for i, n in better.items() if n == min(better.values())):
-                yield from search({**choice, some[i][0]: some[i][1]})
-            return
-        for i in (i for i, n in after.items() if n is None):  # a number that goes with another one
-            for path, then in some:
-                pair = {**choice, some[i][0]: some[i][1], path: then}
-                count = wrong(pair) if path != some[i][0] else None
-                if count is not None and here is not None and count < here:
-                    yield from search(pair)
+        refused: list[Choice] = []
+        for some in options(choice):
+            after = [(wrong(more), more) for path, then in some for more in ({**choice, path: then},)]
+            better = [count for count, _ in after if count is not None and (here is None or count < here)]
+            if better:
+                for more in (more for count, more in after if count == min(better)):
+                    yield from search(more)
+                return
+            refused += [more for count, more in after if count is None]
+        for one, other in combinations(refused, 2):  # numbers that go together
+            count = wrong({**one, **other})
+            if count is not None and (here is None or count < here):
+                yield from search({**one, **other})
 
     seen: list[Choice] = []
     for choice in search({}):

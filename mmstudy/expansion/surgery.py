@@ -5,7 +5,7 @@ An expansion of a group is two matrices (new units × old units): `make` says ho
 the function of the network.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod, sqrt
@@ -14,21 +14,17 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from mmstudy.core.networks import evaluating, named_tensors
-from mmstudy.expansion import attributes
+from mmstudy.core.networks import named_tensors
+from mmstudy.expansion import attributes, sizes
 from mmstudy.expansion.attributes import relabel
-from mmstudy.expansion.exactness import change
 from mmstudy.expansion.replacing import copied, put
-from mmstudy.tracing.calls import Call, called
+from mmstudy.tracing.calls import called
 from mmstudy.tracing.couplings import Coupling, Use
 from mmstudy.tracing.graph import BIAS, CONSUMED, SCALE, VARIANCE, WEIGHT
-from mmstudy.tracing.trace import trace
 
 Touch = Callable[[Use, Tensor], Tensor]  # (use, tensor (new units, ...)) → what it becomes
 NEW = -1  # in `source`: a unit that is no copy
-SAME = 1e-3  # a change of the outputs, as a share of how they vary, that is taken for rounding when sizes are chosen
 
 
 @dataclass(frozen=True)
@@ -198,12 +194,48 @@ def rebuilt(network: nn.Module, plan: Plan, batch: Any, touch: Touch | None = No
     Raises:
         ValueError: no choice of such sizes makes the new network run as predicted.
     """
-    new = copied(network)
-    old = named_tensors(network)
-    for name, tensor in transform({n: t.detach() for n, t in old.items()}, plan, touch).items():
+    new, known = _grown(network, [(plan, touch)]), plan.coupling.kept
+    if plan.size not in known:  # found out once for every size of a coupling
+        known[plan.size] = _sizes(new, network, [plan], batch)
+    attributes.keep(new, known[plan.size])
+    return new
+
+
+def rebuilt_at_once(
+    network: nn.Module, plans: Sequence[tuple[Plan, Touch | None]], batch: Any
+) -> tuple[nn.Module, list[attributes.Size]]:
+    """A copy of the network in which several couplings have grown together, and the sizes that its modules keep.
+
+    So one number may serve several of them, as the width of heads does for queries and for values.
+
+    Raises:
+        ValueError: as `rebuilt`; or two couplings lie on one axis of a tensor.
+    """
+    places = [{(use.tensor, use.axis) for use in plan.coupling.uses} for plan, _ in plans]
+    if twice := {place for i, some in enumerate(places) for place in some if any(place in o for o in places[:i])}:
+        raise ValueError(f"{', '.join(sorted({tensor for tensor, _ in twice}))}: two couplings lie on one of its axes")
+    new = _grown(network, plans)
+    found = _sizes(new, network, [plan for plan, _ in plans], batch)
+    attributes.keep(new, found)
+    return new, found
+
+
+def transformed(tensors: Mapping[str, Tensor], plans: Iterable[tuple[Plan, Touch | None]]) -> dict[str, Tensor]:
+    """What `transform` makes of the tensors by several plans, one after another."""
+    grown: dict[str, Tensor] = {}
+    for plan, touch in plans:
+        grown |= transform({**tensors, **grown}, plan, touch)
+    return grown
+
+
+def _grown(network: nn.Module, plans: Sequence[tuple[Plan, Touch | None]]) -> nn.Module:
+    """The network with the new tensors, and with sizes that do not fit them yet."""
+    new, own = copied(network), {name: tensor.detach() for name, tensor in named_tensors(network).items()}
+    for name, tensor in transformed(own, plans).items():
         put(new, name, tensor)
-    _rescale_eps(new, plan)
-    _resize(new, network, plan, called(network, batch))
+    for plan, _ in plans:
+        _rescale_eps(new, plan)
+    relabel(new)  # so that labels are no guesses to try
     return new
 
 
@@ -229,55 +261,6 @@ def _rescale_eps(network: nn.Module, plan: Plan) -> None:
             setattr(module, key, getattr(module, key) * plan.variance)
 
 
-def _resize(network: nn.Module, old: nn.Module, plan: Plan, call: Call) -> None:
-    """Set the sizes that modules keep for themselves; tracing says which, once for every size of a coupling."""
-    relabel(network)  # so that labels are no guesses to try
-    known = plan.coupling.kept
-    if plan.size not in known:
-        known[plan.size] = _kept(network, old, plan, call)
-    for path, key, size in known[plan.size]:
-        setattr(network.get_submodule(path), key, size)
-    relabel(network)
-
-
-def _kept(network: nn.Module, old: nn.Module, plan: Plan, call: Call) -> list[tuple[str, str, object]]:
-    """(module path, attribute, its new value) of those that must change; they are tried out on the network itself.
-
-    With the tensors that the plan alone makes, the network is the same function, as far as it can be. A trace, which is
-    dear, only confirms what calls have found, unless they have found wrong.
-
-    Raises:
-        ValueError: the network runs with none of the choices, or there are too many.
-    """
-    places = attributes.kept(network, lambda path: plan.coupling.lengths(path, plan.size))
-    expected = plan.coupling.structure(plan.size)
-    own = named_tensors(old)
-    problems: list[Exception] = []
-    with evaluating(old), torch.no_grad():
-        plain, before = transform(own, plan), call.of(old)
-
-    def outcome(chosen: frozenset[int], traced: bool) -> float | None:
-        with attributes.changed(network, (places[i] for i in chosen)):
-            try:
-                with evaluating(network), torch.no_grad():  # says no sooner than a trace does, and more quietly
-                    after = functional_call(network, plain, call.arguments, dict(call.options))
-                predicted = not traced or trace(network, call).structure() == expected
-                return change(before, after) if predicted else None
-            except Exception as error:  # whatever a network does when its sizes do not fit
-                problems.append(error)
-                return None
-
-    tried = ", ".join(map(str, places)) or "none"
-    grows = f"{plan.coupling.name} cannot grow from {plan.coupling.size} to {plan.size}"
-    try:
-        chosen = attributes.needed(len(places), partial(outcome, traced=False), SAME)
-        if chosen is None or outcome(chosen, traced=True) is None:
-            chosen = attributes.needed(len(places), partial(outcome, traced=True), SAME)
-    except ValueError as error:
-        raise ValueError(f"{grows}: {error} ({tried}). Let the network compute them from its tensors") from error
-    if chosen is None:
-        raise ValueError(
-            f"{grows}: the network does not run with the predicted shapes, whichever sizes kept by its modules "
-            f"({tried}) change"
-        ) from (problems[-1] if problems else None)
-    return [(path, places[i].key, places[i].then) for i in sorted(chosen) for path in places[i].paths]
+def _sizes(new: nn.Module, old: nn.Module, plans: Sequence[Plan], batch: Any) -> list[attributes.Size]:
+    plain = transformed(named_tensors(old), [(plan, None) for plan in plans])
+    return sizes.found(new, old, plain, [(plan.coupling, plan.size) for plan in plans], called(old, batch))

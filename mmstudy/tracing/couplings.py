@@ -5,6 +5,7 @@ make the units and those that consume them share an axis; a network gets wider w
 """
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -108,6 +109,12 @@ class Coupling:
 
     def _resized(self, axis: Axis, size: int) -> int:
         return prod(size if leaf is self._axis else leaf.size for leaf in leaves(axis))
+
+
+def structure(sizes: Iterable[tuple[Coupling, int]]) -> list[tuple[str, tuple[tuple[int, ...], ...]]]:
+    """What `Coupling.structure` says, if several couplings of one trace had other sizes."""
+    several = list(sizes)
+    return several[0][0]._trace.structure({coupling._axis: size for coupling, size in several})
 
 
 def couplings(network: nn.Module, batch: Any) -> dict[str, Coupling]:

@@ -1,0 +1,69 @@
+"""Which sizes kept by modules must change where couplings have grown: found by calls, confirmed by a trace."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mmstudy.core.networks import evaluating
+from mmstudy.expansion import attributes
+from mmstudy.expansion.exactness import change
+from mmstudy.tracing.calls import Call
+from mmstudy.tracing.couplings import Coupling, structure
+from mmstudy.tracing.trace import trace
+
+SAME = 1e-3  # a change of the outputs, as a share of how they vary, that is taken for rounding when sizes are chosen
+
+Grown = Sequence[tuple[Coupling, int]]  # couplings of one trace, and their new numbers of units
+
+
+def found(
+    network: nn.Module, old: nn.Module, plain: Mapping[str, Tensor], grown: Grown, call: Call
+) -> list[attributes.Size]:
+    """The sizes kept by modules that must change; they are tried out on the network itself.
+
+    With the tensors `plain`, which the plans alone make, the network is the same function, as far as it can be. A trace,
+    which is dear, only confirms what calls have found, unless they have found wrong.
+
+    Raises:
+        ValueError: the network runs with none of the choices, or there are too many.
+    """
+
+    def lengths(path: str) -> dict[int, int]:
+        return {now: then for coupling, size in grown for now, then in coupling.lengths(path, size).items()}
+
+    places, expected = attributes.kept(network, lengths), structure(grown)
+    problems: list[Exception] = []
+    with evaluating(old), torch.no_grad():
+        before = call.of(old)
+
+    def outcome(chosen: frozenset[int], traced: bool) -> float | None:
+        with attributes.changed(network, (places[i] for i in chosen)):
+            try:
+                with evaluating(network), torch.no_grad():  # says no sooner than a trace does, and more quietly
+                    after = functional_call(network, dict(plain), call.arguments, dict(call.options))
+                predicted = not traced or trace(network, call).structure() == expected
+                return change(before, after) if predicted else None
+            except Exception as error:  # whatever a network does when its sizes do not fit
+                problems.append(error)
+                return None
+
+    tried = ", ".join(map(str, places)) or "none"
+    together = " at once" if len(grown) > 1 else ""
+    where = " and ".join(coupling.name for coupling, _ in grown)
+    sizes = " and ".join(f"from {coupling.size} to {size}" for coupling, size in grown)
+    grows = f"{where} cannot grow {sizes}{together}"
+    try:
+        chosen = attributes.needed(len(places), partial(outcome, traced=False), SAME)
+        if chosen is None or outcome(chosen, traced=True) is None:
+            chosen = attributes.needed(len(places), partial(outcome, traced=True), SAME)
+    except ValueError as error:
+        raise ValueError(f"{grows}: {error} ({tried}). Let the network compute them from its tensors") from error
+    if chosen is None:
+        raise ValueError(
+            f"{grows}: the network does not run with the predicted shapes, whichever sizes kept by its modules "
+            f"({tried}) change"
+        ) from (problems[-1] if problems else None)
+    return [(path, places[i].key, places[i].then) for i in sorted(chosen) for path in places[i].paths]
