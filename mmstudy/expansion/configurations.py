@@ -36,6 +36,7 @@ class Configured:
     path: str
     kind: type[nn.Module]
     config: Any
+    key: str  # of the configuration in the module
     builds: int = 0
     known: dict[str, Shapes | None] = field(default_factory=dict)
 
@@ -56,6 +57,11 @@ class Configured:
             self.known[key] = _shapes(module) if module is not None else None
         return self.known[key]
 
+    @property
+    def kinds(self) -> set[type]:
+        """The classes of the configuration and of those in it."""
+        return {type(self.config), *(type(value) for value in vars(self.config).values() if is_configuration(value))}
+
 
 def fit(old: nn.Module, new: nn.Module, call: Call, longer: Sequence[Longer] = ()) -> tuple[tuple[str, ...], str]:
     """Let a grown network have the configuration that its class would build it from.
@@ -71,8 +77,9 @@ def fit(old: nn.Module, new: nn.Module, call: Call, longer: Sequence[Longer] = (
         What was changed; and what is to be said of the configuration, nothing if there is none.
     """
     said: list[str] = []
-    words: list[str] = []
-    for part in configured(old):
+    parts, strange = configured(old)
+    words = [f"{kind} does not build what it was from its {key}, which stays as it is" for kind, key in strange]
+    for part in parts:
         module = new.get_submodule(part.path)
         target, kind = _shapes(module), part.kind.__name__
         if target == part.shapes({}):
@@ -85,7 +92,7 @@ def fit(old: nn.Module, new: nn.Module, call: Call, longer: Sequence[Longer] = (
             )
             continue
         choice, numbers = found
-        name = ".".join(filter(None, (part.path, _key(old.get_submodule(part.path), part.config))))
+        name = ".".join(filter(None, (part.path, part.key)))
         before = {slot.path: slot.value for slot in slots(part.config)}
         said += [f"{'.'.join(map(str, (name, *p)))}: {before[p]} → {then}" for p, then in choice.items()]
         said += numbers
@@ -93,23 +100,27 @@ def fit(old: nn.Module, new: nn.Module, call: Call, longer: Sequence[Longer] = (
     return tuple(said), "; ".join(words)
 
 
-def configured(network: nn.Module) -> list[Configured]:
-    """The outermost modules that their class builds anew, tensor by tensor, from a configuration that they keep."""
+def configured(network: nn.Module) -> tuple[list[Configured], list[tuple[str, str]]]:
+    """The outermost modules that their class builds anew, tensor by tensor, from a configuration that they keep.
+
+    Beside them: (class, attribute) of configurations of outermost modules that do not build them.
+    """
     found: list[Configured] = []
+    strange: dict[int, tuple[str, str]] = {}  # by the configuration
     for path, module in network.named_modules():
         if any(part.path == "" or f"{path}.".startswith(f"{part.path}.") for part in found):
             continue
-        for value in vars(module).values():
-            if is_configuration(value):
-                part = Configured(path, type(module), copy.deepcopy(value))
-                if part.shapes({}) == _shapes(module):
-                    found.append(part)
-                    break
-    return found
-
-
-def _key(module: nn.Module, config: Any) -> str:
-    return next(key for key, value in vars(module).items() if type(value) is type(config))
+        kept = {key: value for key, value in vars(module).items() if is_configuration(value) and any(slots(value))}
+        for key, value in kept.items():
+            if id(value) in strange:
+                continue
+            part = Configured(path, type(module), copy.deepcopy(value), key)
+            if part.shapes({}) == _shapes(module):
+                found.append(part)
+                break
+            strange[id(value)] = (type(module).__name__, key)
+    inside = {id(value) for part in found for value in vars(network.get_submodule(part.path)).values()}
+    return found, [said for each, said in strange.items() if each not in inside]
 
 
 def _shapes(module: nn.Module) -> Shapes:
@@ -152,7 +163,7 @@ def _confirmed(
             continue
         module = new.get_submodule(part.path)
         _load(built, module)
-        with _as_built(module, built, part.path) as (numbers, keep):
+        with _as_built(module, built, part) as (numbers, keep):
             try:
                 now = blocks.run(new, call)
                 same = change(now, _instead(new, part.path, built, call)) <= SAME and (
@@ -249,20 +260,19 @@ def _load(built: nn.Module, module: nn.Module) -> None:
 
 
 @contextmanager
-def _as_built(module: nn.Module, built: nn.Module, path: str) -> Iterator[tuple[list[str], list[bool]]]:
+def _as_built(module: nn.Module, built: nn.Module, part: Configured) -> Iterator[tuple[list[str], list[bool]]]:
     """The module with the configurations and the sizes of the one that was built; for good, if the list is filled."""
     others, keep = dict(built.named_modules()), list[bool]()
-    kinds = {type(value) for value in vars(built).values() if is_configuration(value)}
     undo: list[tuple[nn.Module, str, Any]] = []
     said: list[str] = []
     for name, own in module.named_modules():
         for key, then in vars(others[name]).items() if name in others else ():
             now = vars(own).get(key)
             number = _whole(then) and _whole(now) and now != then and key[0] != "_"
-            if number or (type(then) in kinds and type(now) is type(then)):
+            if number or (type(then) in part.kinds and type(now) is type(then)):
                 undo.append((own, key, now))
                 if number:
-                    said.append(f"{'.'.join(filter(None, (path, name, key)))}: {now} → {then}")
+                    said.append(f"{'.'.join(filter(None, (part.path, name, key)))}: {now} → {then}")
                 setattr(own, key, then)
     try:
         yield said, keep

@@ -58,7 +58,7 @@ class Slot:
 
 def is_configuration(value: Any) -> bool:
     """Whether something is a set of named values: it knows itself as a dict, or is a dataclass."""
-    plain = not isinstance(value, nn.Module | type)
+    plain = not isinstance(value, nn.Module | type) and hasattr(value, "__dict__")
     return plain and (callable(getattr(value, "to_dict", None)) or is_dataclass(value))
 
 
@@ -68,7 +68,7 @@ def slots(owner: Any, path: tuple[str | int, ...] = ()) -> Iterator[Slot]:
     for key, value in items:
         if str(key).startswith("_"):
             continue
-        if isinstance(value, dict) or (is_configuration(value) and hasattr(value, "__dict__")):
+        if isinstance(value, dict) or is_configuration(value):
             if len(path) < DEPTH:
                 yield from slots(value, (*path, key))
         elif value is None or type(value) is int or isinstance(value, list | tuple):

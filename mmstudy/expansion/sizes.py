@@ -24,8 +24,8 @@ def found(
 ) -> list[attributes.Size]:
     """The sizes kept by modules that must change; they are tried out on the network itself.
 
-    With the tensors `plain`, which the plans alone make, the network is the same function, as far as it can be. A trace,
-    which is dear, only confirms what calls have found, unless they have found wrong.
+    With the tensors `plain`, which the plans alone make, the network is the same function, as far as it can be. A
+    trace, which is dear, only confirms what calls have found, unless they have found wrong.
 
     Raises:
         ValueError: the network runs with none of the choices, or there are too many.
@@ -62,8 +62,9 @@ def found(
     except ValueError as error:
         raise ValueError(f"{grows}: {error} ({tried}). Let the network compute them from its tensors") from error
     if chosen is None:
+        others = "" if together else ". If one of them serves other couplings too, name them together"
         raise ValueError(
             f"{grows}: the network does not run with the predicted shapes, whichever sizes kept by its modules "
-            f"({tried}) change"
+            f"({tried}) change{others}"
         ) from (problems[-1] if problems else None)
     return [(path, places[i].key, places[i].then) for i in sorted(chosen) for path in places[i].paths]

@@ -1,0 +1,124 @@
+"""Configurations of classes that nobody knows: found by building, changed by as little as will do, or left alone."""
+
+import copy
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from cases import change
+from torch import nn
+
+from mmstudy.expansion import configurations
+from mmstudy.expansion.candidate import Candidate
+
+DOUBLE = torch.float64
+
+
+@dataclass
+class Sizes:
+    """Some numbers are equal by chance, some are gaps, which the class fills."""
+
+    depth: int = 2
+    width: int = 6
+    inner: int | None = None
+    kinds: list[str] = field(default_factory=lambda: ["plain", "scaled"])
+    classes: int = 2
+    horizon: int = 6
+
+
+class Block(nn.Module):
+    def __init__(self, sizes: Sizes, kind: str):
+        super().__init__()
+        self.scale = 0.5 if kind == "scaled" else 1.0
+        inner = sizes.inner or 4 * sizes.width
+        self.norm, self.up, self.down = nn.LayerNorm(sizes.width), nn.Linear(sizes.width, inner), None
+        self.down = nn.Linear(inner, sizes.width)
+
+    def forward(self, x):
+        return x + self.scale * self.down(self.up(self.norm(x)).relu())
+
+
+class Stack(nn.Module):
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        if len(sizes.kinds) != sizes.depth:
+            raise ValueError("a kind for each block")
+        self.settings, self.stem = sizes, nn.Linear(3, sizes.width)
+        self.blocks = nn.ModuleList(Block(sizes, kind) for kind in sizes.kinds)
+        self.head = nn.Linear(sizes.width, sizes.classes)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks[: self.settings.depth]:
+            x = block(x)
+        return self.head(x)
+
+
+def network(**sizes) -> Stack:
+    torch.manual_seed(0)
+    return Stack(Sizes(**sizes)).double()
+
+
+def inputs() -> torch.Tensor:
+    return torch.randn(5, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(1))
+
+
+def rebuilt(new: Stack) -> Stack:
+    """What the class builds of the configuration, with the tensors."""
+    other = Stack(copy.deepcopy(new.settings)).double()
+    other.load_state_dict(new.state_dict())
+    return other
+
+
+GROWN = {
+    "depth": ("identity_block", {"blocks.1": 1}, {"depth": 3, "kinds": ["plain", "scaled", "scaled"]}),
+    "width": ("lemon", {"stem": 12}, {"width": 12, "inner": 24}),
+    "width of the branches": ("lemon", {"blocks.0.up": 30, "blocks.1.up": 30}, {"inner": 30}),
+}
+
+
+@pytest.mark.parametrize("what", GROWN)
+def test_the_class_builds_the_grown_network_from_its_configuration(what):
+    old, (operator, where, expected) = network(), GROWN[what]
+    grown = Candidate(operator, tuple(where), tuple(where.values())).grow(old, inputs())
+    assert vars(grown.network.settings) == {**vars(Sizes()), **expected}
+    assert vars(old.settings) == vars(Sizes())
+    assert grown.configuration == "Stack builds the grown network from its configuration"
+    assert {f"settings.{key}" for key in expected} <= {each.split(":")[0] for each in grown.changed}
+    assert change(old, grown.network, inputs()) < 1e-13
+    assert change(grown.network, rebuilt(grown.network), inputs()) == 0
+
+
+def test_where_no_configuration_fits_it_stays_as_it_is_and_that_is_said():
+    old = network()
+    grown = Candidate("lemon", ("blocks.0.up",), (30,)).grow(old, inputs())
+    assert vars(grown.network.settings) == vars(Sizes())
+    assert grown.configuration.startswith(
+        "no configuration of Stack with these numbers changed builds the grown network"
+    )
+    assert change(old, grown.network, inputs()) < 1e-13
+
+
+def test_a_part_of_a_network_may_have_the_configuration():
+    old = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), network()).double()
+    x = torch.randn(5, 4, dtype=DOUBLE)
+    grown = Candidate("identity_block", ("2.blocks.0",), (1,)).grow(old, x)
+    assert "2.settings.depth: 2 → 3" in grown.changed
+    assert grown.network[2].settings.kinds == ["plain", "plain", "scaled"]
+    assert change(grown.network[2], rebuilt(grown.network[2]), inputs()) == 0
+
+
+def test_what_builds_something_else_is_no_configuration():
+    old = network()
+    assert [part.path for part in configurations.configured(old)[0]] == [""]
+    old.settings.width = 7
+    assert configurations.configured(old) == ([], [("Stack", "settings")])
+    grown = Candidate("identity_block", ("blocks.0",), (1,)).grow(old, inputs())
+    assert grown.configuration == "Stack does not build what it was from its settings, which stays as it is"
+    assert grown.changed == ("settings.depth: 2 → 3",)  # the loop needs it, and nothing else
+
+
+def test_tries_are_bounded(monkeypatch):
+    monkeypatch.setattr(configurations, "BUILDS", 2)
+    grown = Candidate("lemon", ("stem",), (12,)).grow(network(), inputs())
+    assert grown.configuration.startswith("no configuration of Stack")
