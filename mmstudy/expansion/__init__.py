@@ -18,6 +18,7 @@ __all__ = [
     "operators",
     "optimizers",
     "pools",
+    "rebuilding",
     "receipt",
     "replacing",
     "silencing",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -75,7 +76,17 @@ def slots(owner: Any, path: tuple[str | int, ...] = ()) -> Iterator[Slot]:
             yield Slot(owner, key, value, (*path, key))
 
 
-def renumbered(longer: Longer) -> list[str]:
+def name(*parts: object) -> str:
+    """The path of a number: of a module, an attribute and what is in it."""
+    return ".".join(str(part) for part in parts if part != "")
+
+
+def stays(protected: Sequence[str], path: str) -> bool:
+    """Whether a number must stay, as patterns of paths say: "blocks.0.horizon", "*.layer_idx"."""
+    return any(fnmatchcase(path, pattern) for pattern in protected)
+
+
+def renumbered(longer: Longer, protected: Sequence[str] = ()) -> list[str]:
     """Let members that keep their place in a list keep their new one; says which numbers that are.
 
     A number is a place if, in all old members that have it, and in two at least, it is the member's number in the list.
@@ -87,11 +98,12 @@ def renumbered(longer: Longer) -> list[str]:
         changed = False
         for place, member in enumerate(members):
             module = dict(member.named_modules()).get(path)
-            if module is not None and type(vars(module).get(key)) is int and vars(module)[key] != place:
+            number = vars(module).get(key, place) if module is not None else place
+            if type(number) is int and number != place and not stays(protected, name(longer.path, place, path, key)):
                 setattr(module, key, place)
                 changed = True
         if changed:
-            where = ".".join(part for part in (longer.path, "*", path, key) if part)
+            where = name(longer.path, "*", path, key)
             said.append(f"{where}: 0 … {longer.before - 1} → 0 … {len(members) - 1}")
     return said
 
@@ -112,7 +124,9 @@ def _places(members: Mapping[int, nn.Module]) -> list[tuple[str, str]]:
     ]
 
 
-def followed(network: nn.Module, longer: Sequence[Longer], runs: Callable[[], bool]) -> list[str]:
+def followed(
+    network: nn.Module, longer: Sequence[Longer], runs: Callable[[], bool], protected: Sequence[str] = ()
+) -> list[str]:
     """Find and change the numbers without which a network does not call all members of its longer lists.
 
     Of numbers, and sequences with a part for each member, in modules and their configurations, as few are changed as
@@ -124,11 +138,10 @@ def followed(network: nn.Module, longer: Sequence[Longer], runs: Callable[[], bo
         for slot in slots(module):
             if slot.owner is not module and id(slot.owner) in seen:
                 continue  # one configuration that many modules share
-            for one in longer:
-                for then in one.then(slot.value):
-                    name = ".".join(map(str, (*((path,) if path else ()), *slot.path)))
-                    alike = (type(module), slot.path, repr(slot.value), repr(then))
-                    options.setdefault(alike, ([], name, then))[0].append(slot)
+            where = name(path, *slot.path)
+            for then in [] if stays(protected, where) else [then for one in longer for then in one.then(slot.value)]:
+                alike = (type(module), slot.path, repr(slot.value), repr(then))
+                options.setdefault(alike, ([], where, then))[0].append(slot)
         seen |= {id(slot.owner) for slot in slots(module)}
     choices = list(options.values())
 
@@ -142,9 +155,9 @@ def followed(network: nn.Module, longer: Sequence[Longer], runs: Callable[[], bo
         chosen = None
     said = []
     for i in sorted(chosen or ()):
-        slots_here, name, then = choices[i]
-        said.append(f"{name}: {slots_here[0].value} → {then}")
-        for slot in slots_here:
+        some, where, then = choices[i]
+        said.append(f"{where}: {some[0].value} → {then}")
+        for slot in some:
             slot.put(then)
     return said
 

@@ -54,11 +54,13 @@ def insert(
     way: Way,
     generator: torch.Generator,
     call: Call,
+    protected: Sequence[str] = (),
 ) -> Inserted:
     """Behind each place insert that many of what `way` makes of it (`stack`: of all places, behind the last of them).
 
     Args:
         call: how the network is called on examples; normalizations of layers that do nothing are fitted to them.
+        protected: numbers that must stay, as `counts.stays` says.
 
     Raises:
         NotImplementedError: a block has an operation whose effect is not known.
@@ -89,14 +91,18 @@ def insert(
             source |= {parameter: f"{block.path}.{name}" for name, parameter in module.named_parameters()}
     lists = {path for path, _ in at.values()}
     longer = [_longer(modules, path, inserted) for path in sorted(lists)]
-    changed = [said for one in longer for said in counts.renumbered(one)]
-    fitted, configuration = configurations.fit(network, new, call, longer)
+    changed = [said for one in longer for said in counts.renumbered(one, protected)]
+    fitted, configuration = configurations.fit(network, new, call, longer, protected)
     before, hooks = blocks.counting(dict(network.named_modules()))
     blocks.run(network, call, hooks)
     fit = way is deeper_identity
     wrong = _wrong(new, inserted, call, before, modules, fit)
     if wrong and not fitted:
-        changed += counts.followed(new, longer, lambda: _wrong(new, inserted, call, before, modules, fit) is None)
+
+        def runs() -> bool:
+            return _wrong(new, inserted, call, before, modules, fit) is None
+
+        changed += counts.followed(new, longer, runs, protected)
         wrong = _wrong(new, inserted, call, before, modules, fit)
     if wrong:
         raise wrong

@@ -8,7 +8,7 @@ import torch
 from cases import change
 from torch import nn
 
-from mmstudy.expansion import configurations
+from mmstudy.expansion import rebuilding
 from mmstudy.expansion.candidate import Candidate
 
 DOUBLE = torch.float64
@@ -110,15 +110,15 @@ def test_a_part_of_a_network_may_have_the_configuration():
 
 def test_what_builds_something_else_is_no_configuration():
     old = network()
-    assert [part.path for part in configurations.configured(old)[0]] == [""]
+    assert [part.path for part in rebuilding.configured(old)[0]] == [""]
     old.settings.width = 7
-    assert configurations.configured(old) == ([], [("Stack", "settings")])
+    assert rebuilding.configured(old) == ([], [("Stack", "settings")])
     grown = Candidate("identity_block", ("blocks.0",), (1,)).grow(old, inputs())
     assert grown.configuration == "Stack does not build what it was from its settings, which stays as it is"
     assert grown.changed == ("settings.depth: 2 → 3",)  # the loop needs it, and nothing else
 
 
 def test_tries_are_bounded(monkeypatch):
-    monkeypatch.setattr(configurations, "BUILDS", 2)
+    monkeypatch.setattr(rebuilding, "BUILDS", 2)
     grown = Candidate("lemon", ("stem",), (12,)).grow(network(), inputs())
     assert grown.configuration.startswith("no configuration of Stack")

@@ -1,0 +1,180 @@
+"""Which changes of a configuration let a class build tensors of given names and shapes: found by building.
+
+Nothing is known of any class or name. What is built to see its shapes takes no memory for its tensors.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmstudy.expansion.counts import Longer, is_configuration, name, slots, stays
+
+BUILDS = 64  # ways to change a configuration that are built
+
+Shapes = dict[str, tuple[int, ...]]
+Path = tuple[str | int, ...]  # of a value in a configuration
+Choice = Mapping[Path, Any]  # the values that change → what they become
+
+
+@dataclass
+class Configured:
+    """A module of a network, the configuration that its class builds it from, and how often that was tried."""
+
+    path: str
+    kind: type[nn.Module]
+    config: Any
+    key: str  # of the configuration in the module
+    builds: int = 0
+    known: dict[str, Shapes | None] = field(default_factory=dict)
+
+    def changed(self, choice: Choice) -> Any:
+        """A copy of the configuration with other values."""
+        new = copy.deepcopy(self.config)
+        places = {slot.path: slot for slot in slots(new)}
+        for path, then in choice.items():
+            places[path].put(copy.copy(then))
+        return new
+
+    def shapes(self, choice: Choice) -> Shapes | None:
+        """The tensors that the class builds with other values; None if it builds nothing, or the tries are used up."""
+        key = repr(sorted(choice.items(), key=repr))
+        if key not in self.known:
+            self.builds += 1
+            module = built(self.kind, _loaded(self.changed(choice)), "meta") if self.builds <= BUILDS else None
+            self.known[key] = shapes_of(module) if module is not None else None
+        return self.known[key]
+
+    @property
+    def kinds(self) -> set[type]:
+        """The classes of the configuration and of those in it."""
+        return {type(self.config), *(type(value) for value in vars(self.config).values() if is_configuration(value))}
+
+
+def configured(network: nn.Module) -> tuple[list[Configured], list[tuple[str, str]]]:
+    """The outermost modules that their class builds anew, tensor by tensor, from a configuration that they keep.
+
+    Beside them: (class, attribute) of configurations of outermost modules that do not build them.
+    """
+    found: list[Configured] = []
+    strange: dict[int, tuple[str, str]] = {}  # by the configuration
+    for path, module in network.named_modules():
+        if any(part.path == "" or f"{path}.".startswith(f"{part.path}.") for part in found):
+            continue
+        kept = {key: value for key, value in vars(module).items() if is_configuration(value) and any(slots(value))}
+        for key, value in kept.items():
+            if id(value) in strange:
+                continue
+            part = Configured(path, type(module), copy.deepcopy(value), key)
+            if part.shapes({}) == shapes_of(module):
+                found.append(part)
+                break
+            strange[id(value)] = (type(module).__name__, key)
+    inside = {id(value) for part in found for value in vars(network.get_submodule(part.path)).values()}
+    return found, [said for each, said in strange.items() if each not in inside]
+
+
+def shapes_of(module: nn.Module) -> Shapes:
+    """The tensors that are saved of a module: name → shape."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _loaded(config: Any) -> Any:
+    """The configuration as it is after it was written down and read again; None if its class refuses it."""
+    kind = type(config)
+    if not callable(getattr(kind, "from_dict", None)) or not callable(getattr(kind, "to_dict", None)):
+        return config
+    try:
+        return kind.from_dict(config.to_dict())
+    except Exception:  # whatever a class says of numbers that do not go together
+        return None
+
+
+def built(kind: type[nn.Module], config: Any, device: str) -> nn.Module | None:
+    """What a class builds from a configuration; None if it does not."""
+    if config is None:
+        return None
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device(device):
+            return kind(config)
+    except Exception:  # whatever a class does with numbers that do not go together
+        return None
+
+
+def choices(
+    part: Configured, target: Shapes, longer: Sequence[Longer], old: Shapes, protected: Sequence[str]
+) -> Iterator[Choice]:
+    """Choices that build tensors of these shapes, those that change fewer values first, as far as the tries go."""
+    values = {slot.path: slot.value for slot in slots(part.config)}
+    values = {p: value for p, value in values.items() if not stays(protected, name(part.path, part.key, *p))}
+    ratios = {(a, b) for key in old.keys() & target.keys() for a, b in _lengths(old[key], target[key])}
+
+    def options(choice: Choice) -> Iterator[list[tuple[Path, Any]]]:
+        """Values that may change next, the likelier first: counts and lengths, their divisors, gaps."""
+        made = part.shapes(choice) or {}
+        wrong = {(a, b) for key in made.keys() & target.keys() for a, b in _lengths(made[key], target[key])}
+        free = {path: value for path, value in values.items() if path not in choice}
+        first = [(path, then) for path, value in free.items() for one in longer for then in one.then(value)]
+        first += [(path, b) for path, value in free.items() for a, b in wrong if type(value) is int and value == a]
+        yield first
+        scaled = [(path, then) for path, value in free.items() for then in _scaled(value, wrong)]
+        yield [option for option in scaled if option not in first and free[option[0]] is not None]
+        yield [option for option in scaled if free[option[0]] is None]
+
+    def wrong(choice: Choice) -> int | None:
+        shapes = part.shapes(choice)
+        return None if shapes is None else len(dict(shapes.items() ^ target.items()))
+
+    def search(choice: Choice) -> Iterator[Choice]:
+        here = wrong(choice)
+        if here == 0:
+            yield choice
+            return
+        refused: list[Choice] = []
+        for some in options(choice):
+            after = [(wrong(more), more) for path, then in some for more in ({**choice, path: then},)]
+            better = [count for count, _ in after if count is not None and (here is None or count < here)]
+            if better:
+                for more in (more for count, more in after if count == min(better)):
+                    yield from search(more)
+                return
+            refused += [more for count, more in after if count is None]
+        for one, other in combinations(refused, 2):  # numbers that go together
+            count = wrong({**one, **other})
+            if count is not None and (here is None or count < here):
+                yield from search({**one, **other})
+
+    seen: list[Choice] = []
+    for choice in search({}):
+        if choice not in seen:
+            seen.append(choice)
+            yield choice
+    for choice in list(seen):  # numbers that no shape shows, as one of heads
+        for path, value in values.items():
+            for then in _scaled(value, ratios) if path not in choice else ():
+                if part.shapes({**choice, path: then}) == target:
+                    yield {**choice, path: then}
+
+
+def _lengths(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[int, int]]:
+    return [(a, b) for a, b in zip(before, after, strict=False) if a != b]
+
+
+def _scaled(value: Any, lengths: set[tuple[int, int]]) -> list[Any]:
+    """What a value may become where lengths of axes change: a number that divides one, or is a multiple, as it does."""
+    if value is None:
+        return sorted({b for _, b in lengths})
+    if type(value) is int and value > 0:
+        alike = [(a, b) for a, b in lengths if (a % value == 0 or value % a == 0) and (value * b) % a == 0]
+        return sorted({value * b // a for a, b in alike} - {value})
+    if isinstance(value, list | tuple) and all(type(v) is int for v in value):
+        return [
+            type(value)((*value[:i], then, *value[i + 1 :]))
+            for i, v in enumerate(value)
+            for then in _scaled(v, lengths)
+        ]
+    return []
