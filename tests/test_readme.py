@@ -45,6 +45,18 @@ def test_sizes_and_barriers_are_what_is_printed(names):
     assert mm.barrier(*pair) == pytest.approx(far, abs=0.05)
 
 
+def test_a_decoder_gets_deeper_as_shown(names, tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    sizes = transformers.LlamaConfig(vocab_size=31, hidden_size=16, intermediate_size=24, num_hidden_layers=4,
+                                     num_attention_heads=2)  # fmt: skip
+    names |= {"model": transformers.LlamaForCausalLM(sizes), "tokens": torch.randint(31, (2, 7))}
+    exec(BLOCKS[0].partition("\n\n")[0], names)  # its imports
+    exec(next(block for block in BLOCKS if "mm.receipt" in block), names)
+    assert names["deeper"].config.num_hidden_layers == len(names["deeper"].model.layers) == 6
+    assert (tmp_path / "deeper" / "config.json").exists()
+
+
 def test_a_network_is_expanded_as_shown(names):
     exec(BLOCKS[1], names)
     groups = {name: group.size for name, group in names["mm"].couplings(names["vit"], names["inputs"]).items()}

@@ -166,7 +166,7 @@ def alone(network: nn.Module, path: str, call: Call) -> Trace:
     try:
         traced = trace(_Alone(path, module), copy.deepcopy(heard))
         found = silent([name.removeprefix(f"{path}.") for _, names in traced.sums for name in names])
-    except NotImplementedError:
+    except (NotImplementedError, TypeError, ValueError):  # it may be called with what is no data
         traced, found = Trace(), silent()
         if not found:
             raise

@@ -216,8 +216,11 @@ def _in_turn(network: nn.Module, inserted: Sequence[tuple[nn.Module, Block]], ca
         members, index = blocks.member(network, place)
         previous = list(members.children())[index - 1]
         given = blocks.overheard(network, place, call)
-        with blocks.moved(previous):
-            after = blocks.overheard(network, place, call)
+        try:
+            with blocks.moved(previous):
+                after = blocks.overheard(network, place, call)
+        except Exception:  # a network that fails on it works on it
+            continue
         pairs = zip(given.tensors, after.tensors, strict=True)
         if all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
             raise ValueError(

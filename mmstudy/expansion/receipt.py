@@ -202,13 +202,10 @@ def _parts(group: Coupling, tensors: Mapping[str, Tensor], made: bool = False) -
 def _twins(group: Coupling, own: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> int:
     """How many units are made as another one is, and get the same gradient there: training keeps them the same."""
     made, slope = _parts(group, own, made=True), _parts(group, gradients, made=True)
-    _, which = torch.unique(made, dim=0, return_inverse=True)
-    most, count = float(slope.abs().max()), 0
-    for each in range(int(which.max()) + 1):
-        alike = slope[which == each]
-        near = (alike.unsqueeze(0) - alike.unsqueeze(1)).abs().amax(2) <= SAME * most
-        count += int((near.sum(1) > 1).sum())
-    return count
+    which = torch.unique(made, dim=0, return_inverse=True)[1].double().unsqueeze(1)
+    steps = (slope / (SAME * float(slope.abs().max()) or 1)).round()
+    counts = torch.unique(torch.cat([which, steps], dim=1), dim=0, return_counts=True)[1]
+    return int(counts[counts > 1].sum())
 
 
 def _of_units(what: str, before: Units, after: Units) -> Row:
