@@ -160,6 +160,8 @@ def alone(network: nn.Module, path: str, call: Call) -> Trace:
 
     Raises:
         NotImplementedError: it cannot be traced, and nothing silences it.
+        TypeError: nor is it called with tensors.
+        ValueError: nor can it be called alone.
     """
     module, heard = network.get_submodule(path), overheard(network, path, call)
     silent = partial(silencers, module, heard, lambda output: stream((heard.arguments, heard.options), output))
