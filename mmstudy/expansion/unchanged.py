@@ -1,6 +1,5 @@
 """What an expansion must leave alone (modes, ties, frozen parameters, types), and the numbers that it changed."""
 
-import re
 from collections.abc import Mapping
 
 import torch
@@ -15,7 +14,7 @@ Finding = tuple[str, int, list[str]]  # what must stay, of how many things, and 
 def stayed(old: nn.Module, new: nn.Module) -> list[Finding]:
     """What has to stay: modes, ties, frozen parameters, rows for padding, types of numbers and kinds of buffers."""
     before, after = (dict(net.named_parameters(remove_duplicate=False)) for net in (old, new))
-    origin = _origins(before, after)
+    origin = _origins(old, new)
     frozen = [name for name, then in after.items() if name in origin and not before[origin[name]].requires_grad]
     loose = [name for name in frozen if after[name].requires_grad]
     ties, kept = _ties(before), {frozenset(origin.get(name, "") for name in group) for group in _ties(after)}
@@ -36,18 +35,36 @@ def stayed(old: nn.Module, new: nn.Module) -> list[Finding]:
     ]
 
 
-def _origins(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, str]:
-    """Each new parameter → the old one with its numbers, at another place of its list perhaps, or with its name."""
-    alike: dict[str, list[str]] = {}
-    for name in before:
-        alike.setdefault(re.sub(r"\d+", "#", name), []).append(name)
-    found = {}
-    for name, tensor in after.items():
-        known = sorted(alike.get(re.sub(r"\d+", "#", name), ()), key=lambda old: old != name)
-        same = [old for old in known if before[old].shape == tensor.shape and torch.equal(before[old], tensor)]
-        if same or name in before:
-            found[name] = (same or [name])[0]
+def _origins(old: nn.Module, new: nn.Module) -> dict[str, str]:
+    """Each new parameter → the old one that it is: of the same name, or of the same member of a list that got longer.
+
+    A member is an old one if all its tensors are the same; those that are none are new.
+    """
+    modules, moved = dict(new.named_modules()), dict[str, str | None]()
+    for path, before in old.named_modules():
+        after = modules.get(path)
+        if isinstance(before, List) and isinstance(after, List) and len(after) != len(before):
+            left = list(before.named_children())
+            for name, member in after.named_children():
+                place = next((i for i, (_, other) in enumerate(left) if _same(other, member)), None)
+                moved[f"{path}.{name}.".lstrip(".")] = (
+                    None if place is None else f"{path}.{left[place][0]}.".lstrip(".")
+                )
+                left = left if place is None else left[place + 1 :]
+    own, found = {name for name, _ in old.named_parameters(remove_duplicate=False)}, {}
+    for name, _ in new.named_parameters(remove_duplicate=False):
+        prefix = next((each for each in moved if name.startswith(each)), "")
+        before_it = moved[prefix] if prefix else ""
+        if before_it is not None and (known := before_it + name.removeprefix(prefix)) in own:
+            found[name] = known
     return found
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules have the same tensors."""
+    before, after = one.state_dict(), other.state_dict()
+    shapes = [{name: tensor.shape for name, tensor in each.items()} for each in (before, after)]
+    return shapes[0] == shapes[1] and all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 def _ties(parameters: Mapping[str, Tensor]) -> list[frozenset[str]]:

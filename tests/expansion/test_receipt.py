@@ -32,11 +32,12 @@ def test_a_network_that_has_grown_exactly():
 
 
 def test_copies_that_are_left_equal_are_twins_and_those_that_are_parted_are_not():
-    old, examples = mlp((6, 4)), batch()
-    even, uneven, noisy = (mm.expand(old, examples, how, {"hidden.1": 8}) for how in ("bert2bert", "lemon", "net2net"))
-    made = [tuple(row.tolist()) for row in even.hidden[1].weight]
-    assert receipt(old, even, examples).twins["hidden.1"] == sum(made.count(row) > 1 for row in made) > 0
-    assert receipt(old, uneven, examples).twins["hidden.1"] == receipt(old, noisy, examples).twins["hidden.1"] == 0
+    torch.manual_seed(0)
+    old, examples = nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 4)), batch()
+    even, uneven, noisy = (mm.expand(old, examples, how, {"0": 8}) for how in ("bert2bert", "lemon", "net2net"))
+    made = [tuple(row.tolist()) for row in even[0].weight]
+    assert receipt(old, even, examples).twins["0"] == sum(made.count(row) > 1 for row in made) > 0
+    assert receipt(old, uneven, examples).twins["0"] == receipt(old, noisy, examples).twins["0"] == 0
 
 
 def test_units_that_get_no_gradient_are_counted():
