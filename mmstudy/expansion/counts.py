@@ -91,7 +91,7 @@ def renumbered(longer: Longer, protected: Sequence[str] = ()) -> list[str]:
 
     A number is a place if, in all old members that have it, and in two at least, it is the member's number in the list.
     """
-    members = list(longer.members.children())
+    members = [member for member in longer.members._modules.values() if member is not None]
     old = dict(zip(longer.sources, members, strict=True))  # one for each old place
     said = []
     for path, key in _places(old):

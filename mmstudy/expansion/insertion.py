@@ -71,6 +71,9 @@ def insert(
     source = {parameter: name for name, parameter in new.named_parameters()}
     old, modules = set(source), dict(new.named_modules())
     at = {place: (place.rpartition(".")[0], blocks.member(network, place)[1]) for place in numbers}
+    lists = {
+        path: list(new.get_submodule(path)._modules.values()) for path in sorted({path for path, _ in at.values()})
+    }
     places = sorted(numbers, key=lambda place: at[place])
     if way is stack:
         todo = {places[-1]: places * numbers[places[-1]]}
@@ -89,8 +92,7 @@ def insert(
             blocks.insert(members, index + offset, module, index)
             inserted.append((module, block))
             source |= {parameter: f"{block.path}.{name}" for name, parameter in module.named_parameters()}
-    lists = {path for path, _ in at.values()}
-    longer = [_longer(modules, path, inserted) for path in sorted(lists)]
+    longer = [_longer(modules, path, members, inserted) for path, members in lists.items()]
     changed = [said for one in longer for said in counts.renumbered(one, protected)]
     fitted, configuration = configurations.fit(network, new, call, longer, protected)
     before, hooks = blocks.counting(dict(network.named_modules()))
@@ -153,14 +155,23 @@ def _silent(network: nn.Module, inserted: Sequence[tuple[nn.Module, Block]], cal
         )
 
 
-def _longer(modules: Mapping[str, nn.Module], path: str, inserted: Sequence[tuple[nn.Module, Block]]) -> Longer:
-    """What has become of a list: which old member each member is, or is modelled on; `modules`: the old ones."""
-    members = modules[path]
-    old = [name for name in modules if name.rpartition(".")[0] == path and name]
-    number = {modules[name]: i for i, name in enumerate(old)}
-    names = {name: i for i, name in enumerate(old)}
-    number |= {module: names[block.path] for module, block in inserted if block.path in names}
-    return Longer(path, members, len(old), tuple(number[member] for member in members.children()))
+def _longer(
+    modules: Mapping[str, nn.Module],
+    path: str,
+    old: list[nn.Module | None],
+    inserted: Sequence[tuple[nn.Module, Block]],
+) -> Longer:
+    """What has become of a list of these old members; `modules`: all that are old, by name."""
+    number = {member: i for i, member in reversed(list(enumerate(old))) if member is not None}
+    number |= {module: number.get(modules[block.path], -1) for module, block in inserted}
+    sources: list[int] = []
+    for member in modules[path]._modules.values():
+        assert member is not None
+        place = number[member]
+        sources.append(
+            sources[-1] if place < 0 else place
+        )  # a copy of what is in another list goes with the one before
+    return Longer(path, modules[path], len(old), tuple(sources))
 
 
 def _wrong(
@@ -214,7 +225,7 @@ def _in_turn(network: nn.Module, inserted: Sequence[tuple[nn.Module, Block]], ca
     for module, block in inserted:
         place = paths[module]
         members, index = blocks.member(network, place)
-        previous = list(members.children())[index - 1]
+        previous = list(members._modules.values())[index - 1]
         given = blocks.overheard(network, place, call)
         try:
             with blocks.moved(previous):

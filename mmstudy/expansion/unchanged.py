@@ -44,8 +44,8 @@ def _origins(old: nn.Module, new: nn.Module) -> dict[str, str]:
     for path, before in old.named_modules():
         after = modules.get(path)
         if isinstance(before, List) and isinstance(after, List) and len(after) != len(before):
-            left = list(before.named_children())
-            for name, member in after.named_children():
+            left = list(before._modules.items())
+            for name, member in after._modules.items():
                 place = next((i for i, (_, other) in enumerate(left) if _same(other, member)), None)
                 moved[f"{path}.{name}.".lstrip(".")] = (
                     None if place is None else f"{path}.{left[place][0]}.".lstrip(".")

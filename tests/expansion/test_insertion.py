@@ -140,6 +140,17 @@ def test_a_loop_that_counts_its_members_counts_the_new_one(loop):
         assert torch.equal(network.head(x), grown.network(inputs()))
 
 
+def test_a_list_may_have_one_module_at_several_places():
+    relu = nn.ReLU()
+    network = nn.Sequential(nn.Linear(6, 6), relu, nn.Sequential(nn.Linear(6, 6), relu), relu, nn.Linear(6, 2)).double()
+    grown = Candidate("interleave", ("2",), (2,)).grow(network, inputs())
+    assert [type(member).__name__ for member in grown.network._modules.values()] == [
+        "Linear", "ReLU", "Sequential", "Sequential", "Sequential", "ReLU", "Linear",
+    ]  # fmt: skip
+    with torch.no_grad():
+        assert torch.equal(grown.network(inputs()), network[3:](network[2](network[2](network[:3](inputs())))))
+
+
 def test_members_that_stand_side_by_side_are_no_chain():
     """Experts: each is called on the same, so that one more makes the network wider, not deeper."""
 
