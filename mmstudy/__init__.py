@@ -8,10 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmstudy.expansion.asked import candidate_pool, couplings, expand
+    from mmstudy.expansion.asked import candidate_pool, couplings, coverage, expand
     from mmstudy.expansion.candidate import Candidate
     from mmstudy.manifold.asked import check, size, sizes
     from mmstudy.manifold.between import barrier, line, plane
+    from mmstudy.tracing.trace import register_rule
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,9 +21,11 @@ __all__ = [
     "candidate_pool",
     "check",
     "couplings",
+    "coverage",
     "expand",
     "line",
     "plane",
+    "register_rule",
     "size",
     "sizes",
 ]
@@ -33,9 +36,11 @@ _MODULES = {
     "candidate_pool": "expansion.asked",
     "check": "manifold.asked",
     "couplings": "expansion.asked",
+    "coverage": "expansion.asked",
     "expand": "expansion.asked",
     "line": "manifold.between",
     "plane": "manifold.between",
+    "register_rule": "tracing.trace",
     "size": "manifold.asked",
     "sizes": "manifold.asked",
 }

@@ -6,6 +6,7 @@ __all__ = [
     "candidate",
     "checkpoints",
     "copies",
+    "coverage",
     "deeper",
     "estimates",
     "exactness",

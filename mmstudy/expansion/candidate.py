@@ -3,7 +3,7 @@
 A `Candidate` describes an expansion and carries it out; the ways to expand are `operators.OPERATORS`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,12 +14,12 @@ from torch.utils._pytree import tree_leaves
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
-from mmstudy.core.networks import named_tensors
+from mmstudy.core.networks import evaluating, named_tensors
 from mmstudy.core.seeds import generator as substream
 from mmstudy.expansion import deeper, estimates, exactness, insertion, surgery
 from mmstudy.expansion.growth import Growth
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE, named
-from mmstudy.tracing.calls import Call, called, of_loss
+from mmstudy.tracing.calls import Call, Output, called, of_loss
 from mmstudy.tracing.couplings import fixed_in, of_trace
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
@@ -97,9 +97,11 @@ class Candidate:
         except (KeyError, TypeError) as error:
             raise ValueError(f"no description of a candidate: {description!r}") from error
 
-    def expand(self, network: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification) -> nn.Module:
+    def expand(
+        self, network: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification, **options: Any
+    ) -> nn.Module:
         """The expanded network; see `grow`."""
-        return self.grow(network, batch, loss_fn).network
+        return self.grow(network, batch, loss_fn, **options).network
 
     def grow(
         self,
@@ -107,6 +109,10 @@ class Candidate:
         batch: Batch | Call,
         loss_fn: LossFn = classification,
         traced: Trace | None = None,
+        *,
+        keep: Sequence[str] = (),
+        also: Sequence[Batch | Call] = (),
+        output: Output = None,
     ) -> Expansion:
         """Carry the expansion out.
 
@@ -116,27 +122,40 @@ class Candidate:
                 fitted to them; and the promise of those that are exact is checked on them.
             loss_fn: (model, batch) → mean loss.
             traced: the trace of the network on such a batch, if there is one already.
+            keep: numbers that modules keep and that must stay, as patterns of paths: "blocks.0.horizon", "*.layer_idx".
+            also: more batches, of other sizes and lengths: the network must have the same units on them, and what is
+                exact is checked on them too.
+            output: which part of what the network returns must stay; see `Call`. By default all that are no whole
+                numbers.
 
         Raises:
             ValueError: a location is unknown, a size does not expand, the operator does not fit the location, or it
                 would break its promise there.
-            NotImplementedError: the network has an operation whose effect on units is not known.
+            NotImplementedError: torch.export cannot follow the network.
         """
         device = next(network.parameters()).device
         if elsewhere := {str(t.device) for t in tree_leaves(batch) if isinstance(t, Tensor)} - {str(device)}:
             raise ValueError(f"the network is on {device} and its inputs on {', '.join(elsewhere)}; move one of them")
         loss_fn = arguments.function(loss_fn)
         batch = batch if isinstance(batch, Tensor | Call) else arguments.batch(batch)
-        call = of_loss(network, batch, loss_fn)
+        calls = [of_loss(network, each, loss_fn, output) for each in (batch, *also)]
         stream = substream("expand", self.operator, *self.locations, *self.sizes, self.seed)
-        traced = traced or trace(network, call)
+        traced = traced or trace(network, calls[0])
+        traced.protected = tuple(keep)
+        for other in calls[1:]:
+            _same_units(self, traced, trace(network, other), other)
         if OPERATORS[self.operator].widens:
-            grown = _widen(self, network, traced, stream, call, batch, loss_fn)
+            grown = _widen(self, network, traced, stream, calls, batch, loss_fn)
         else:
-            grown = _deepen(self, network, traced, stream, call)
-        if OPERATORS[self.operator].preserves == EXACTLY:
-            _check(self, exactness.broken(network, grown.network, call, grown.origin))
-        return _chain(grown, self.then.grow(grown.network, batch, loss_fn)) if self.then else grown
+            grown = _deepen(self, network, traced, stream, calls[0])
+        for each in calls:
+            if OPERATORS[self.operator].preserves == EXACTLY:
+                _check(self, exactness.broken(network, grown.network, each, grown.origin))
+            elif each is not calls[0]:
+                _runs(self, grown.network, each)
+        if self.then is None:
+            return grown
+        return _chain(grown, self.then.grow(grown.network, batch, loss_fn, keep=keep, also=also, output=output))
 
 
 def widen(
@@ -195,18 +214,21 @@ def _growth(traced: Trace, network: nn.Module, location: str, size: int, *rest) 
     return Growth(network, groups[location], size, *rest)
 
 
-def _widen(candidate, network, traced, stream, call, batch, loss_fn) -> Expansion:
+def _widen(candidate, network, traced, stream, calls, batch, loss_fn) -> Expansion:
+    (call, *_), keep = calls, traced.protected
     operator, plans, changed = OPERATORS[candidate.operator], list[surgery.Plan](), list[str]()
     for location, size in zip(candidate.locations, candidate.sizes, strict=True):
         traced = trace(network, call) if plans else traced
-        growth = _growth(traced, network, location, size, stream, batch, loss_fn)
+        traced.protected = keep
+        growth = _growth(traced, network, location, size, stream, batch, loss_fn, call.output)
         plan, touch = operator.apply(growth)
         new = surgery.rebuilt(network, plan, call, touch)
         if operator.preserves == UP_TO_NOISE:
             own = named_tensors(network)
             plain = surgery.transform({n: t.double() for n, t in own.items() if t.is_floating_point()}, plan)
             same = {name: name for name in own}
-            _check(candidate, exactness.broken(network, new, call, same, plain), ", even without noise")
+            for each in calls:
+                _check(candidate, exactness.broken(network, new, each, same, plain), ", even without noise")
         for path, key, then in growth.coupling.kept[size]:
             before = getattr(network.get_submodule(path), key)
             changed.append(f"{path}.{key}: {before} → {then}".removeprefix("."))
@@ -246,6 +268,25 @@ def _chain(first: Expansion, second: Expansion) -> Expansion:
         return second.carry(first.carry(averages, squares), squares)
 
     return Expansion(second.network, origin, inserted, fresh, carry, first.changed + second.changed)
+
+
+def _same_units(candidate: Candidate, traced: Trace, other: Trace, call: Call) -> None:
+    """Refuse a network that wires the units that shall grow otherwise on another batch."""
+    one, two = of_trace(traced), of_trace(other)
+    for place in candidate.locations if OPERATORS[candidate.operator].widens else ():
+        if place in one and (place not in two or (one[place].size, one[place].uses) != (two[place].size, two[place].uses)):
+            shapes = ", ".join(str(tuple(t.shape)) for t in call.tensors)
+            reason = fixed_in(other).get(place, "other tensors have them")
+            raise ValueError(f"{place} cannot grow: on a batch of shape {shapes} its units are others, as {reason}")
+
+
+def _runs(candidate: Candidate, network: nn.Module, call: Call) -> None:
+    try:
+        with evaluating(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            call.of(network)
+    except Exception as error:  # whatever a network does when a size that it keeps does not fit
+        shapes = ", ".join(str(tuple(t.shape)) for t in call.tensors)
+        raise ValueError(f"after {candidate} the network fails on a batch of shape {shapes}: {error}") from error
 
 
 def _check(candidate: Candidate, wrong: str | None, even: str = "") -> None:

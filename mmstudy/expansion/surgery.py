@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mmstudy.core.networks import evaluating, named_tensors
 from mmstudy.expansion import attributes
@@ -249,7 +248,8 @@ def _kept(network: nn.Module, old: nn.Module, plan: Plan, call: Call) -> list[tu
     Raises:
         ValueError: the network runs with none of the choices, or there are too many.
     """
-    places = attributes.kept(network, lambda path: plan.coupling.lengths(path, plan.size))
+    lengths = partial(plan.coupling.lengths, size=plan.size)
+    places = attributes.kept(network, lengths, plan.coupling.protected)
     expected = plan.coupling.structure(plan.size)
     own = named_tensors(old)
     problems: list[Exception] = []
@@ -260,7 +260,7 @@ def _kept(network: nn.Module, old: nn.Module, plan: Plan, call: Call) -> list[tu
         with attributes.changed(network, (places[i] for i in chosen)):
             try:
                 with evaluating(network), torch.no_grad():  # says no sooner than a trace does, and more quietly
-                    after = functional_call(network, plain, call.arguments, dict(call.options))
+                    after = call.under(network, plain)
                 predicted = not traced or trace(network, call).structure() == expected
                 return change(before, after) if predicted else None
             except Exception as error:  # whatever a network does when its sizes do not fit
