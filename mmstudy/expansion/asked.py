@@ -91,8 +91,9 @@ def expand(
             or a function of it. By default all of it, but for whole numbers and masks.
 
     Raises:
-        TypeError, ValueError: an argument of another kind or out of range; a location that the network does not have;
-            an operator that does not fit there.
+        TypeError: an argument of another kind.
+        ValueError: one that is out of range, a location that the network does not have, or an operator that does not
+            fit there.
     """
     candidate = _candidate(how, where, arguments.whole(seed, "seed"))
     network, batch, _ = _called(network, batch, loss_fn, output)

@@ -33,9 +33,7 @@ class Kept:
         return f"{self.kind.__name__}.{self.key} = {self.now}"
 
 
-def kept(
-    network: nn.Module, lengths: Callable[[str], Mapping[int, int]], protected: Sequence[str] = ()
-) -> list[Kept]:
+def kept(network: nn.Module, lengths: Callable[[str], Mapping[int, int]], protected: Sequence[str] = ()) -> list[Kept]:
     """All that may have to follow; `lengths`: path of a module → its lengths that grow, now → then.
 
     What a pattern in `protected` names, such as "blocks.0.horizon" or "*.layer_idx", is left out.

@@ -150,7 +150,7 @@ class Candidate:
             grown = _deepen(self, network, traced, stream, calls[0])
         for each in calls:
             if OPERATORS[self.operator].preserves == EXACTLY:
-                _check(self, exactness.broken(network, grown.network, each, grown.origin))
+                _check(self, exactness.broken(network, grown.network, each, grown.origin, None, traced.coarsest))
             elif each is not calls[0]:
                 _runs(self, grown.network, each)
         if self.then is None:
@@ -228,7 +228,8 @@ def _widen(candidate, network, traced, stream, calls, batch, loss_fn) -> Expansi
             plain = surgery.transform({n: t.double() for n, t in own.items() if t.is_floating_point()}, plan)
             same = {name: name for name in own}
             for each in calls:
-                _check(candidate, exactness.broken(network, new, each, same, plain), ", even without noise")
+                wrong = exactness.broken(network, new, each, same, plain, traced.coarsest)
+                _check(candidate, wrong, ", even without noise")
         for path, key, then in growth.coupling.kept[size]:
             before = getattr(network.get_submodule(path), key)
             changed.append(f"{path}.{key}: {before} → {then}".removeprefix("."))
@@ -274,7 +275,8 @@ def _same_units(candidate: Candidate, traced: Trace, other: Trace, call: Call) -
     """Refuse a network that wires the units that shall grow otherwise on another batch."""
     one, two = of_trace(traced), of_trace(other)
     for place in candidate.locations if OPERATORS[candidate.operator].widens else ():
-        if place in one and (place not in two or (one[place].size, one[place].uses) != (two[place].size, two[place].uses)):
+        here, there = ((found[place].size, found[place].uses) if place in found else None for found in (one, two))
+        if here and here != there:
             shapes = ", ".join(str(tuple(t.shape)) for t in call.tensors)
             reason = fixed_in(other).get(place, "other tensors have them")
             raise ValueError(f"{place} cannot grow: on a batch of shape {shapes} its units are others, as {reason}")

@@ -124,9 +124,9 @@ def of_network(
         works = tuple(way for way in exact if way not in refused)
         rows.append(Row(name, group.size, tensors, _together(group), each, works, refused))
     sizes = {name: tensor.numel() for name, tensor in named_tensors(network).items()}
-    for name, each in fixed_groups(traced).items():
-        parameters = sum(sizes[tensor] for tensor in each.tensors if tensor in traced.parameters) // each.size
-        rows.append(Row(name, each.size, each.tensors, _short(each.tensors), parameters, (), {"all": each.why}))
+    for name, fixed in fixed_groups(traced).items():
+        each = sum(sizes[tensor] for tensor in fixed.tensors if tensor in traced.parameters) // fixed.size
+        rows.append(Row(name, fixed.size, fixed.tensors, _short(fixed.tensors), each, (), {"all": fixed.why}))
     return Coverage((*rows, *_lists(network, batch, loss_fn, traced, output)))
 
 
@@ -145,6 +145,8 @@ def _refused(
             candidate.grow(network, batch, loss_fn, traced, output=output)
         except (ValueError, NotImplementedError) as error:
             found[name] = str(error)
+            if "cannot grow" in found[name]:  # whatever the operator
+                return dict.fromkeys(candidates, found[name])
     return found
 
 
@@ -172,6 +174,7 @@ def _lists(network: nn.Module, batch: Batch | Call, loss_fn: LossFn, traced: Tra
         span = members[0] if len(members) == 1 else f"{members[0]} … {members[-1]}"
         each = sum(p.numel() for p in network.get_submodule(members[-1]).parameters())
         works = tuple(way for way in exact if way not in refused)
+        refused = dict(reversed(refused.items()))  # a block's own ways come last
         rows.append(Row(span, 0, (), f"one more, of {len(members)}", each, works, refused))
     return rows
 

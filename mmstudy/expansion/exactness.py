@@ -26,6 +26,7 @@ def broken(
     call: Call,
     origin: Mapping[str, str],
     replaced: Mapping[str, Tensor] | None = None,
+    coarsest: float = 0.0,
 ) -> str | None:
     """What is to be said of a network that is another function than the old one; None if it is the same.
 
@@ -35,10 +36,11 @@ def broken(
     Args:
         origin: parameter of the new network → the old one that it is, or comes from.
         replaced: tensors of the new network as they shall be instead.
+        coarsest: eps of the coarsest type of numbers in which the networks compute, whatever that of their parameters.
     """
     own = dict(old.named_parameters())
     made = [name for name, p in new.named_parameters() if not torch.equal(p, own[origin[name]])]
-    eps = max(torch.finfo(p.dtype).eps for p in new.parameters() if p.is_floating_point())
+    eps = max(coarsest, *(torch.finfo(p.dtype).eps for p in new.parameters() if p.is_floating_point()))
     with torch.no_grad():
         try:
             one, two = copy.deepcopy(old).double(), copy.deepcopy(new).double()

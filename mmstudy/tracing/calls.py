@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules import module as modules
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from mmstudy.batched.engine import LossFn
 from mmstudy.batched.ensemble import classification, measuring
@@ -45,7 +45,8 @@ class Call:
 
     def mapped(self, function) -> "Call":
         """The call with every tensor replaced by a function of it, in order."""
-        return replace(self, arguments=_mapped(self.arguments, function), options=_mapped(dict(self.options), function))
+        args, options = _mapped(self.arguments, function), _mapped(dict(self.options), function)
+        return replace(self, arguments=args, options=options)
 
     def _part(self, returned: Any) -> Any:
         if self.output is None:
@@ -57,7 +58,8 @@ class Call:
                 return getattr(returned, self.output)
             return returned[self.output]
         except (AttributeError, IndexError, KeyError, TypeError) as error:
-            found = type(returned).__name__ + (f" of {', '.join(map(str, returned))}" if isinstance(returned, Mapping) else "")
+            keys = f" of {', '.join(map(str, returned))}" if isinstance(returned, Mapping) else ""
+            found = f"a {type(returned).__name__}{keys}"
             raise ValueError(f"output={self.output!r} is no part of what the network returns, {found}") from error
 
     @property
@@ -80,7 +82,7 @@ def called(network: Any, batch: Any) -> Call:
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"a network must be a torch.nn.Module; got {network!r}")
-    if lazy := [name for name, p in network.named_parameters() if isinstance(p, UninitializedTensorMixin)]:
+    if lazy := [name for name, p in network.named_parameters() if is_lazy(p)]:
         raise ValueError(f"{', '.join(lazy)}: no shape yet. Call the network once on a batch, then it has one")
     call = _call(network, batch)
     found = call.tensors
@@ -95,7 +97,7 @@ def called(network: Any, batch: Any) -> Call:
 
 
 def of_loss(network: nn.Module, batch: Any, loss_fn: LossFn, output: Output = None) -> Call:
-    """How the network is called where `loss_fn(model, batch)` is its loss, and which part of its output counts.
+    """How the network is called where `loss_fn(model, batch)` is its loss, and what of its output counts.
 
     A tensor is the network's one argument, and a `Call` says itself what it is. By the default loss, which takes pairs,
     a mapping gives arguments by name (`input_ids`, `attention_mask`, ...), as `called` says. Of any other batch, the

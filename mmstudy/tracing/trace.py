@@ -17,13 +17,13 @@ from torch.utils._pytree import tree_leaves
 from mmstudy.core.networks import evaluating
 from mmstudy.tracing.axes import Axis, fix, leaves
 from mmstudy.tracing.calls import Call, called, tensors, unnoticed
-from mmstudy.tracing.graph import SIZE, UNKNOWN, Normalization, Rule, Rules, Trace, Value, data
+from mmstudy.tracing.graph import SIZE, UNKNOWN, Normalization, Rules, Trace, Value, data
 from mmstudy.tracing.rules import contractions, layers, norms, pieces, views
 
 RULES = Rules({**layers.RULES, **contractions.RULES, **pieces.RULES, **views.RULES})
 
 
-def register_rule(operation: Any, rule: Rule) -> None:
+def register_rule(operation: Any, rule: Any) -> None:
     """Say what an operation does to the units of what it is called with; this holds from the next trace on.
 
     Args:
@@ -190,33 +190,41 @@ def _parts(made: Any) -> list[Any]:
     return list(made) if isinstance(made, list | tuple) else [made] if isinstance(made, Tensor | Value) else []
 
 
-def _data_of(node: fx.Node, why: str = SIZE, **known: bool) -> Any:
+def _data_of(node: fx.Node, why: str = SIZE, given: bool = False) -> Any:
     """The result of a node, its axes those of data."""
     made = node.meta.get("val")
-    found = [Value(data(part.shape, why), **known) if isinstance(part, Tensor) else None for part in _parts(made)]
+    found = [Value(data(part.shape, why), given=given) if isinstance(part, Tensor) else None for part in _parts(made)]
     return found[0] if isinstance(made, Tensor) else found
 
 
 def _follow(result: Trace, node: fx.Node, values: Mapping[fx.Node, Any], by_hand: norms.ByHand) -> Any:
     stack = list((node.meta.get("nn_module_stack") or {"": ("",)}).values())
     result.module, result.operation = f"{stack[-1][0]}.".removeprefix(PREFIX).rstrip("."), node.target
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+    args, kwargs = _arguments(node, values)
     inner = [place for place, part in enumerate(args) if isinstance(part, fx.GraphModule)]
     if len(inner) == 1 and str(node.target).startswith("wrap_with_"):  # runs it as it is, without gradients for one
         return list(_walk(result, args[inner[0]], list(args[inner[0] + 1 :])))
     operands = _values((args, kwargs))
     value = _ruled(result, node, args, kwargs, node in by_hand.averages)
     if found := by_hand.norms.get(node):
-        scale = values[found.scale].tensor if found.scale in values else None
+        scale = values[found.scale].tensor if found.scale is not None else None
         axis = values[found.of].axes[found.dim]
         result.normalizations.append(Normalization(axis, found.kind, scale, None, found.eps, result.module))
         value.normal = True
-    for one in filter(None, _parts(value)):
-        one.learned |= any(operand.learned for operand in operands)
-        one.given |= any(operand.given for operand in operands)
+    learned, given = (any(getattr(part, kind) for part in operands) for kind in ("learned", "given"))
+    for one, made in zip(_parts(value), _parts(node.meta.get("val")), strict=True):
+        if one is None:
+            continue
+        one.learned, one.given = one.learned or learned, one.given or given
+        if learned and given and made.is_floating_point():
+            result.coarsest = max(result.coarsest, torch.finfo(made.dtype).eps)
         result.seen.setdefault(result.module, []).extend(one.axes)
         result.shapes.append((str(node.target), one.axes))
     return value
+
+
+def _arguments(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])  # type: ignore[return-value]
 
 
 def _ruled(result: Trace, node: fx.Node, args: tuple, kwargs: dict[str, Any], average: bool) -> Any:

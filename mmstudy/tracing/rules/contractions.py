@@ -1,6 +1,5 @@
 """What products that are summed do to axes: of activations with weights, and with each other (attention)."""
 
-from collections.abc import Sequence
 from math import prod
 
 from mmstudy.tracing.axes import Axis, product, unify

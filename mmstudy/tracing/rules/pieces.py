@@ -20,7 +20,8 @@ def _sliced(t, shape, x, dim=0, *options):
         if shape[dim] == x.axes[dim].size:
             return Value(x.axes, x.writers, x.tensor)
         t.fix(x.axes[dim], why=CUT)
-        return Value([*x.axes[:dim], *data([shape[dim]]), *x.axes[dim + 1 :]], x.writers, x.tensor)
+        piece = Axis(shape[dim], why=t.because(CUT))
+        return Value([*x.axes[:dim], piece, *x.axes[dim + 1 :]], x.writers, x.tensor)
     t.fix(x.axes[dim], why=CUT)
     return Value([*x.axes[:dim], *x.axes[dim + 1 :]], x.writers, x.tensor)
 
@@ -126,7 +127,8 @@ def _concatenated(t, shape, tensors, dim=0):
     for value in tensors:
         t.fix(value.axes[dim], why="it is one part of a concatenated axis")
     _joined(t, tensors, dim)
-    return Value([*tensors[0].axes[:dim], *data([shape[dim]]), *tensors[0].axes[dim + 1 :]])
+    whole = Axis(shape[dim], why=t.because("it is a concatenated axis"))
+    return Value([*tensors[0].axes[:dim], whole, *tensors[0].axes[dim + 1 :]])
 
 
 @RULES.of("stack")

@@ -27,6 +27,9 @@ def pointwise(t: Trace, shape: list[int], *operands: Any, **options: Any) -> Val
     return result
 
 
+RULES.of("hardswish", "hardswish_", "log_sigmoid", "where", "masked_fill", "masked_fill_")(pointwise)  # not tagged so
+
+
 def _keeps_zero(operation: Any, operands: Sequence[Any], options: Mapping[str, Any]) -> bool:
     """Whether f(0) = 0, tried out."""
     if torch.Tag.nondeterministic_seeded in operation.tags:
@@ -57,9 +60,9 @@ def _made_like(t, shape, x, *options, **more):
     return Value(x.axes)
 
 
-@RULES.of("copy_", "fill_", "zero_", "masked_fill_", "maximum", "minimum", "where", "masked_fill", "bernoulli")
-def _elementwise(t, shape, *operands, **options):
-    return _broadcast(shape, *operands)
+@RULES.of("copy_", "fill_", "zero_")
+def _overwritten(t, shape, x, *operands, **options):
+    return _broadcast(shape, x, *operands)
 
 
 @RULES.of("add", "add_", "sub", "rsub")
