@@ -220,7 +220,9 @@ ZOO = {
         Rotary, words, {"embedding": "lemon", "q[0]": "lemon", "gate": "zero_outgoing", "v[1]": "zero_outgoing"},
         {"q[2]": "concatenated axis", "head": "network's output"},
     ),
-    "U-Net": Animal(UNet, images, {"inner": "lemon", "join": "zero_outgoing"}, {"down": "concatenated", "up": "concatenated"}),
+    "U-Net": Animal(
+        UNet, images, {"inner": "lemon", "join": "zero_outgoing"}, {"down": "concatenated", "up": "concatenated"},
+    ),
     "DenseNet": Animal(
         lambda: Wired(dense, layers=nn.ModuleList([nn.Conv2d(2, 3, 1), nn.Conv2d(5, 3, 1)]), head=nn.Conv2d(8, 2, 1)),
         images, {}, {"layers.0": "concatenated"},

@@ -1,4 +1,4 @@
-"""Networks that nobody wrote for this package: each place grows exactly, on another batch too, or is refused by name."""
+"""Networks as people write them: each place grows exactly, on another batch too, or is refused by name."""
 
 import re
 

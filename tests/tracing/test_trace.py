@@ -373,7 +373,10 @@ WITH_PARAMETERS = {
         nn.Sequential(nn.Unflatten(2, (3, 2, 2)), nn.Conv3d(3, 5, 1), nn.MaxPool3d(2), nn.Flatten(), nn.Linear(5, 2)),
         {"1": 5},
     ),
-    "instance norm": (nn.Sequential(nn.Conv1d(3, 5, 1), nn.InstanceNorm1d(5, affine=True), nn.Conv1d(5, 2, 1)), {"0": 5}),
+    "instance norm": (
+        nn.Sequential(nn.Conv1d(3, 5, 1), nn.InstanceNorm1d(5, affine=True), nn.Conv1d(5, 2, 1)),
+        {"0": 5},
+    ),
     "prelu": (nn.Sequential(nn.Conv1d(3, 5, 1), nn.PReLU(5), nn.Conv1d(5, 2, 1)), {"0": 5}),
     "glu": (nn.Sequential(nn.Conv1d(3, 10, 1), nn.GLU(1), nn.Conv1d(5, 2, 1)), {"0[1]": 5}),
     "upsampled": (nn.Sequential(nn.Conv1d(3, 5, 1), nn.Upsample(scale_factor=2), nn.Conv1d(5, 2, 1)), {"0": 5}),
