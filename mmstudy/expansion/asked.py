@@ -55,14 +55,35 @@ def coverage(
 
 
 def candidate_pool(
-    network: nn.Module, batch: Batch, loss_fn: LossFn = classification, **options: Any
+    network: nn.Module,
+    batch: Batch | Call,
+    loss_fn: LossFn = classification,
+    *,
+    covered: Coverage | None = None,
+    **options: Any,
 ) -> dict[str, Candidate]:
-    """Candidates that are worth comparing, by label; the options are those of `pools.candidate_pool`."""
+    """Candidates that are worth comparing, by label; the other options are those of `pools.candidate_pool`.
+
+    Args:
+        covered: the coverage of the network; candidates of which it says that they are refused, or not exact though
+            their operator promises it, are left out.
+
+    Raises:
+        ValueError: nothing is left, or an option is out of range.
+    """
     known = list(signature(pools.candidate_pool).parameters)[2:]
     for name in options:
         arguments.one_of(name, known, "option of candidate_pool")
     network, _, call = _called(network, batch, loss_fn)
-    return pools.candidate_pool(network, call, **options)
+    if covered is not None and covered.growing:
+        everything = ["&".join(covered.growing)] if len(covered.growing) > 1 else []
+        options = {"locations": [*covered.growing, *everything]} | options
+    pool = pools.candidate_pool(network, call, **options)
+    if covered is not None:
+        pool = {label: candidate for label, candidate in pool.items() if covered.allows(candidate)}
+    if not pool:
+        raise ValueError("the coverage leaves no candidate: give other operators, or look at its reasons")
+    return pool
 
 
 def expand(

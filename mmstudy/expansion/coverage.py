@@ -49,6 +49,7 @@ class Row:
     each: int  # parameters per unit, or of one more layer
     exact: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)  # operator (or "all") → reason
+    places: tuple[str, ...] = ()  # a list of layers or blocks: its members
 
     @property
     def grows(self) -> bool:
@@ -79,6 +80,18 @@ class Coverage:
     def growing(self) -> tuple[str, ...]:
         """The groups that can get wider by an exact operator."""
         return tuple(row.location for row in self.rows if row.units and row.grows)
+
+    def allows(self, candidate: Candidate) -> bool:
+        """Whether nothing speaks against a candidate: each place grows, and in that way if it promises to be exact."""
+        rows = {place: row for row in self.rows for place in row.places or (row.location,)}
+        way = candidate.operator
+        exactly = OPERATORS[way].preserves == EXACTLY
+        found = [rows[place] for place in candidate.locations if place in rows]
+        here = len(found) == len(candidate.locations) and all(
+            row.grows and (way in row.exact or not exactly) and bool(row.units) == OPERATORS[way].widens
+            for row in found
+        )
+        return here and (candidate.then is None or self.allows(candidate.then))
 
     @property
     def table(self) -> pd.DataFrame:
@@ -175,7 +188,7 @@ def _lists(network: nn.Module, batch: Batch | Call, loss_fn: LossFn, traced: Tra
         each = sum(p.numel() for p in network.get_submodule(members[-1]).parameters())
         works = tuple(way for way in exact if way not in refused)
         refused = dict(reversed(refused.items()))  # a block's own ways come last
-        rows.append(Row(span, 0, (), f"one more, of {len(members)}", each, works, refused))
+        rows.append(Row(span, 0, (), f"one more, of {len(members)}", each, works, refused, tuple(members)))
     return rows
 
 

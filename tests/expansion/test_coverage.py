@@ -78,7 +78,21 @@ def test_it_reads_well_as_text_and_as_a_table(covered):
     assert "<script" not in found._repr_html_()
 
 
-def test_a_pool_of_a_network_that_nobody_here_wrote_holds_what_grows():
+def test_a_pool_of_a_network_that_nobody_here_wrote_holds_what_grows(covered):
+    network, found = covered
+    network, inputs = network.double(), torch.randn(4, 6, 3, dtype=torch.float64)
+    options = {"factors": (2,), "extra_layers": (1,), "matched": (2,), "wider": ("zero_outgoing", "random")}
+    pool = mm.candidate_pool(network, inputs, covered=found, deeper=("deeper_identity", "zero_residual"), **options)
+    assert "zero_outgoing blocks.0.up ×2" in pool
+    assert "random embedding ×2" in pool
+    assert "zero_residual blocks.1 +1" in pool
+    assert not [label for label in pool if label.startswith(("zero_outgoing embedding", "deeper_identity"))]
+    assert [label for label in pool if "≈" in label]
+    with pytest.raises(ValueError, match="the coverage leaves no candidate"):
+        mm.candidate_pool(network, inputs, covered=found, deeper=["deeper_identity"], wider=[], factors=())
+
+
+def test_with_targets_operators_that_learn_are_tried_too():
     network, (inputs, targets) = mlp((6, 4)), batch()
     found = mm.coverage(network, (inputs, targets))
     assert found.growing == ("hidden.0", "hidden.1")

@@ -161,16 +161,12 @@ def _reduced(x: Value, gone: set[int], keepdim: bool) -> Value:
     return Value(kept if keepdim else [axis for i, axis in enumerate(x.axes) if i not in gone])
 
 
-@RULES.of(
-    "cumsum", "cumsum_", "cumprod", "logcumsumexp", "sort", "argsort", "topk", "kthvalue", "cummax", "cummin", "renorm"
-)
+@RULES.of("cumsum", "cumsum_", "cumprod", "logcumsumexp", "sort", "argsort", "topk", "kthvalue", "cummax", "cummin")
 def _along(t, shape, x, *options, **more):
     """Along one axis of the result, or of several results; `topk` and others have another length there."""
     dim = more.get("dim", next((option for option in options if type(option) is int), -1))
     if _is(t, "topk", "kthvalue"):
-        dim = options[1] if len(options) > 1 else -1
-    if _is(t, "sort", "argsort") and isinstance(options[0] if options else None, bool):
-        dim = -1
+        dim = more.get("dim", options[1] if len(options) > 1 else -1)
     t.fix(x.axes[dim], why="its units are put in order or added up along it")
     results = [shape] if not shape or isinstance(shape[0], int) else [list(part.shape) for part in shape]
     found = []
@@ -232,10 +228,9 @@ def _permuted(t, shape, x, order):
 @RULES.of("expand", "expand_as", "broadcast_to")
 def _expanded(t, shape, x, *options, **more):
     old = [None] * (len(shape) - len(x.axes)) + x.axes
-    axes = [
-        a if a is not None and a.size == size else Axis(size, why="a tensor is expanded along it")
-        for a, size in zip(old, shape, strict=True)
-    ]
+    like = options[0].axes if options and isinstance(options[0], Value) else []  # `expand_as`
+    new = like or [Axis(size, why="a tensor is expanded along it") for size in shape]
+    axes = [a if a is not None and a.size == n.size else n for a, n in zip(old, new, strict=True)]
     return Value(axes, x.writers, x.tensor)
 
 
