@@ -65,7 +65,7 @@ def _overwritten(t, shape, x, *operands, **options):
     return _broadcast(shape, x, *operands)
 
 
-@RULES.of("add", "add_", "sub", "rsub")
+@RULES.of("add", "add_", "sub", "sub_", "rsub")
 def _sum(t, shape, x, y, **options):
     for one, other in ((x, y), (y, x)):
         if isinstance(one, Value) and one.tensor:
@@ -83,7 +83,7 @@ def _sum(t, shape, x, y, **options):
     return result
 
 
-@RULES.of("mul", "mul_", "div")
+@RULES.of("mul", "mul_", "div", "div_")
 def _multiplied(t, shape, x, y, **options):
     tensors = [value for value in (x, y) if isinstance(value, Value)]
     for value in tensors:
