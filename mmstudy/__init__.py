@@ -8,11 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmstudy.expansion.asked import candidate_pool, couplings, expand
+    from mmstudy.expansion.asked import candidate_pool, couplings, coverage, expand
     from mmstudy.expansion.candidate import Candidate
     from mmstudy.expansion.receipt import receipt
     from mmstudy.manifold.asked import check, size, sizes
     from mmstudy.manifold.between import barrier, line, plane
+    from mmstudy.tracing.trace import register_rule
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "candidate_pool",
     "check",
     "couplings",
+    "coverage",
     "expand",
     "line",
     "plane",
     "receipt",
+    "register_rule",
     "size",
     "sizes",
 ]
@@ -35,10 +38,12 @@ _MODULES = {
     "candidate_pool": "expansion.asked",
     "check": "manifold.asked",
     "couplings": "expansion.asked",
+    "coverage": "expansion.asked",
     "expand": "expansion.asked",
     "line": "manifold.between",
     "plane": "manifold.between",
     "receipt": "expansion.receipt",
+    "register_rule": "tracing.trace",
     "size": "manifold.asked",
     "sizes": "manifold.asked",
 }

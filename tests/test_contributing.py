@@ -22,6 +22,7 @@ from mmstudy.expansion.pools import candidate_pool
 from mmstudy.manifold.estimators import ESTIMATORS
 from mmstudy.study import predictors, signals, sweep
 from mmstudy.study.protocol import Protocol
+from mmstudy.tracing.trace import RULES
 
 ROOT = Path(__file__).parent.parent
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.M))
@@ -35,7 +36,7 @@ def blocks(section, language="python"):
 @pytest.fixture
 def known(monkeypatch):
     """The names that the blocks share; what they enter is taken out again."""
-    registries = (OPERATORS, ESTIMATORS, predictors.PREDICTORS, signals.SIGNALS, tasks.DATASETS)
+    registries = (OPERATORS, ESTIMATORS, predictors.PREDICTORS, signals.SIGNALS, tasks.DATASETS, RULES)
     before = [(registry, dict(registry)) for registry in registries]
     names = {"__name__": "outside"}
     exec(*blocks("Rooms"), names)
@@ -52,6 +53,12 @@ def test_an_operator(known):
     assert torch.allclose(known["wider"](inputs), known["network"](inputs), atol=1e-5)
     pool = candidate_pool(known["network"], inputs, wider=["twins"], deeper=[])
     assert {candidate.operator for candidate in pool.values()} == {"twins"}
+
+
+def test_a_rule_for_an_operation(known):
+    exec(*blocks("A rule for an operation"), known)
+    assert "not known (aten.fft_fft.default" in known["before"]["up"].reason
+    assert "lemon" in known["after"]["up"].exact
 
 
 def test_an_estimator(known):

@@ -221,7 +221,7 @@ CALLS += [
     call("plane", NETWORK, OTHER, NETWORK, BATCH), call("plane", NETWORK, OTHER, None, BATCH),
     call("plane", NETWORK, OTHER, THIRD, BATCH, points=0), call("plane", NETWORK, OTHER, mlp((5,)), BATCH),
     call("candidate_pool", None, BATCH), call("candidate_pool", NETWORK, None),
-    call("candidate_pool", NETWORK, BATCH, loss_fn=3), call("couplings", NETWORK, {"x": X, "y": Y}),
+    call("candidate_pool", NETWORK, BATCH, loss_fn=3), call("couplings", NETWORK, {"inputs": X, "targets": Y}),
     call("expand", NETWORK, BATCH, "lemon", {"hidden.0": 9}, seed="one"),
     call("expand", NETWORK, BATCH, Candidate("lemon", ("hidden.0",), (9,)), {"hidden.0": 9}),
     call("expand", NETWORK, X, "gradmax", {"hidden.0": 9}), call("expand", NETWORK, BATCH, "stack", {"nowhere.0": 1}),

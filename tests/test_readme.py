@@ -57,6 +57,16 @@ def test_a_decoder_gets_deeper_as_shown(names, tmp_path, monkeypatch):
     assert (tmp_path / "deeper" / "config.json").exists()
 
 
+def test_any_network_is_covered_as_shown(names):
+    pytest.importorskip("transformers")
+    exec(BLOCKS[0].partition("\n\n")[0], names)  # its imports
+    names["torch"] = torch
+    exec(BLOCKS[2], names)
+    shown = eval(re.search(r"\.exact  # (\(.*?\))", BLOCKS[2])[1])
+    assert names["covered"]["transformer.wte"].exact == shown
+    assert names["larger"].transformer.h[0].mlp.c_fc.nf == 96
+
+
 def test_a_network_is_expanded_as_shown(names):
     exec(BLOCKS[1], names)
     groups = {name: group.size for name, group in names["mm"].couplings(names["vit"], names["inputs"]).items()}

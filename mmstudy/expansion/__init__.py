@@ -9,6 +9,7 @@ __all__ = [
     "configurations",
     "copies",
     "counts",
+    "coverage",
     "deeper",
     "estimates",
     "exactness",
@@ -25,4 +26,5 @@ __all__ = [
     "sizes",
     "surgery",
     "unchanged",
+    "widening",
 ]

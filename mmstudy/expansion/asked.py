@@ -13,34 +13,77 @@ from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
 from mmstudy.expansion import pools
 from mmstudy.expansion.candidate import Candidate
+from mmstudy.expansion.coverage import Coverage, of_network
 from mmstudy.expansion.operators import OPERATORS
 from mmstudy.tracing import couplings as traced
-from mmstudy.tracing.calls import Call, of_loss, tensors
+from mmstudy.tracing.calls import Call, Output, of_loss, tensors
 from mmstudy.tracing.couplings import Coupling
+from mmstudy.tracing.trace import trace
 
 Step = tuple[str, Mapping[str, int]]  # (operator, location → its new size, or the number of layers to insert there)
 
 
-def couplings(network: nn.Module, batch: Batch, loss_fn: LossFn = classification) -> dict[str, Coupling]:
+def couplings(
+    network: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification, *, output: Output = None
+) -> dict[str, Coupling]:
     """Where a network can get wider, by name: the groups of hidden units that must grow together.
 
     Args:
-        batch: a tensor is what the network is called with; of any other batch `loss_fn` calls the network.
+        batch: a tensor is what the network is called with, and without a loss of one's own a mapping gives arguments by
+            name; of any other batch `loss_fn` calls the network.
         loss_fn: (model, batch) → mean loss.
+        output: which part of what the network returns must stay; see `tracing.calls.Call`.
     """
-    network, _, call = _called(network, batch, loss_fn)
+    network, _, call = _called(network, batch, loss_fn, output)
     return traced.couplings(network, call)
 
 
+def coverage(
+    network: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification, *, output: Output = None
+) -> Coverage:
+    """What of a network can be expanded, which operators are exact there, and what is refused and why.
+
+    A row for every group of units that a layer makes, for parameters that are in none, and for every list of layers;
+    it prints as text, shows as a table in a notebook, and has a `table`. Of groups that are the same but for the
+    numbers of their layers one is tried, by every operator that promises to be exact.
+
+    Args:
+        network: see `couplings` for these arguments.
+    """
+    network, batch, call = _called(network, batch, loss_fn, output)
+    return of_network(network, batch, trace(network, call), loss_fn, output)
+
+
 def candidate_pool(
-    network: nn.Module, batch: Batch, loss_fn: LossFn = classification, **options: Any
+    network: nn.Module,
+    batch: Batch | Call,
+    loss_fn: LossFn = classification,
+    *,
+    covered: Coverage | None = None,
+    **options: Any,
 ) -> dict[str, Candidate]:
-    """Candidates that are worth comparing, by label; the options are those of `pools.candidate_pool`."""
+    """Candidates that are worth comparing, by label; the other options are those of `pools.candidate_pool`.
+
+    Args:
+        covered: the coverage of the network; candidates of which it says that they are refused, or not exact though
+            their operator promises it, are left out.
+
+    Raises:
+        ValueError: nothing is left, or an option is out of range.
+    """
     known = list(signature(pools.candidate_pool).parameters)[2:]
     for name in options:
         arguments.one_of(name, known, "option of candidate_pool")
     network, _, call = _called(network, batch, loss_fn)
-    return pools.candidate_pool(network, call, **options)
+    if covered is not None and covered.growing:
+        everything = ["&".join(covered.growing)] if len(covered.growing) > 1 else []
+        options = {"locations": [*covered.growing, *everything]} | options
+    pool = pools.candidate_pool(network, call, **options)
+    if covered is not None:
+        pool = {label: candidate for label, candidate in pool.items() if covered.allows(candidate)}
+    if not pool:
+        raise ValueError("the coverage leaves no candidate: give other operators, or look at its reasons")
+    return pool
 
 
 def expand(
@@ -50,31 +93,47 @@ def expand(
     where: Mapping[str, int] | None = None,
     seed: int = 0,
     loss_fn: LossFn = classification,
+    *,
+    keep: Sequence[str] = (),
+    also: Sequence[Batch | Call] = (),
+    output: Output = None,
 ) -> nn.Module:
     """The expanded network; the old one is not touched.
 
     Args:
+        batch: as in `couplings`.
         how: an operator (a key of `OPERATORS`) with `where`; or a list of such steps (operator, where), done one after
             another; or a `Candidate`, which has its own seed.
         where: location → its new number of units; for operators that deepen, → the number of layers to insert there.
         loss_fn: (model, batch) → mean loss; operators that learn do so from it.
+        keep: numbers that modules keep and that must stay, as patterns of paths: "blocks.0.horizon", "*.layer_idx".
+        also: more batches, of other sizes and lengths, on which the expansion is checked.
+        output: which part of what the network returns must stay: a key or attribute, e.g. "logits", a place in a tuple,
+            or a function of it. By default all of it, but for whole numbers and masks.
 
     Raises:
-        TypeError, ValueError: an argument of another kind or out of range; a location that the network does not have;
-            an operator that does not fit there.
+        TypeError: an argument of another kind.
+        ValueError: one that is out of range, a location that the network does not have, or an operator that does not
+            fit there.
     """
     candidate = _candidate(how, where, arguments.whole(seed, "seed"))
-    network, batch, _ = _called(network, batch, loss_fn)
-    return candidate.expand(network, batch, loss_fn)
+    network, batch, _ = _called(network, batch, loss_fn, output)
+    for name, given in (("keep", keep), ("also", also)):
+        if not isinstance(given, list | tuple):
+            raise TypeError(f"{name} must be a list; got {arguments.described(given)}")
+    if strange := [pattern for pattern in keep if not isinstance(pattern, str)]:
+        raise TypeError(f"keep holds patterns of paths such as '*.layer_idx'; got {arguments.described(strange[0])}")
+    more = [_called(network, each, loss_fn, output)[1] for each in also]
+    return candidate.expand(network, batch, loss_fn, keep=keep, also=more, output=output)
 
 
-def _called(network: Any, batch: Any, loss_fn: Any) -> tuple[nn.Module, Batch, Call]:
+def _called(network: Any, batch: Any, loss_fn: Any, output: Output = None) -> tuple[nn.Module, Batch | Call, Call]:
     """The network, the batch, and how one is called on the other, once both are known to be fit for each other."""
-    network, batch = arguments.network(network), arguments.batch(batch)
+    network, batch = arguments.network(network), batch if isinstance(batch, Call) else arguments.batch(batch)
     loss_fn = arguments.function(loss_fn)
-    if not isinstance(batch, Tensor) and loss_fn is classification:
+    if loss_fn is classification and not isinstance(batch, Tensor | Call | Mapping):
         asked.classes(network, batch)
-    call = of_loss(network, batch, loss_fn)
+    call = of_loss(network, batch, loss_fn, output)
     asked.tried([network], batch, lambda model, _: _probe(call.of(model)))
     return network, batch, call
 

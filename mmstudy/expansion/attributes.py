@@ -4,9 +4,10 @@ A number that merely equals a length that grows (an index of a layer, a horizon)
 changed: those without which the network does not run as predicted, or is another function.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import combinations, islice
 
 from torch import nn
@@ -33,14 +34,18 @@ class Kept:
         return f"{self.kind.__name__}.{self.key} = {self.now}"
 
 
-def kept(network: nn.Module, lengths: Callable[[str], Mapping[int, int]]) -> list[Kept]:
-    """All that may have to follow; `lengths`: path of a module → its lengths that grow, now → then."""
+def kept(network: nn.Module, lengths: Callable[[str], Mapping[int, int]], protected: Sequence[str] = ()) -> list[Kept]:
+    """All that may have to follow; `lengths`: path of a module → its lengths that grow, now → then.
+
+    What a pattern in `protected` names, such as "blocks.0.horizon" or "*.layer_idx", is left out.
+    """
     places: dict[tuple, list[str]] = {}
     for path, module in network.named_modules():
         longer = {now: then for now, then in lengths(path).items() if now > 1}
         for key, now in vars(module).items():
             then = _replaced(now, longer)
-            if not key.startswith("_") and then != now:
+            stays = any(fnmatchcase(f"{path}.{key}".lstrip("."), pattern) for pattern in protected)
+            if not key.startswith("_") and then != now and not stays:
                 places.setdefault((type(module), key, now, then), []).append(path)
     return [Kept(kind, key, now, then, tuple(paths)) for (kind, key, now, then), paths in places.items()]
 

@@ -3,7 +3,7 @@
 A `Candidate` describes an expansion and carries it out; the ways to expand are `operators.OPERATORS`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,13 +14,11 @@ from torch.utils._pytree import tree_leaves
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
-from mmstudy.core.networks import named_tensors
+from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import generator as substream
-from mmstudy.expansion import configurations, deeper, estimates, exactness, insertion, surgery
-from mmstudy.expansion.attributes import Size
-from mmstudy.expansion.growth import Growth
-from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE, named
-from mmstudy.tracing.calls import Call, called, of_loss
+from mmstudy.expansion import configurations, deeper, estimates, exactness, insertion, surgery, widening
+from mmstudy.expansion.operators import EXACTLY, OPERATORS, named
+from mmstudy.tracing.calls import Call, Output, called, of_loss
 from mmstudy.tracing.couplings import fixed_in, of_trace
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
@@ -99,9 +97,11 @@ class Candidate:
         except (KeyError, TypeError) as error:
             raise ValueError(f"no description of a candidate: {description!r}") from error
 
-    def expand(self, network: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification) -> nn.Module:
+    def expand(
+        self, network: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification, **options: Any
+    ) -> nn.Module:
         """The expanded network; see `grow`."""
-        return self.grow(network, batch, loss_fn).network
+        return self.grow(network, batch, loss_fn, **options).network
 
     def grow(
         self,
@@ -109,6 +109,10 @@ class Candidate:
         batch: Batch | Call,
         loss_fn: LossFn = classification,
         traced: Trace | None = None,
+        *,
+        keep: Sequence[str] = (),
+        also: Sequence[Batch | Call] = (),
+        output: Output = None,
     ) -> Expansion:
         """Carry the expansion out.
 
@@ -118,26 +122,42 @@ class Candidate:
                 fitted to them; and the promise of those that are exact is checked on them.
             loss_fn: (model, batch) → mean loss.
             traced: the trace of the network on such a batch, if there is one already.
+            keep: numbers that modules keep and that must stay, as patterns of paths: "blocks.0.horizon", "*.layer_idx".
+            also: more batches, of other sizes and lengths: the network must have the same units on them, and what is
+                exact is checked on them too.
+            output: which part of what the network returns must stay; see `Call`. By default all that are no whole
+                numbers.
 
         Raises:
             ValueError: a location is unknown, a size does not expand, the operator does not fit the location, or it
                 would break its promise there.
-            NotImplementedError: the network has an operation whose effect on units is not known.
+            NotImplementedError: torch.export cannot follow the network.
         """
         device = next(network.parameters()).device
         if elsewhere := {str(t.device) for t in tree_leaves(batch) if isinstance(t, Tensor)} - {str(device)}:
             raise ValueError(f"the network is on {device} and its inputs on {', '.join(elsewhere)}; move one of them")
         loss_fn = arguments.function(loss_fn)
         batch = batch if isinstance(batch, Tensor | Call) else arguments.batch(batch)
-        call = of_loss(network, batch, loss_fn)
+        calls = [of_loss(network, each, loss_fn, output) for each in (batch, *also)]
         stream = substream("expand", self.operator, *self.locations, *self.sizes, self.seed)
+        coarsest = traced.coarsest if traced else 0.0
         if OPERATORS[self.operator].widens:
-            grown = _widen(self, network, traced or trace(network, call), stream, call, batch, loss_fn)
+            traced = traced or trace(network, calls[0])
+            traced.protected, coarsest = tuple(keep), traced.coarsest
+            for other in calls[1:]:
+                _same_units(self, traced, trace(network, other), other)
+            grown = _widen(self, network, traced, stream, calls, batch, loss_fn)
         else:
-            grown = _deepen(self, network, stream, call)
-        if OPERATORS[self.operator].preserves == EXACTLY:
-            _check(self, exactness.broken(network, grown.network, call, grown.origin))
-        return _chain(grown, self.then.grow(grown.network, batch, loss_fn)) if self.then else grown
+            grown = _deepen(self, network, stream, calls[0], keep)
+        for each in calls:
+            if OPERATORS[self.operator].preserves == EXACTLY:
+                wrong = exactness.broken(network, grown.network, each, grown.origin, None, coarsest)
+                widening.exact(self, wrong)
+            elif each is not calls[0]:
+                _runs(self, grown.network, each)
+        if self.then is None:
+            return grown
+        return _chain(grown, self.then.grow(grown.network, batch, loss_fn, keep=keep, also=also, output=output))
 
 
 def widen(
@@ -159,7 +179,7 @@ def widen(
     if operator not in (known := named(widens=True)):
         raise ValueError(f"unknown wider operator {operator!r}; known: {', '.join(known)}")
     call = of_loss(network, batch, loss_fn)
-    growth = _growth(trace(network, call), network, location, size, generator, batch, loss_fn)
+    growth = widening.growth_of(trace(network, call), network, location, size, generator, batch, loss_fn)
     plan, touch = OPERATORS[operator].apply(growth)
     return surgery.rebuilt(network, plan, call, touch)
 
@@ -178,33 +198,8 @@ def deepen(
     return insertion.insert(network, {location: number}, OPERATORS[operator].apply, generator, call).network
 
 
-def _growth(traced: Trace, network: nn.Module, location: str, size: int, *rest) -> Growth:
-    groups = of_trace(traced)
-    if location not in groups:
-        reason = fixed_in(traced).get(location)
-        wrong = f"{location} cannot grow: {reason}" if reason else f"unknown location {location!r}"
-        raise ValueError(f"{wrong}; this network can grow at: {', '.join(groups)}")
-    if unread := groups[location].unread:
-        raise ValueError(
-            f"{location} cannot grow: {', '.join(unread)} may have its {groups[location].size} units too, and this "
-            "call never reads them. Give a batch on which the network reads them in evaluation mode, or take them out"
-        )
-    if size <= groups[location].size:
-        raise ValueError(f"{location} has {groups[location].size} units; widening to {size} would not expand it")
-    estimates.wider_fits(network, groups[location], size)
-    return Growth(network, groups[location], size, *rest)
-
-
-def _widen(candidate, network, traced, stream, call, batch, loss_fn) -> Expansion:
-    try:
-        new, plans, changed = _one_by_one(candidate, network, traced, stream, call, batch, loss_fn)
-    except ValueError as alone:
-        if len(candidate.locations) == 1:
-            raise
-        try:  # one number may serve several of them
-            new, plans, changed = _at_once(candidate, network, traced, stream, call, batch, loss_fn)
-        except ValueError:
-            raise alone from alone.__cause__
+def _widen(candidate, network, traced, stream, calls, batch, loss_fn) -> Expansion:
+    new, plans, changed = widening.widened(candidate, network, traced, stream, calls, batch, loss_fn)
 
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
         for plan in plans:
@@ -212,54 +207,15 @@ def _widen(candidate, network, traced, stream, call, batch, loss_fn) -> Expansio
         return dict(averages)
 
     origin = {name: name for name, _ in new.named_parameters()}
-    fitted, configuration = configurations.fit(network, new, call)
+    fitted, configuration = configurations.fit(network, new, calls[0], protected=traced.protected)
     return Expansion(new, origin, frozenset(), frozenset(), carry, (*changed, *fitted), configuration)
 
 
-def _one_by_one(candidate, network, traced, stream, call, batch, loss_fn):
-    plans, changed = list[surgery.Plan](), list[str]()
-    for location, size in zip(candidate.locations, candidate.sizes, strict=True):
-        traced = trace(network, call) if plans else traced
-        growth = _growth(traced, network, location, size, stream, batch, loss_fn)
-        plan, touch = OPERATORS[candidate.operator].apply(growth)
-        new = surgery.rebuilt(network, plan, call, touch)
-        _even_without_noise(candidate, network, new, [plan], call)
-        changed += _said(network, growth.coupling.kept[size])
-        network = new
-        plans.append(plan)
-    return network, plans, changed
-
-
-def _at_once(candidate, network, traced, stream, call, batch, loss_fn):
-    places = zip(candidate.locations, candidate.sizes, strict=True)
-    growths = [_growth(traced, network, location, size, stream, batch, loss_fn) for location, size in places]
-    made = [OPERATORS[candidate.operator].apply(growth) for growth in growths]
-    new, sizes = surgery.rebuilt_at_once(network, made, call)
-    plans = [plan for plan, _ in made]
-    _even_without_noise(candidate, network, new, plans, call)
-    return new, plans, _said(network, sizes)
-
-
-def _said(network: nn.Module, sizes: Iterable[Size]) -> list[str]:
-    """What is changed, in words."""
-    old = [(path, key, getattr(network.get_submodule(path), key), then) for path, key, then in sizes]
-    return [f"{path}.{key}: {now} → {then}".removeprefix(".") for path, key, now, then in old]
-
-
-def _even_without_noise(candidate, network, new, plans, call) -> None:
-    if OPERATORS[candidate.operator].preserves == UP_TO_NOISE:
-        own = named_tensors(network)
-        double = {name: tensor.double() for name, tensor in own.items() if tensor.is_floating_point()}
-        plain = surgery.transformed(double, [(plan, None) for plan in plans])
-        same = {name: name for name in own}
-        _check(candidate, exactness.broken(network, new, call, same, plain), ", even without noise")
-
-
-def _deepen(candidate, network, stream, call) -> Expansion:
+def _deepen(candidate, network, stream, call, keep) -> Expansion:
     numbers = dict(zip(candidate.locations, candidate.sizes, strict=True))
     estimates.deeper_fits(network, numbers)
     way = OPERATORS[candidate.operator].apply
-    new = insertion.insert(network, numbers, way, stream, call)
+    new = insertion.insert(network, numbers, way, stream, call, keep)
     origin, fresh = new.origin, frozenset() if way in (deeper.stack, deeper.interleave) else new.new
 
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
@@ -282,9 +238,21 @@ def _chain(first: Expansion, second: Expansion) -> Expansion:
     return Expansion(second.network, origin, inserted, fresh, carry, first.changed + second.changed, said)
 
 
-def _check(candidate: Candidate, wrong: str | None, even: str = "") -> None:
-    if wrong:
-        raise ValueError(
-            f"{candidate} is not exact here{even}: {wrong}. Something between the new units and what reads them does "
-            "not keep a copy a copy, or a zero a zero"
-        )
+def _same_units(candidate: Candidate, traced: Trace, other: Trace, call: Call) -> None:
+    """Refuse a network that wires the units that shall grow otherwise on another batch."""
+    one, two = of_trace(traced), of_trace(other)
+    for place in candidate.locations if OPERATORS[candidate.operator].widens else ():
+        here, there = ((found[place].size, found[place].uses) if place in found else None for found in (one, two))
+        if here and here != there:
+            shapes = ", ".join(str(tuple(t.shape)) for t in call.tensors)
+            reason = fixed_in(other).get(place, "other tensors have them")
+            raise ValueError(f"{place} cannot grow: on a batch of shape {shapes} its units are others, as {reason}")
+
+
+def _runs(candidate: Candidate, network: nn.Module, call: Call) -> None:
+    try:
+        with evaluating(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            call.of(network)
+    except Exception as error:  # whatever a network does when a size that it keeps does not fit
+        shapes = ", ".join(str(tuple(t.shape)) for t in call.tensors)
+        raise ValueError(f"after {candidate} the network fails on a batch of shape {shapes}: {error}") from error

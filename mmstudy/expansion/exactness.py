@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mmstudy.core.networks import evaluating, named_tensors
 from mmstudy.core.seeds import generator
@@ -27,6 +26,7 @@ def broken(
     call: Call,
     origin: Mapping[str, str],
     replaced: Mapping[str, Tensor] | None = None,
+    coarsest: float = 0.0,
 ) -> str | None:
     """What is to be said of a network that is another function than the old one; None if it is the same.
 
@@ -36,10 +36,11 @@ def broken(
     Args:
         origin: parameter of the new network → the old one that it is, or comes from.
         replaced: tensors of the new network as they shall be instead.
+        coarsest: eps of the coarsest type of numbers in which the networks compute, whatever that of their parameters.
     """
     own = dict(old.named_parameters())
     made = [name for name, p in new.named_parameters() if not torch.equal(p, own[origin[name]])]
-    eps = max(torch.finfo(p.dtype).eps for p in new.parameters() if p.is_floating_point())
+    eps = max(coarsest, *(torch.finfo(p.dtype).eps for p in new.parameters() if p.is_floating_point()))
     with torch.no_grad():
         try:
             one, two = copy.deepcopy(old).double(), copy.deepcopy(new).double()
@@ -62,14 +63,10 @@ def broken(
 def _found(old: nn.Module, new: nn.Module, call: Call, made: list[str], eps: float, replaced: Mapping[str, Tensor]):
     """The `changes` from the old network to the new one, and to the new one from itself, moved as if by rounding."""
     with evaluating(old), evaluating(new):
-        before, after = call.of(old), _called(new, call, replaced)
+        before, after = call.of(old), call.under(new, replaced)
         own, stream = dict(new.named_parameters()), generator("rounding")
         moved = {name: own[name] * (1 + eps * _signs(own[name], stream)) for name in made if name not in replaced}
-        return changes(before, after), changes(after, _called(new, call, {**replaced, **moved}))
-
-
-def _called(network: nn.Module, call: Call, replaced: Mapping[str, Tensor]) -> Any:
-    return functional_call(network, dict(replaced), call.arguments, dict(call.options))
+        return changes(before, after), changes(after, call.under(new, {**replaced, **moved}))
 
 
 def _signs(like: Tensor, stream: torch.Generator) -> Tensor:
@@ -83,6 +80,8 @@ def _double(tensor: Tensor) -> Tensor:
 def changes(before: Any, after: Any) -> list[tuple[float, float, float]]:
     """Of each tensor of two networks' outputs: its largest change, how much it varies, its largest value.
 
+    Whole numbers and masks (the largest class, the experts of a token) count only where there are no other outputs.
+
     It varies by the standard deviation among examples, the root of the mean square over outputs; a single example's by
     that among its outputs. Infinities that stay are no change; NaN that comes or goes makes the change NaN.
 
@@ -90,6 +89,8 @@ def changes(before: Any, after: Any) -> list[tuple[float, float, float]]:
         ValueError: there is no number to compare, or the shapes differ.
     """
     pair = [[t.detach() for t in tensors(outputs) if t.numel()] for outputs in (before, after)]
+    if any(t.is_floating_point() or t.is_complex() for some in pair for t in some):
+        pair = [[t for t in some if t.is_floating_point() or t.is_complex()] for some in pair]
     shapes = [[tuple(t.shape) for t in some] for some in pair]
     if not shapes[0] or shapes[0] != shapes[1]:
         raise ValueError(f"outputs of shapes {shapes[0] or 'of no tensor'} cannot be compared with {shapes[1]}")

@@ -4,6 +4,7 @@ A way takes a `Growth` (what grows, by how much, where randomness and data come 
 the plan's matrices do not say it all, a touch that changes the new units in each tensor (see `surgery`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +15,7 @@ from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.core.networks import evaluating
 from mmstudy.expansion.surgery import NEW, Plan, Touch
-from mmstudy.tracing.calls import Call, of_loss
+from mmstudy.tracing.calls import Call, Output, of_loss
 from mmstudy.tracing.couplings import Coupling, Use
 from mmstudy.tracing.graph import CONSUMED
 
@@ -31,6 +32,7 @@ class Growth:
     generator: torch.Generator
     batch: Batch | Call
     loss_fn: LossFn = classification  # (model, batch) → mean loss
+    output: Output = None  # what of the network's outputs counts
 
     @property
     def extra(self) -> int:
@@ -40,7 +42,7 @@ class Growth:
     @property
     def call(self) -> Call:
         """How the network is called on the batch."""
-        return of_loss(self.network, self.batch, self.loss_fn)
+        return of_loss(self.network, self.batch, self.loss_fn, self.output)
 
     @property
     def examples(self) -> int:
@@ -49,7 +51,8 @@ class Growth:
         Raises:
             ValueError: the batch has no targets, and the loss is none of one's own.
         """
-        if isinstance(self.batch, Call) or (isinstance(self.batch, Tensor) and self.loss_fn is classification):
+        default = self.loss_fn is classification and isinstance(self.batch, Tensor | Mapping)
+        if default or isinstance(self.batch, Call):
             raise ValueError("this operator learns from data: give it inputs and targets")
         return engine.count(self.batch)
 

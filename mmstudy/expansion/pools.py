@@ -57,13 +57,13 @@ def candidate_pool(
     groups = couplings(network, batch)
     _several(locations, "locations", lambda where, name: _members(where, groups, name))
     everywhere = [*((name,) for name in groups), *([tuple(groups)] if len(groups) > 1 else [])]
-    places = [_members(where, groups, "a location") for where in locations] or everywhere
-    first, *others = [where[0] for where in places if len(where) == 1] or [""]
+    wide = [_members(where, groups, "a location") for where in locations] or everywhere
+    first, *others = [where[0] for where in wide if len(where) == 1] or [""]
     for factor in (*factors, *(matched if others else ())):
-        for name in dict.fromkeys(chain(*places)):
+        for name in dict.fromkeys(chain(*wide)):
             estimates.wider_fits(network, groups[name], round(factor * groups[name].size))
     if extra_layers and deeper:
-        for place in _places(network):
+        for place in places(network):
             estimates.deeper_fits(network, {place: max(extra_layers)})
     pool: dict[str, Candidate] = {}
 
@@ -71,7 +71,7 @@ def candidate_pool(
         pool.update({f"{operator} {label}": Candidate(operator, where, tuple(sizes)) for operator in operators})
 
     for factor in factors:
-        for where in places:
+        for where in wide:
             sizes = [round(factor * groups[name].size) for name in where]
             add(f"{'&'.join(where)} ×{factor:g}", where, sizes, wider)
     for factor in matched if others else ():
@@ -80,7 +80,7 @@ def candidate_pool(
             if size := _size_for(groups[name], wanted):
                 add(f"{name} ≈ {first} ×{factor:g}", (name,), [size], wider)
     for number in extra_layers:
-        for place in _places(network):
+        for place in places(network):
             add(f"{place} +{number}", (place,), [number], deeper)
     if not pool:
         raise ValueError(f"an empty pool: factors={factors}, extra_layers={extra_layers}, matched={matched}")
@@ -113,7 +113,7 @@ def _size_for(coupling: Coupling, wanted: int) -> int | None:
     return size if near and size > coupling.size else None
 
 
-def _places(network: nn.Module) -> list[str]:
+def places(network: nn.Module) -> list[str]:
     """Members of the lists of layers or blocks of a network, behind which more of them may be inserted."""
     lists = {path: module for path, module in network.named_modules() if isinstance(module, nn.ModuleList)}
     return [

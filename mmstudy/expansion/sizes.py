@@ -5,7 +5,6 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from mmstudy.core.networks import evaluating
 from mmstudy.expansion import attributes
@@ -34,7 +33,7 @@ def found(
     def lengths(path: str) -> dict[int, int]:
         return {now: then for coupling, size in grown for now, then in coupling.lengths(path, size).items()}
 
-    places, expected = attributes.kept(network, lengths), structure(grown)
+    places, expected = attributes.kept(network, lengths, grown[0][0].protected), structure(grown)
     problems: list[Exception] = []
     with evaluating(old), torch.no_grad():
         before = call.of(old)
@@ -43,7 +42,7 @@ def found(
         with attributes.changed(network, (places[i] for i in chosen)):
             try:
                 with evaluating(network), torch.no_grad():  # says no sooner than a trace does, and more quietly
-                    after = functional_call(network, dict(plain), call.arguments, dict(call.options))
+                    after = call.under(network, plain)
                 predicted = not traced or trace(network, call).structure() == expected
                 return change(before, after) if predicted else None
             except Exception as error:  # whatever a network does when its sizes do not fit

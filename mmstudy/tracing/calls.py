@@ -4,34 +4,63 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules import module as modules
+from torch.nn.parameter import is_lazy
 
 from mmstudy.batched.engine import LossFn
-from mmstudy.batched.ensemble import measuring
+from mmstudy.batched.ensemble import classification, measuring
 from mmstudy.core import arguments
 
 HOOKS = ("forward", "forward_pre", "backward", "backward_pre", "state_dict", "state_dict_pre")
 
 
+Output = str | int | Callable[[Any], Any] | None
+
+
 @dataclass(frozen=True)
 class Call:
-    """The arguments of a call: `network(*arguments, **options)`."""
+    """The arguments of a call: `network(*arguments, **options)`, and which part of what it returns counts.
+
+    `output` is a key or attribute ("logits"), a place in a tuple (0), or a function of what the network returns; None
+    is all of it. What does not count may change its shape when a network grows.
+    """
 
     arguments: tuple = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    output: Output = None
 
     def of(self, network: Callable[..., Any]) -> Any:
-        """What the network returns."""
-        return network(*self.arguments, **self.options)
+        """What the network returns, as far as it counts."""
+        return self._part(network(*self.arguments, **self.options))
+
+    def under(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
+        """The same of the network with other tensors, by name, in the place of its own."""
+        return self._part(functional_call(network, dict(tensors), self.arguments, dict(self.options)))
 
     def mapped(self, function) -> "Call":
         """The call with every tensor replaced by a function of it, in order."""
-        return Call(_mapped(self.arguments, function), _mapped(dict(self.options), function))
+        args, options = _mapped(self.arguments, function), _mapped(dict(self.options), function)
+        return replace(self, arguments=args, options=options)
+
+    def _part(self, returned: Any) -> Any:
+        if self.output is None:
+            return returned
+        try:
+            if callable(self.output):
+                return self.output(returned)
+            if isinstance(self.output, str) and not isinstance(returned, Mapping):
+                return getattr(returned, self.output)
+            return returned[self.output]
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            keys = f" of {', '.join(map(str, returned))}" if isinstance(returned, Mapping) else ""
+            found = f"a {type(returned).__name__}{keys}"
+            raise ValueError(f"output={self.output!r} is no part of what the network returns, {found}") from error
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -53,6 +82,8 @@ def called(network: Any, batch: Any) -> Call:
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"a network must be a torch.nn.Module; got {network!r}")
+    if lazy := [name for name, p in network.named_parameters() if is_lazy(p)]:
+        raise ValueError(f"{', '.join(lazy)}: no shape yet. Call the network once on a batch, then it has one")
     call = _call(network, batch)
     found = call.tensors
     if not found:
@@ -65,18 +96,29 @@ def called(network: Any, batch: Any) -> Call:
     return call
 
 
-def of_loss(network: nn.Module, batch: Any, loss_fn: LossFn) -> Call:
-    """How the network is called where `loss_fn(model, batch)` is its loss.
+def of_loss(network: nn.Module, batch: Any, loss_fn: LossFn, output: Output = None) -> Call:
+    """How the network is called where `loss_fn(model, batch)` is its loss, and what of its output counts.
 
-    A tensor is the network's one argument, and a `Call` says itself what it is; of any other batch, the loss shows it
-    by its first call of the model, in evaluation mode.
+    A tensor is the network's one argument, and a `Call` says itself what it is. By the default loss, which takes pairs,
+    a mapping gives arguments by name (`input_ids`, `attention_mask`, ...), as `called` says. Of any other batch, the
+    loss shows it by its first call of the model, in evaluation mode.
 
     Raises:
         TypeError: no batch of tensors, or no function of (model, batch).
         ValueError: the tensors share no first axis, the loss fails, or it never calls the model.
     """
-    if isinstance(batch, Tensor | Call):
-        return called(network, batch)
+    call = batch if isinstance(batch, Tensor | Call) or by_name(batch, loss_fn) else _shown(network, batch, loss_fn)
+    call = called(network, call)
+    return call if output is None else replace(call, output=output)
+
+
+def _shown(network: nn.Module, batch: Any, loss_fn: LossFn) -> Call:
+    """The first call that a loss makes.
+
+    Raises:
+        TypeError: no batch of tensors, or no function of (model, batch).
+        ValueError: the loss fails, or never calls the model.
+    """
     batch, loss_fn = arguments.batch(batch), arguments.function(loss_fn)
     calls: list[Call] = []
 
@@ -88,7 +130,12 @@ def of_loss(network: nn.Module, batch: Any, loss_fn: LossFn) -> Call:
         loss_fn(watched, batch)
     if not calls:
         raise ValueError(f"loss_fn never called the model on this batch: {arguments.described(batch)}")
-    return called(network, calls[0])
+    return calls[0]
+
+
+def by_name(batch: Any, loss_fn: LossFn) -> bool:
+    """Whether a batch holds the arguments of a network by their names, since no loss of one's own takes it apart."""
+    return isinstance(batch, Mapping) and loss_fn is classification
 
 
 def _call(network: nn.Module, batch: Any) -> Call:

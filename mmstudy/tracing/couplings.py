@@ -56,6 +56,11 @@ class Coupling:
         return self._trace.kept.setdefault(self._axis, {})
 
     @property
+    def protected(self) -> tuple[str, ...]:
+        """Patterns of the paths of numbers that modules keep and that must stay, whatever grows."""
+        return self._trace.protected
+
+    @property
     def padding(self) -> dict[str, int]:
         """Embedding → its row for padding, which is no example's and never learns."""
         return self._trace.padding
@@ -139,6 +144,15 @@ def couplings(network: nn.Module, batch: Any) -> dict[str, Coupling]:
     return of_trace(traced)
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """Units that cannot grow, the tensors that have them, and the reason."""
+
+    size: int
+    tensors: tuple[str, ...]
+    why: str
+
+
 def fixed(network: nn.Module, batch: Any) -> dict[str, str]:
     """What cannot grow: units that layers make, named as in `couplings`, and tensors never read → the reason."""
     return fixed_in(trace(network, batch))
@@ -161,11 +175,30 @@ def of_trace(traced: Trace) -> dict[str, Coupling]:
 
 def fixed_in(traced: Trace) -> dict[str, str]:
     """What cannot grow in a network that has been traced already; see `fixed`."""
-    growing = of_trace(traced)
-    free = _made(traced, fixed=False)
-    idle = {name: "no layer sums over these units" for name in free.values() if name not in growing}
-    tied = {name: leaf.why for leaf, name in _made(traced, fixed=True, taken=tuple(free.values())).items()}
-    return idle | tied | dict.fromkeys(traced.unread, UNREAD)
+    return {name: each.why for name, each in fixed_groups(traced).items()}
+
+
+def fixed_groups(traced: Trace) -> dict[str, Fixed]:
+    """What cannot grow in a network that has been traced already: with `of_trace`, every parameter is somewhere."""
+    growing, free = of_trace(traced), _made(traced, fixed=False)
+    tied = _made(traced, fixed=True, taken=tuple(free.values()))
+    having: dict[Axis, dict[str, None]] = {}
+    for name, axes in traced.tensors.items():
+        for leaf in (leaf for axis in axes for leaf in leaves(axis)):
+            having.setdefault(leaf, {})[name] = None
+    found = {}
+    for leaf, name in [*free.items(), *tied.items()]:
+        if name not in growing:
+            found[name] = Fixed(leaf.size, tuple(having.get(leaf, ())), leaf.why or "no layer sums over these units")
+    for name, shape in traced.unread.items():
+        found[name] = Fixed(max(shape, default=1), (name,), UNREAD)
+    held = {use.tensor for group in growing.values() for use in group.uses}
+    held |= {name for each in found.values() for name in each.tensors}
+    for name in sorted(traced.parameters - held):
+        parts = [leaf for axis in traced.tensors[name] for leaf in leaves(axis) if leaf.size > 1]
+        whys = [leaf.why for leaf in parts if leaf.why] or ["no layer makes units on its axes"]
+        found[name] = Fixed(max((leaf.size for leaf in parts), default=1), (name,), whys[-1])
+    return found
 
 
 def _made(traced: Trace, fixed: bool, taken: tuple[str, ...] = ()) -> dict[Axis, str]:

@@ -1,6 +1,6 @@
 """The vocabulary of a trace: what is known of a tensor, and what is noted about the units on its axes."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -15,6 +15,9 @@ SCALE, SHIFT = "scale", "shift"  # multiplies, then is added to, each unit, most
 MEAN, VARIANCE = "mean", "variance"  # running statistics of each unit
 CONSUMED = "consumed"  # sums over the units
 
+SIZE = "it has the size of the data"
+UNKNOWN = "what the operation does to units is not known"
+
 
 @dataclass
 class Value:
@@ -25,6 +28,14 @@ class Value:
     tensor: str | None = None
     moved: str | None = None  # the parameter or buffer that it is, but for a number that was added
     passed: tuple[str, ...] = ()  # the writers of what it was before functions that keep a zero a zero
+    normal: bool = False  # a normalization that is written by hand has made it, and perhaps scaled it
+    learned: bool = False  # parameters, or buffers of numbers, reach it
+    given: bool = False  # the network's inputs reach it
+
+    @property
+    def computed(self) -> bool:
+        """Whether it is made of parameters alone, and is none itself: a masked or merged weight."""
+        return self.learned and not self.given and not self.tensor
 
     @property
     def silencers(self) -> tuple[str, ...]:
@@ -84,8 +95,10 @@ class Trace:
     kept: dict[Axis, dict[int, list]] = field(default_factory=dict)  # see `couplings.Coupling.kept`
     unread: dict[str, tuple[int, ...]] = field(default_factory=dict)  # tensors that no operation reads, their shapes
     padding: dict[str, int] = field(default_factory=dict)  # embedding → its row that stays zero and never learns
+    coarsest: float = 0.0  # the largest eps of the types of numbers in which the network computes
+    protected: tuple[str, ...] = ()  # patterns of paths of numbers that modules keep and that must stay
     module: str = ""  # path of the module whose operation is being followed
-    operation: str = ""  # its name
+    operation: object = ""  # the operation itself
 
     def structure(
         self, sizes: Mapping[Axis, int] = MappingProxyType({})
@@ -98,7 +111,11 @@ class Trace:
 
     def fix(self, *axes: Axis, why: str) -> None:
         """None of the units on these axes may be added to, because of the operation that is being followed."""
-        fix(*axes, why=f"{why} ({self.operation} in {self.module or 'the network itself'})")
+        fix(*axes, why=self.because(why))
+
+    def because(self, why: str) -> str:
+        """A reason, with the operation that is being followed and its module."""
+        return f"{why} ({self.operation} in {self.module or 'the network itself'})"
 
     def note(self, value: Value | None, axis: int, role: str, fan_in: int | None = None, reads: Value | None = None):
         """Record the role that one axis of a parameter or buffer has; of other values nothing is recorded."""
@@ -106,7 +123,7 @@ class Trace:
             self.notes.append(Note(value.tensor, value.axes[axis], role, fan_in, reads.writers if reads else ()))
 
 
-Rule = Callable[..., Value | list[Value]]  # (trace, shape of the result, *arguments of the operation) → its result
+Rule = Callable[..., Value | Sequence[Value | None]]  # (trace, shape of the result, *arguments) → its result
 
 
 class Rules(dict[object, Rule]):
@@ -127,7 +144,7 @@ class Rules(dict[object, Rule]):
         return register
 
 
-def data(sizes: Iterable[int], why: str = "it has the size of the data") -> list[Axis]:
+def data(sizes: Iterable[int], why: str = SIZE) -> list[Axis]:
     """Axes that belong to the data: they cannot grow."""
     return [Axis(size, why=why) for size in sizes]
 

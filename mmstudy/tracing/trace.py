@@ -1,24 +1,47 @@
 """Follow the axes of every tensor through a network, operation by operation.
 
 `trace` exports the network (torch.export) and walks its graph: every tensor is a `Value` with one `Axis` for each
-dimension, and the rule of each operation (see `layers`, `views`) says which axes are the same.
+dimension, and the rule of each operation (`RULES`) says which axes are the same. An operation without a rule that is
+known to work element by element keeps axes apart; any other fixes what it touches, and is named as the reason.
 """
 
 import linecache
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from mmstudy.core.networks import evaluating
-from mmstudy.tracing.axes import Axis, fix
+from mmstudy.tracing.axes import Axis, fix, leaves
 from mmstudy.tracing.calls import Call, called, tensors, unnoticed
-from mmstudy.tracing.graph import Trace, Value
-from mmstudy.tracing.rules import layers, views
+from mmstudy.tracing.graph import SIZE, UNKNOWN, Normalization, Rules, Trace, Value, data
+from mmstudy.tracing.rules import contractions, layers, norms, pieces, views
 
-RULES = {**layers.RULES, **views.RULES}
+RULES = Rules({**layers.RULES, **contractions.RULES, **pieces.RULES, **views.RULES})
+
+
+def register_rule(operation: Any, rule: Any) -> None:
+    """Say what an operation does to the units of what it is called with; this holds from the next trace on.
+
+    Args:
+        operation: of ATen, in one overload (`torch.ops.aten.cumsum.default`) or in all (`torch.ops.aten.cumsum`), or a
+            custom one. Reasons in `couplings.fixed` and coverage reports name it.
+        rule: (trace, shape of the result, *arguments of the operation) → a `Value`, or a list of them; see `graph`.
+
+    Raises:
+        TypeError: no operation, or no function.
+    """
+    if not callable(rule):
+        raise TypeError(f"a rule must be a function (trace, shape, *arguments) → Value; got {rule!r}")
+    if isinstance(operation, torch._ops.OpOverloadPacket):
+        RULES.also(*(getattr(operation, name) for name in operation.overloads()))(rule)
+    elif callable(operation):
+        RULES.also(operation)(rule)
+    else:
+        raise TypeError(f"an operation is e.g. torch.ops.aten.cumsum.default; got {operation!r}")
 
 
 def trace(network: nn.Module, batch: Any) -> Trace:
@@ -30,7 +53,7 @@ def trace(network: nn.Module, batch: Any) -> Trace:
         batch: an example: a tensor (batch, ...), or what else `called` understands; only shapes and types matter.
 
     Raises:
-        NotImplementedError: an operation is not known; the message names it. Or the network runs but has no graph.
+        NotImplementedError: the network runs but has no graph.
         TypeError: no network, or no batch.
         ValueError: the network cannot be called on the batch.
     """
@@ -42,33 +65,31 @@ def trace(network: nn.Module, batch: Any) -> Trace:
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     names = {node: canonical[name.removeprefix(PREFIX)] for node, name in names.items()}
     result, read = Trace(), set()
-    values: dict[fx.Node, Any] = {}
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            axes = [Axis(size) for size in node.meta["val"].shape]
-            name = names.get(node.name)
-            if name is None:
-                fix(*axes, why="it is an axis of the network's inputs")
-                values[node] = Value(axes)
-            else:
-                values[node] = Value(axes, tensor=name)
-                result.tensors[name] = axes
-                if node.name in signature.inputs_to_parameters:
-                    result.parameters.add(name)
-                if node.users:
-                    read.add(name)
-                for alias in (alias for alias, first in canonical.items() if first == name):
-                    result.seen.setdefault(alias.rpartition(".")[0], []).extend(axes)
-        elif node.op == "output":
-            for source in node.all_input_nodes:
-                fix(*values[source].axes, why="it is an axis of the network's output")
-        else:
-            values[node] = _follow(result, node, values)
+    given: list[Value] = []
+    for node in program.graph.find_nodes(op="placeholder"):
+        if node.name not in names:
+            given.append(_data_of(node, "it is an axis of the network's inputs", given=True))
+            continue
+        name, axes = names[node.name], [Axis(size) for size in node.meta["val"].shape]
+        given.append(Value(axes, tensor=name, learned=node.meta["val"].is_floating_point()))
+        result.tensors[name] = axes
+        if node.name in signature.inputs_to_parameters:
+            result.parameters.add(name)
+        if not node.meta["val"].is_floating_point():
+            fix(*axes, why="it holds whole numbers, which are no weights")
+        if node.users:
+            read.add(name)
+        for alias in (alias for alias, first in canonical.items() if first == name):
+            result.seen.setdefault(alias.rpartition(".")[0], []).extend(axes)
+    outputs = _walk(result, program.graph_module, given)
+    fix(*(axis for value in _values(outputs) for axis in value.axes), why=OUTPUT)
+    _settle(result)
     own = (*network.named_parameters(), *network.named_buffers())
     result.unread = {name: tuple(t.shape) for name, t in own if t.is_floating_point() and name not in read}
     return result
 
 
+OUTPUT = "it is an axis of the network's output"
 PREFIX = "network."  # of names inside `_Called`
 
 
@@ -136,25 +157,109 @@ def _first_names(network: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(tensor), name) for name, tensor in both}
 
 
-def _follow(result: Trace, node: fx.Node, values: dict[fx.Node, Any]) -> Value | list[Value]:
-    stack = list((node.meta.get("nn_module_stack") or {"": ("",)}).values())
-    result.module, result.operation = f"{stack[-1][0]}.".removeprefix(PREFIX).rstrip("."), str(node.target)
-    if node.target not in RULES:
-        raise NotImplementedError(
-            f"the operation {node.target} (in {result.module or 'the network itself'}, node {node.name!r}) is not "
-            "known, so its effect on units is not either; a rule for it belongs into mmstudy/tracing/rules"
-        )
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+def _walk(result: Trace, module: fx.GraphModule, given: list[Value]) -> Any:
+    """Follow every operation of a graph that is called with these values; what it returns."""
+    values: dict[fx.Node, Any] = {}
+    waiting, by_hand = iter(given), norms.written_by_hand(module.graph)
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = next(waiting)
+        elif node.op == "get_attr":
+            values[node] = _attribute(module, node)
+        elif node.op == "output":
+            return fx.node.map_arg(node.args[0], lambda n: values[n])
+        else:
+            values[node] = _follow(result, node, values, by_hand)
+    raise AssertionError("a graph returns something")
+
+
+def _attribute(module: fx.GraphModule, node: fx.Node) -> Any:
+    """A graph inside the graph, or a constant."""
+    held: Any = module
+    for name in str(node.target).split("."):
+        held = getattr(held, name)
+    return Value(data(held.shape)) if isinstance(held, Tensor) else held
+
+
+def _values(tree: Any) -> list[Value]:
+    return [part for part in tree_leaves(tree) if isinstance(part, Value)]
+
+
+def _parts(made: Any) -> list[Any]:
+    """The results of an operation, one or several."""
+    return list(made) if isinstance(made, list | tuple) else [made] if isinstance(made, Tensor | Value) else []
+
+
+def _data_of(node: fx.Node, why: str = SIZE, given: bool = False) -> Any:
+    """The result of a node, its axes those of data."""
     made = node.meta.get("val")
-    shape = list(made.shape) if isinstance(made, Tensor) else made
-    try:
-        value = RULES[node.target](result, shape, *args, **kwargs)
-    except (ValueError, TypeError, IndexError) as error:  # a use of the operation that its rule did not foresee
-        raise NotImplementedError(
-            f"the operation {node.target} (in {result.module or 'the network itself'}, node {node.name!r}) cannot be "
-            f"followed here: {error}"
-        ) from error
-    for one in value if isinstance(value, list) else [value]:
+    found = [Value(data(part.shape, why), given=given) if isinstance(part, Tensor) else None for part in _parts(made)]
+    return found[0] if isinstance(made, Tensor) else found
+
+
+def _follow(result: Trace, node: fx.Node, values: Mapping[fx.Node, Any], by_hand: norms.ByHand) -> Any:
+    stack = list((node.meta.get("nn_module_stack") or {"": ("",)}).values())
+    result.module, result.operation = f"{stack[-1][0]}.".removeprefix(PREFIX).rstrip("."), node.target
+    args, kwargs = _arguments(node, values)
+    inner = [place for place, part in enumerate(args) if isinstance(part, fx.GraphModule)]
+    if len(inner) == 1 and str(node.target).startswith("wrap_with_"):  # runs it as it is, without gradients for one
+        return list(_walk(result, args[inner[0]], list(args[inner[0] + 1 :])))
+    operands = _values((args, kwargs))
+    value = _ruled(result, node, args, kwargs, node in by_hand.averages)
+    if found := by_hand.norms.get(node):
+        scale = values[found.scale].tensor if found.scale is not None else None
+        axis = values[found.of].axes[found.dim]
+        result.normalizations.append(Normalization(axis, found.kind, scale, None, found.eps, result.module))
+        value.normal = True
+    learned, given = (any(getattr(part, kind) for part in operands) for kind in ("learned", "given"))
+    for one, made in zip(_parts(value), _parts(node.meta.get("val")), strict=True):
+        if one is None:
+            continue
+        one.learned, one.given = one.learned or learned, one.given or given
+        if learned and given and made.is_floating_point():
+            result.coarsest = max(result.coarsest, torch.finfo(made.dtype).eps)
         result.seen.setdefault(result.module, []).extend(one.axes)
         result.shapes.append((str(node.target), one.axes))
     return value
+
+
+def _arguments(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])  # type: ignore[return-value]
+
+
+def _ruled(result: Trace, node: fx.Node, args: tuple, kwargs: dict[str, Any], average: bool) -> Any:
+    """What the rule of an operation says of its result; where there is none, or it does not hold, what is safe."""
+    made = node.meta.get("val")
+    rule = RULES.get(node.target)
+    if average:  # of squares, inside a normalization: that is in no one's way
+        rule = views.averaged
+    elif rule is None and isinstance(made, Tensor) and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        rule = views.pointwise
+    if rule is None:
+        return _unknown(result, node, _values((args, kwargs)), UNKNOWN)
+    try:
+        value = rule(result, list(made.shape) if isinstance(made, Tensor) else made, *args, **kwargs)
+        shapes = [[list(part.shape) for part in _parts(some) if part is not None] for some in (value, made)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"by its rule the result has the shape {shapes[0]}, and it is {shapes[1]}")
+    except Exception as error:  # a use of the operation that its rule did not foresee
+        first = str(error).strip().partition("\n")[0]
+        return _unknown(result, node, _values((args, kwargs)), f"the operation cannot be followed here: {first}")
+    return value
+
+
+def _unknown(result: Trace, node: fx.Node, operands: list[Value], why: str) -> Any:
+    """Fix all that an operation reads and returns; if no parameter reaches it, it is data that leads to data."""
+    result.fix(*(axis for value in operands for axis in value.axes), why=why)
+    return _data_of(node, result.because(why)) if any(value.learned for value in operands) else _data_of(node)
+
+
+def _settle(result: Trace) -> None:
+    """Fix the units of tensors of which no rule has said what they do with them."""
+    noted: dict[str, set[Axis]] = {}
+    for note in result.notes:
+        noted.setdefault(note.tensor, set()).update(leaves(note.axis))
+    for name, axes in result.tensors.items():
+        for leaf in (leaf for axis in axes for leaf in leaves(axis)):
+            if leaf not in noted.get(name, ()):
+                fix(leaf, why=f"{name} has it too, and no rule says what it does with these units")

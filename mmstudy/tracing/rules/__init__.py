@@ -1,3 +1,3 @@
 """What each operation does to the units of its inputs, a few lines for each."""
 
-__all__ = ["layers", "views"]
+__all__ = ["contractions", "layers", "norms", "pieces", "views"]

@@ -12,20 +12,21 @@ from mmstudy.tracing.graph import (
     VARIANCE,
     WEIGHT,
     Normalization,
-    Pairing,
     Rules,
     Trace,
     Value,
-    alike,
     data,
 )
 
 RULES = Rules()
+COMPUTED = "its weights are no parameter: they are computed, e.g. masked, merged or normalized"
 
 
-def _layer(t: Trace, x: Value, weight: Value, bias: Value | None, made: int, read: int, summed: Axis) -> Value:
+def layer(t: Trace, x: Value, weight: Value, bias: Value | None, made: int, read: int, summed: Axis) -> Value:
     """An affine layer: `weight` makes units on its axis `made` from those on its axis `read`, which are summed."""
     unify(summed, weight.axes[read])
+    if not weight.tensor:
+        t.fix(weight.axes[made], weight.axes[read], why=COMPUTED)
     fan_in = prod(weight.shape) // weight.axes[made].size
     t.note(weight, read, CONSUMED, fan_in, reads=x)
     t.note(weight, made, WEIGHT, fan_in)
@@ -38,19 +39,19 @@ def _layer(t: Trace, x: Value, weight: Value, bias: Value | None, made: int, rea
 
 @RULES.of("linear")
 def _linear(t, shape, x, weight, bias=None):
-    result = _layer(t, x, weight, bias, 0, 1, x.axes[-1])
+    result = layer(t, x, weight, bias, 0, 1, x.axes[-1])
     result.axes = [*x.axes[:-1], weight.axes[0]]
     return result
 
 
 @RULES.of("addmm")
 def _addmm(t, shape, bias, x, weight):
-    result = _layer(t, x, weight, bias, 1, 0, x.axes[-1])
+    result = layer(t, x, weight, bias, 1, 0, x.axes[-1])
     result.axes = [*x.axes[:-1], weight.axes[1]]
     return result
 
 
-@RULES.of("conv1d", "conv2d")
+@RULES.of("conv1d", "conv2d", "conv3d")
 def _convolution(t, shape, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
     t.fix(*weight.axes[2:], why="it is the extent of a kernel")
     summed = x.axes[1]
@@ -58,9 +59,30 @@ def _convolution(t, shape, x, weight, bias=None, stride=1, padding=0, dilation=1
         summed, group = Axis(weight.shape[1]), Axis(groups)
         unify(x.axes[1], product([group, summed]))
         unify(weight.axes[0], product([group, Axis(weight.shape[0] // groups)]))
-    result = _layer(t, x, weight, bias, 0, 1, summed)
+    result = layer(t, x, weight, bias, 0, 1, summed)
     result.axes = [x.axes[0], weight.axes[0], *data(shape[2:])]
     return result
+
+
+@RULES.of("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _transposed_convolution(t, shape, x, weight, bias=None, stride=1, padding=0, more=0, groups=1, dilation=1):
+    """Its weight is (inputs, outputs of a group, *kernel)."""
+    t.fix(*weight.axes[2:], why="it is the extent of a kernel")
+    group, read, made = Axis(groups), Axis(weight.shape[0] // groups), weight.axes[1]
+    channels = product([group, made]) if groups > 1 else made
+    unify(x.axes[1], product([group, read]) if groups > 1 else read)
+    unify(weight.axes[0], x.axes[1])
+    if not weight.tensor:
+        t.fix(*weight.axes, why=COMPUTED)
+    fan_in = read.size * prod(weight.shape[2:])
+    if groups > 1:  # the groups themselves are made
+        t.note(Value([group], tensor=weight.tensor), 0, WEIGHT, fan_in)
+    t.note(Value([read], tensor=weight.tensor), 0, CONSUMED, fan_in, reads=x)
+    t.note(weight, 1, WEIGHT, fan_in)
+    if bias is not None:
+        unify(bias.axes[0], channels)
+        t.note(bias, 0, BIAS, fan_in)
+    return Value([x.axes[0], channels, *data(shape[2:])], _named(weight, bias))
 
 
 @RULES.of("embedding")
@@ -68,11 +90,13 @@ def _embedding(t, shape, weight, tokens, padding_idx=-1, *options, **more):
     t.fix(weight.axes[0], why="it is the number of rows of a table")
     if padding_idx >= 0:
         t.padding[weight.tensor] = padding_idx
+    if not weight.tensor:
+        t.fix(weight.axes[1], why=COMPUTED)
     t.note(weight, 1, WEIGHT)
-    return Value([*tokens.axes, weight.axes[1]], (weight.tensor,))
+    return Value([*tokens.axes, weight.axes[1]], _named(weight))
 
 
-@RULES.of("batch_norm")
+@RULES.of("batch_norm", "instance_norm")
 def _batch_norm(t, shape, x, scale, shift, mean, variance, *options):
     for value, role in ((scale, SCALE), (shift, SHIFT), (mean, MEAN), (variance, VARIANCE)):
         if value is not None:
@@ -115,51 +139,12 @@ def _normalization(t, kind, x, axes, scale, shift, eps) -> Value:
     return Value(x.axes, _named(scale, shift))
 
 
-@RULES.of("scaled_dot_product_attention")
-def _attention(t, shape, q, k, v, mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    *batch, queries, _ = q.axes
-    *key_batch, keys, _ = k.axes
-    if enable_gqa:  # each head of keys serves as many consecutive heads of queries
-        share = Axis(batch[-1].size // key_batch[-1].size)
-        unify(batch[-1], product([key_batch[-1], share]))
-        unify(batch[0], key_batch[0])
-    else:
-        alike(q.axes[:-2], k.axes[:-2])
-    alike(k.axes[:-1], v.axes[:-1])
-    t.fix(queries, keys, why="it counts positions")
-    _pair(t, q, k, scaled=scale is None)
-    if mask is not None:
-        t.fix(*mask.axes, why="it is an axis of a mask")
-    return Value([*batch, queries, v.axes[-1]])
-
-
 @RULES.of("cross_entropy_loss", "nll_loss", "nll_loss_nd", "mse_loss")
 def _loss(t, shape, outputs, targets, weight=None, *options, **more):
     for value in (outputs, targets, weight):
         if isinstance(value, Value):
             t.fix(*value.axes, why="a loss is taken of it")
     return Value(data(shape))
-
-
-@RULES.of("matmul", "bmm", "mm")
-def _matmul(t, shape, x, y):
-    if y.tensor:
-        result = _layer(t, x, y, None, -1, -2, x.axes[-1])
-        result.axes = [*x.axes[:-1], y.axes[-1]]
-        return result
-    alike(x.axes[:-2], y.axes[:-2])
-    unify(x.axes[-1], y.axes[-2])
-    t.fix(x.axes[-1], why="activations are multiplied and summed over it, and how the sum is scaled is not known")
-    return Value([*x.axes[:-1], y.axes[-1]])
-
-
-def _pair(t: Trace, q: Value, k: Value, scaled: bool) -> None:
-    width, key_width = q.axes[-1], k.axes[-1]
-    unify(width, key_width)
-    if q.writers and not set(q.writers) & set(k.writers):
-        t.pairings.append(Pairing(width, q.writers, scaled))
-    else:  # what makes up for more units in the sum cannot be put into the queries alone
-        t.fix(width, why="queries and keys are summed over it, and no layer writes the queries alone")
 
 
 def _names(*values: Value | None) -> list[str | None]:

@@ -1,28 +1,44 @@
 """What element-wise operations, reductions and views do to axes: they keep, sum, split, merge and move them."""
 
-import operator
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from torch import Tensor
+import torch
 
 from mmstudy.tracing.axes import ONE, Axis, product, regroup, unify
-from mmstudy.tracing.graph import BIAS, SCALE, VARIANCE, Rules, Trace, Value, alike, data
+from mmstudy.tracing.graph import BIAS, SCALE, SHIFT, SIZE, VARIANCE, Rules, Trace, Value, data
+from mmstudy.tracing.rules import norms
 
 RULES = Rules()
 
 
-@RULES.of("relu", "relu_", "gelu", "silu", "tanh", "leaky_relu", "elu", "neg", "abs")
-def _keeps_zero(t, shape, x, *options, **more):
-    result = cast(Value, _pointwise(t, shape, x, *options, **more))
-    result.passed = x.silencers
+def pointwise(t: Trace, shape: list[int], *operands: Any, **options: Any) -> Value:
+    """An operation that works element by element, whatever it computes: what shares an axis of it is the same.
+
+    A parameter gives each unit a number of its own, as a scale does.
+    """
+    tensors = [value for value in (*operands, *options.values()) if isinstance(value, Value)]
+    for value in tensors:
+        for i in range(len(value.axes)):
+            t.note(value, i, SCALE)
+    result = _broadcast(shape, *tensors)
+    if len(tensors) == 1 and _keeps_zero(t.operation, operands, options):
+        result.passed = tensors[0].silencers
     return result
 
 
-@RULES.of("sigmoid", "softplus", "hardtanh", "exp", "pow", "reciprocal")
-def _pointwise(t, shape, x, *options, **more):
-    if any(isinstance(option, Value) for option in options):
-        raise ValueError("one of its options is a tensor")
-    return Value(x.axes)
+RULES.of("hardswish", "hardswish_", "log_sigmoid", "where", "masked_fill", "masked_fill_")(pointwise)  # not tagged so
+
+
+def _keeps_zero(operation: Any, operands: Sequence[Any], options: Mapping[str, Any]) -> bool:
+    """Whether f(0) = 0, tried out."""
+    if torch.Tag.nondeterministic_seeded in operation.tags:
+        return False
+    zeros = [torch.zeros(()) if isinstance(value, Value) else value for value in operands]
+    try:
+        return not bool(operation(*zeros, **options).any())
+    except (RuntimeError, TypeError):  # of whole numbers alone, for one
+        return False
 
 
 @RULES.of("rsqrt", "sqrt")
@@ -34,26 +50,40 @@ def _root(t, shape, x):
     return Value(x.axes)
 
 
-@RULES.of("dropout", "clone", "contiguous", "to", "_to_copy", "detach", "alias")
+@RULES.of(*norms.CASTS, "dropout", "dropout_", "feature_dropout", "alpha_dropout", "detach_")
 def _kept(t, shape, x, *options, **more):
-    return Value(x.axes, x.writers, x.tensor, passed=x.passed)
+    return Value(x.axes, x.writers, x.tensor, passed=x.passed, normal=x.normal)
 
 
-@RULES.of("add", "add_", "sub", "rsub")
+@RULES.of("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
+def _made_like(t, shape, x, *options, **more):
+    return Value(x.axes)
+
+
+@RULES.of("copy_", "fill_", "zero_")
+def _overwritten(t, shape, x, *operands, **options):
+    return _broadcast(shape, x, *operands)
+
+
+@RULES.of("add", "add_", "sub", "sub_", "rsub")
 def _sum(t, shape, x, y, **options):
     for one, other in ((x, y), (y, x)):
         if isinstance(one, Value) and one.tensor:
+            after = isinstance(other, Value) and other.normal
             for i in range(len(one.axes)):
-                t.note(one, i, BIAS)
+                t.note(one, i, SHIFT if after else BIAS)
         elif isinstance(one, Value) and isinstance(other, Value) and not other.tensor:
             t.sums.append((t.module, one.silencers))
     result = _broadcast(shape, x, y)
     if isinstance(x, Value) and not isinstance(y, Value):
         result.moved = x.tensor
+    for one, other in ((x, y), (y, x)):
+        if isinstance(one, Value) and isinstance(other, Value) and one.normal and other.tensor:
+            result.writers = (*one.writers, other.tensor)
     return result
 
 
-@RULES.of("mul", "mul_", "div")
+@RULES.of("mul", "mul_", "div", "div_")
 def _multiplied(t, shape, x, y, **options):
     tensors = [value for value in (x, y) if isinstance(value, Value)]
     for value in tensors:
@@ -62,14 +92,16 @@ def _multiplied(t, shape, x, y, **options):
     result = _broadcast(shape, x, y)
     result.writers = tuple(value.tensor for value in tensors if value.tensor)
     result.passed = next((value.silencers for value in tensors if value.silencers), ())
+    result.normal = any(value.normal for value in tensors) and bool(result.writers)
     return result
 
 
-@RULES.of(
-    "maximum", "minimum", "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge", "logical_and", "bitwise_and"
-)
-def _elementwise(t, shape, *operands):
-    return _broadcast(shape, *operands)
+@RULES.of("prelu")
+def _prelu(t, shape, x, slope):
+    if slope.shape != [1]:
+        unify(slope.axes[0], x.axes[1])
+    t.note(slope, 0, SCALE)
+    return Value(x.axes, passed=x.silencers)
 
 
 def _broadcast(shape: list[int], *operands: object) -> Value:
@@ -90,21 +122,79 @@ def _softmax(t, shape, x, dim, *options):
     return Value(x.axes)
 
 
-@RULES.of("mean", "sum", "amax")
-def _reduction(t, shape, x, dims=None, keepdim=False, **options):
-    dims = range(len(x.axes)) if dims is None else [dims] if isinstance(dims, int) else dims
-    gone = {d % len(x.axes) for d in dims}
+@RULES.of(
+    "mean", "sum", "amax", "amin", "prod", "all", "any", "argmax", "argmin", "logsumexp", "var", "std", "count_nonzero"
+)
+def _reduction(t, shape, x, dims=None, *options, **more):
+    dims = more.pop("dim", dims)
+    gone = _dims(x, None if isinstance(dims, bool) else dims)
     t.fix(*(x.axes[d] for d in gone), why="it is reduced to one number")
+    return _reduced(x, gone, keepdim=len(shape) == len(x.axes))
+
+
+def averaged(t: Trace, shape: list[int], x: Value, dims: Sequence[int], *options: Any, **more: Any) -> Value:
+    """An average over units that is a part of their normalization, and therefore fixes none of them."""
+    return _reduced(x, _dims(x, dims), keepdim=True)
+
+
+@RULES.of("max", "min")
+def _extreme(t, shape, x, dim=None, *options):
+    if isinstance(dim, Value):
+        return _broadcast(shape, x, dim)
+    if dim is None:
+        return _reduction(t, shape, x)
+    return [_reduction(t, list(part.shape), x, dim) for part in shape]
+
+
+@RULES.of("linalg_vector_norm", "norm")
+def _norm(t, shape, x, order=2, dims=None, *options, **more):
+    return _reduction(t, shape, x, dims)
+
+
+def _dims(x: Value, dims: int | Sequence[int] | None) -> set[int]:
+    dims = range(len(x.axes)) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    return {d % len(x.axes) for d in dims}
+
+
+def _reduced(x: Value, gone: set[int], keepdim: bool) -> Value:
     kept = [Axis(1, why=ONE) if i in gone else axis for i, axis in enumerate(x.axes)]
     return Value(kept if keepdim else [axis for i, axis in enumerate(x.axes) if i not in gone])
 
 
-@RULES.of("max_pool1d", "max_pool2d", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d")
-def _pooling(t, shape, x, *options):
-    return Value([*x.axes[:2], *data(shape[2:])])
+@RULES.of("cumsum", "cumsum_", "cumprod", "logcumsumexp", "sort", "argsort", "topk", "kthvalue", "cummax", "cummin")
+def _along(t, shape, x, *options, **more):
+    """Along one axis of the result, or of several results; `topk` and others have another length there."""
+    dim = more.get("dim", next((option for option in options if type(option) is int), -1))
+    if _is(t, "topk", "kthvalue"):
+        dim = more.get("dim", options[1] if len(options) > 1 else -1)
+    t.fix(x.axes[dim], why="its units are put in order or added up along it")
+    results = [shape] if not shape or isinstance(shape[0], int) else [list(part.shape) for part in shape]
+    found = []
+    for each in results:
+        axes = list(x.axes) if len(each) == len(x.axes) else _reduced(x, {dim % len(x.axes)}, keepdim=False).axes
+        found.append(Value([a if a.size == size else Axis(size, why=SIZE) for a, size in zip(axes, each, strict=True)]))
+    return found[0] if results == [shape] else found
 
 
-@RULES.of("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze")
+def _is(t: Trace, *names: str) -> bool:
+    return str(t.operation).split(".")[1] in names
+
+
+POOLS = [f"{kind}_pool{d}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for d in (1, 2, 3)]
+POOLS += [f"max_pool{d}d_with_indices" for d in (1, 2, 3)]
+MODES = {"nearest": "123", "linear": "1", "bilinear": "2", "trilinear": "3", "bicubic": "2"}
+RESIZED = [f"upsample_{mode}{d}d" for mode, sizes in MODES.items() for d in sizes]
+
+
+@RULES.of(*POOLS, *RESIZED)
+def _pooling(t, shape, x, *options, **more):
+    places = next(int(d) for d in "123" if f"{d}d" in str(t.operation))
+    results = [shape] if isinstance(shape[0], int) else [list(part.shape) for part in shape]
+    found = [Value([*x.axes[:-places], *data(each[-places:])]) for each in results]
+    return found[0] if isinstance(shape[0], int) else found
+
+
+@RULES.of("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "view_as")
 def _reshaped(t, shape, x, *options):
     same = [a for a in x.axes if a.size != 1]
     if [a.size for a in same] == [size for size in shape if size != 1]:  # only axes of size 1 come or go
@@ -135,13 +225,12 @@ def _permuted(t, shape, x, order):
     return Value([x.axes[i] for i in order], x.writers, x.tensor)
 
 
-@RULES.of("expand")
+@RULES.of("expand", "expand_as", "broadcast_to")
 def _expanded(t, shape, x, *options, **more):
     old = [None] * (len(shape) - len(x.axes)) + x.axes
-    axes = [
-        a if a is not None and a.size == size else Axis(size, why="a tensor is expanded along it")
-        for a, size in zip(old, shape, strict=True)
-    ]
+    like = options[0].axes if options and isinstance(options[0], Value) else []  # `expand_as`
+    new = like or [Axis(size, why="a tensor is expanded along it") for size in shape]
+    axes = [a if a is not None and a.size == n.size else n for a, n in zip(old, new, strict=True)]
     return Value(axes, x.writers, x.tensor)
 
 
@@ -152,60 +241,29 @@ def _repeated(t, shape, x, repeats, dim, **options):
     return Value(axes)
 
 
-@RULES.of("slice", "select", "narrow")
-def _sliced(t, shape, x, dim=0, *options):
-    dim %= len(x.axes)
-    if len(shape) == len(x.axes):
-        if shape[dim] == x.axes[dim].size:
-            return Value(x.axes, x.writers, x.tensor)
-        t.fix(x.axes[dim], why="it is cut at a fixed place")
-        return Value([*x.axes[:dim], *data([shape[dim]]), *x.axes[dim + 1 :]], x.writers, x.tensor)
-    t.fix(x.axes[dim], why="it is cut at a fixed place")
-    return Value([*x.axes[:dim], *x.axes[dim + 1 :]], x.writers, x.tensor)
+@RULES.of("repeat", "tile")
+def _tiled(t, shape, x, repeats):
+    old = [*data([1] * (len(shape) - len(x.axes))), *x.axes]
+    times = [1] * (len(shape) - len(repeats)) + list(repeats)
+    counts = [Axis(n, why="a tensor is repeated along it") for n in times]
+    pairs = zip(times, counts, old, strict=True)
+    return Value([a if n == 1 else product([c, a]) if a.size > 1 else c for n, c, a in pairs])
 
 
-@RULES.of("chunk", "split", "split_with_sizes")
-def _chunked(t, shapes, x, size, dim=0):
-    return _pieces(t, shapes, x, dim, kept=True)
+@RULES.of("movedim")
+def _moved(t, shape, x, source, target):
+    source, target = ([d] if isinstance(d, int) else list(d) for d in (source, target))
+    source, target = ([d % len(shape) for d in some] for some in (source, target))
+    rest = iter([axis for i, axis in enumerate(x.axes) if i not in source])
+    placed = dict(zip(target, (x.axes[i] for i in source), strict=True))
+    return Value([placed[i] if i in placed else next(rest) for i in range(len(shape))], x.writers, x.tensor)
 
 
-@RULES.of("unbind")
-def _unbound(t, shapes, x, dim=0):
-    return _pieces(t, shapes, x, dim, kept=False)
-
-
-def _pieces(t: Trace, shapes: list[Tensor], x: Value, dim: int, kept: bool) -> list[Value]:
-    """`x`, cut along an axis, which each piece has (shorter) or has not."""
-    dim, count = dim % len(x.axes), len(shapes)
-    if len({tuple(piece.shape) for piece in shapes}) > 1:
-        raise ValueError(f"an axis of {x.axes[dim].size} is cut into uneven pieces")
-    pieces, each = Axis(count, why="it counts the pieces that an axis is cut into"), Axis(x.axes[dim].size // count)
-    unify(x.axes[dim], product([pieces, each]))
-    axes = [*x.axes[:dim], *([each] if kept else []), *x.axes[dim + 1 :]]
-    return [Value(axes, x.writers, x.tensor) for _ in range(count)]
-
-
-@RULES.of("cat")
-def _concatenated(t, shape, tensors, dim=0):
-    dim %= len(shape)
-    for value in tensors:
-        t.fix(value.axes[dim], why="it is one part of a concatenated axis")
-        for i in range(len(value.axes)):  # a parameter among them (a class token) makes units
-            t.note(value, i, BIAS)
-        alike([a for i, a in enumerate(value.axes) if i != dim], [a for i, a in enumerate(tensors[0].axes) if i != dim])
-    return Value([*tensors[0].axes[:dim], *data([shape[dim]]), *tensors[0].axes[dim + 1 :]])
-
-
-@RULES.of("arange", "zeros", "ones", "full", "scalar_tensor", "zeros_like", "ones_like", "new_zeros", "new_ones")
+@RULES.of("arange", "zeros", "ones", "full", "scalar_tensor", "new_zeros", "new_ones", "new_full", "eye", "linspace")
 def _made(t, shape, *options, **more):
-    return Value(data(shape))
+    return Value(data(shape, why=t.because("a tensor is made with a size that is written in numbers")))
 
 
 @RULES.of("_assert_tensor_metadata")
 def _nothing(t, shape, *options, **more):
     return []
-
-
-@RULES.also(operator.getitem)
-def _item(t, shape, values, index):
-    return values[index]

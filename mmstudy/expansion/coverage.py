@@ -1,0 +1,226 @@
+"""What of a network can be expanded, by which operators exactly, and what cannot and why: before anything is spent."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from textwrap import fill
+
+import pandas as pd
+from torch import nn
+
+from mmstudy.batched.engine import Batch, LossFn
+from mmstudy.core.networks import named_tensors
+from mmstudy.expansion import pools
+from mmstudy.expansion.candidate import Candidate
+from mmstudy.expansion.operators import EXACTLY, OPERATORS, named
+from mmstudy.tracing.calls import Call, Output
+from mmstudy.tracing.couplings import Coupling, fixed_groups, of_trace
+from mmstudy.tracing.graph import CONSUMED, UNKNOWN, Trace
+from mmstudy.tracing.trace import OUTPUT
+
+FACTOR = 2  # units are doubled to see which operators are exact
+WIDTH = 110  # characters of a line in a terminal
+HELP = {  # part of a reason → what would help
+    UNKNOWN: "mm.register_rule(operation, rule) for this operation, if you know what it does",
+    "cannot be followed here": "mm.register_rule(operation, rule) for this operation, or another way to write it",
+    OUTPUT: "output= where this part of the output need not stay; otherwise nothing",
+    "never read": "a batch on which the network reads it in evaluation mode, or the network without it",
+    "no operation of this call reads it": "a batch on which the network reads it in evaluation mode",
+    "made with a size that is written in numbers": "a size computed from a tensor, e.g. torch.zeros_like(x)",
+    "does not run with the predicted shapes": "sizes computed from tensors, or growing what shares a size together",
+    "its weights are no parameter": "the computed weights as a parameter of their own (merge, remove parametrizations)",
+    "no rule says what it does": "mm.register_rule(operation, rule) for what reads this tensor",
+    "is not exact here": "operators that promise no exactness, or another size",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One group of units, or one list of layers behind whose members more may be inserted.
+
+    Exact operators have been tried: by twice the units, or by one more layer, on this group or on one of the same kind.
+    """
+
+    location: str
+    units: int  # 0: a list of layers or blocks
+    tensors: tuple[str, ...]  # that have the units
+    together: str  # what changes together, in short
+    each: int  # parameters per unit, or of one more layer
+    exact: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)  # operator (or "all") → reason
+    places: tuple[str, ...] = ()  # a list of layers or blocks: its members
+
+    @property
+    def grows(self) -> bool:
+        """Whether some operator has been seen to do it."""
+        return bool(self.exact)
+
+    @property
+    def reason(self) -> str:
+        """Why no operator is exact; empty where one is."""
+        return "" if self.exact else next(iter(self.refused.values()), "")
+
+    @property
+    def help(self) -> str:
+        """What would help against that."""
+        return next((way for part, way in HELP.items() if part in self.reason), "")
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """A row for every group of units that a layer makes, for parameters in no group, and for lists of layers."""
+
+    rows: tuple[Row, ...]
+
+    def __getitem__(self, location: str) -> Row:
+        return next(row for row in self.rows if row.location == location)
+
+    @property
+    def growing(self) -> tuple[str, ...]:
+        """The groups that can get wider by an exact operator."""
+        return tuple(row.location for row in self.rows if row.units and row.grows)
+
+    def allows(self, candidate: Candidate) -> bool:
+        """Whether nothing speaks against a candidate: each place grows, and in that way if it promises to be exact."""
+        rows = {place: row for row in self.rows for place in row.places or (row.location,)}
+        way = candidate.operator
+        exactly = OPERATORS[way].preserves == EXACTLY
+        found = [rows[place] for place in candidate.locations if place in rows]
+        here = len(found) == len(candidate.locations) and all(
+            row.grows and (way in row.exact or not exactly) and bool(row.units) == OPERATORS[way].widens
+            for row in found
+        )
+        return here and (candidate.then is None or self.allows(candidate.then))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The rows as a table, by location."""
+        columns = {
+            "units": [row.units or "+1" for row in self.rows],
+            "together": [row.together for row in self.rows],
+            "parameters each": [row.each for row in self.rows],
+            "exact": [", ".join(row.exact) for row in self.rows],
+            "refused": [row.reason for row in self.rows],
+            "help": [row.help for row in self.rows],
+        }
+        return pd.DataFrame(columns, index=pd.Index([row.location for row in self.rows], name="location"))
+
+    def __str__(self) -> str:
+        return "\n".join(_text(row) for row in self.rows)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{escape(name)}</th>" for name in ("location", *self.table.columns))
+        body = "".join(
+            "<tr>" + "".join(f"<td style='text-align:left'>{escape(str(cell))}</td>" for cell in row) + "</tr>"
+            for row in self.table.itertuples(name=None)
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def of_network(
+    network: nn.Module, batch: Batch | Call, traced: Trace, loss_fn: LossFn, output: Output = None
+) -> Coverage:
+    """The coverage of a network that has been traced on a call; exact operators are tried on one group of each kind."""
+    rows, tried = [], dict[object, dict[str, str]]()
+    exact = [name for name in named(widens=True) if OPERATORS[name].preserves == EXACTLY]
+    for name, group in of_trace(traced).items():
+        kind = _kind(group)
+        if kind not in tried:
+            candidates = {way: Candidate(way, (name,), (FACTOR * group.size,)) for way in exact}
+            tried[kind] = _refused(candidates, network, batch, loss_fn, traced, output)
+        refused = tried[kind]
+        tensors = tuple(dict.fromkeys(use.tensor for use in group.uses))
+        each = group.parameters(group.size + 1) - group.parameters(group.size)
+        works = tuple(way for way in exact if way not in refused)
+        rows.append(Row(name, group.size, tensors, _together(group), each, works, refused))
+    sizes = {name: tensor.numel() for name, tensor in named_tensors(network).items()}
+    for name, fixed in fixed_groups(traced).items():
+        each = sum(sizes[tensor] for tensor in fixed.tensors if tensor in traced.parameters) // fixed.size
+        rows.append(Row(name, fixed.size, fixed.tensors, _short(fixed.tensors), each, (), {"all": fixed.why}))
+    return Coverage((*rows, *_lists(network, batch, loss_fn, traced, output)))
+
+
+def _refused(
+    candidates: Mapping[str, Candidate],
+    network: nn.Module,
+    batch: Batch | Call,
+    loss_fn: LossFn,
+    traced: Trace,
+    output: Output,
+) -> dict[str, str]:
+    """Those of the candidates that cannot be built, or are not exact, with the reasons."""
+    found = {}
+    for name, candidate in candidates.items():
+        try:
+            candidate.grow(network, batch, loss_fn, traced, output=output)
+        except (ValueError, NotImplementedError) as error:
+            found[name] = str(error)
+            if "cannot grow" in found[name]:  # whatever the operator
+                return dict.fromkeys(candidates, found[name])
+    return found
+
+
+def _kind(group: Coupling) -> object:
+    """What groups have in common that are the same but for the numbers of their layers."""
+    uses = tuple((_starred(use.tensor), use.axis, use.outer, use.inner, use.role) for use in group.uses)
+    norms = tuple((_starred(norm.module), norm.kind, norm.eps) for norm in group.normalizations)
+    return group.size, uses, norms, len(group.pairings), bool(group.unread)
+
+
+def _lists(network: nn.Module, batch: Batch | Call, loss_fn: LossFn, traced: Trace, output: Output) -> list[Row]:
+    """A row for every list of layers or blocks; exact operators are tried behind its first member, else its last."""
+    lists: dict[str, list[str]] = {}
+    for place in pools.places(network):
+        lists.setdefault(place.rpartition(".")[0], []).append(place)
+    exact = [name for name in named(widens=False) if OPERATORS[name].preserves == EXACTLY]
+    rows = []
+    for members in lists.values():
+        refused: dict[str, str] = {}
+        for place in dict.fromkeys((members[0], members[-1])):
+            candidates = {way: Candidate(way, (place,), (1,)) for way in exact}
+            refused = _refused(candidates, network, batch, loss_fn, traced, output)
+            if len(refused) < len(exact):
+                break
+        span = members[0] if len(members) == 1 else f"{members[0]} … {members[-1]}"
+        each = sum(p.numel() for p in network.get_submodule(members[-1]).parameters())
+        works = tuple(way for way in exact if way not in refused)
+        refused = dict(reversed(refused.items()))  # a block's own ways come last
+        rows.append(Row(span, 0, (), f"one more, of {len(members)}", each, works, refused, tuple(members)))
+    return rows
+
+
+def _together(group: Coupling) -> str:
+    """Who makes and who reads the units, in short."""
+    made = _short(use.tensor for use in group.uses if use.role != CONSUMED)
+    return f"{made} → {_short(use.tensor for use in group.of(CONSUMED)) or 'keys'}"
+
+
+def _short(tensors: Iterable[str]) -> str:
+    """The modules of tensors, those of one name but for numbers taken together: "blocks.*.up (12)"."""
+    modules = dict.fromkeys(tensor.rpartition(".")[0] or tensor for tensor in tensors)
+    alike: dict[str, list[str]] = {}
+    for module in modules:
+        alike.setdefault(_starred(module), []).append(module)
+    return ", ".join(name if len(some) > 1 else some[0] for name, some in _counted(alike))
+
+
+def _counted(alike: Mapping[str, Sequence[str]]) -> list[tuple[str, Sequence[str]]]:
+    return [(f"{name} ({len(some)})", some) for name, some in alike.items()]
+
+
+def _starred(name: str) -> str:
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+
+
+def _text(row: Row) -> str:
+    """A row in a few lines of a terminal."""
+    amount = f"{row.units:,} units" if row.units else "one more"
+    lines = [f"{row.location}   {amount}, {row.each:,} parameters each"]
+    parts = {"together": row.together, "exact": ", ".join(row.exact), "refused": row.reason, "help": row.help}
+    for name, text in parts.items():
+        if text:
+            lines.append(fill(text, WIDTH, initial_indent=f"    {name:<9}", subsequent_indent=" " * 13))
+    return "\n".join(lines)

@@ -1,0 +1,110 @@
+"""Wider: couplings of a network grow by an operator, one after another, or at once where one number serves several."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from mmstudy.core.networks import named_tensors
+from mmstudy.expansion import estimates, exactness, surgery
+from mmstudy.expansion.attributes import Size
+from mmstudy.expansion.growth import Growth
+from mmstudy.expansion.operators import OPERATORS, UP_TO_NOISE
+from mmstudy.tracing.couplings import fixed_in, of_trace
+from mmstudy.tracing.graph import Trace
+from mmstudy.tracing.trace import trace
+
+Widened = tuple[nn.Module, list[surgery.Plan], list[str]]  # the network, how it grew, the numbers that changed
+
+
+def widened(candidate, network, traced, stream, calls, batch, loss_fn) -> Widened:
+    """The network whose couplings have grown as a candidate says; the arguments are those of `Candidate.grow`.
+
+    Raises:
+        ValueError: a coupling is unknown, does not grow, or the operator does not fit it.
+    """
+    try:
+        return _one_by_one(candidate, network, traced, stream, calls, batch, loss_fn)
+    except ValueError as alone:
+        if len(candidate.locations) == 1:
+            raise
+        try:  # one number may serve several of them
+            return _at_once(candidate, network, traced, stream, calls, batch, loss_fn)
+        except ValueError:
+            raise alone from alone.__cause__
+
+
+def _one_by_one(candidate, network, traced, stream, calls, batch, loss_fn) -> Widened:
+    (call, *_), keep, plans, changed = calls, traced.protected, list[surgery.Plan](), list[str]()
+    for location, size in zip(candidate.locations, candidate.sizes, strict=True):
+        traced = trace(network, call) if plans else traced
+        traced.protected = keep
+        growth = growth_of(traced, network, location, size, stream, batch, loss_fn, call.output)
+        plan, touch = OPERATORS[candidate.operator].apply(growth)
+        new = surgery.rebuilt(network, plan, call, touch)
+        _even_without_noise(candidate, network, new, [plan], calls, traced)
+        changed += _said(network, growth.coupling.kept[size])
+        network = new
+        plans.append(plan)
+    return network, plans, changed
+
+
+def _at_once(candidate, network, traced, stream, calls, batch, loss_fn) -> Widened:
+    places, output = zip(candidate.locations, candidate.sizes, strict=True), calls[0].output
+    growths = [growth_of(traced, network, place, size, stream, batch, loss_fn, output) for place, size in places]
+    made = [OPERATORS[candidate.operator].apply(growth) for growth in growths]
+    new, sizes = surgery.rebuilt_at_once(network, made, calls[0])
+    plans = [plan for plan, _ in made]
+    _even_without_noise(candidate, network, new, plans, calls, traced)
+    return new, plans, _said(network, sizes)
+
+
+def _said(network: nn.Module, sizes: Iterable[Size]) -> list[str]:
+    """What is changed, in words."""
+    old = [(path, key, getattr(network.get_submodule(path), key), then) for path, key, then in sizes]
+    return [f"{path}.{key}: {now} → {then}".removeprefix(".") for path, key, now, then in old]
+
+
+def _even_without_noise(candidate, network, new, plans, calls, traced) -> None:
+    if OPERATORS[candidate.operator].preserves == UP_TO_NOISE:
+        own = named_tensors(network)
+        double = {name: tensor.double() for name, tensor in own.items() if tensor.is_floating_point()}
+        plain = surgery.transformed(double, [(plan, None) for plan in plans])
+        same = {name: name for name in own}
+        for call in calls:
+            wrong = exactness.broken(network, new, call, same, plain, traced.coarsest)
+            exact(candidate, wrong, ", even without noise")
+
+
+def growth_of(traced: Trace, network: nn.Module, location: str, size: int, *rest) -> Growth:
+    """The growth of a coupling, once it is known that it can grow.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    groups = of_trace(traced)
+    if location not in groups:
+        reason = fixed_in(traced).get(location)
+        wrong = f"{location} cannot grow: {reason}" if reason else f"unknown location {location!r}"
+        raise ValueError(f"{wrong}; this network can grow at: {', '.join(groups)}")
+    if unread := groups[location].unread:
+        raise ValueError(
+            f"{location} cannot grow: {', '.join(unread)} may have its {groups[location].size} units too, and this "
+            "call never reads them. Give a batch on which the network reads them in evaluation mode, or take them out"
+        )
+    if size <= groups[location].size:
+        raise ValueError(f"{location} has {groups[location].size} units; widening to {size} would not expand it")
+    estimates.wider_fits(network, groups[location], size)
+    return Growth(network, groups[location], size, *rest)
+
+
+def exact(candidate: object, wrong: str | None, even: str = "") -> None:
+    """Refuse what is not exact, if something is to be said of it.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if wrong:
+        raise ValueError(
+            f"{candidate} is not exact here{even}: {wrong}. Something between the new units and what reads them does "
+            "not keep a copy a copy, or a zero a zero"
+        )

@@ -1,0 +1,83 @@
+"""What products that are summed do to axes: of activations with weights, and with each other (attention)."""
+
+from math import prod
+
+from mmstudy.tracing.axes import Axis, product, unify
+from mmstudy.tracing.graph import CONSUMED, WEIGHT, Pairing, Rules, Trace, Value, alike
+from mmstudy.tracing.rules.layers import COMPUTED, layer
+
+RULES = Rules()
+
+
+@RULES.of("matmul", "bmm", "mm")
+def _matmul(t, shape, x, y):
+    if y.tensor:
+        result = layer(t, x, y, None, -1, -2, x.axes[-1])
+        result.axes = [*x.axes[:-1], y.axes[-1]]
+        return result
+    if x.computed or y.computed:
+        t.fix(*x.axes[-2:], *y.axes[-2:], why=COMPUTED)
+    alike(x.axes[:-2], y.axes[:-2])
+    unify(x.axes[-1], y.axes[-2])
+    t.fix(x.axes[-1], why="activations are multiplied and summed over it, and how the sum is scaled is not known")
+    return Value([*x.axes[:-1], y.axes[-1]])
+
+
+@RULES.of("einsum")
+def _einsum(t, shape, equation, operands, *options, **more):
+    """Axes of one letter are the same; a parameter's letters are made if they are in the result, else they are read."""
+    left, right = equation.replace(" ", "").split("->") if "->" in equation else (equation.replace(" ", ""), None)
+    if right is None or "." in equation:
+        raise ValueError(f"{equation!r} leaves axes unnamed")
+    terms = left.split(",")
+    if any(len(set(term)) < len(term) for term in (*terms, right)):
+        raise ValueError(f"{equation!r} takes a diagonal")
+    named: dict[str, Axis] = {}
+    for term, value in zip(terms, operands, strict=True):
+        for letter, axis in zip(term, value.axes, strict=True):
+            unify(named.setdefault(letter, axis), axis)
+    weights = [(term, value) for term, value in zip(terms, operands, strict=True) if value.tensor]
+    if len(weights) == 1 and len(operands) == 2:
+        _weighted(t, *weights[0], right, next(value for value in operands if not value.tensor))
+    else:
+        summed = [axis for letter, axis in named.items() if letter not in right]
+        t.fix(*summed, why="activations are multiplied and summed over it, and how the sum is scaled is not known")
+        for value in operands:
+            if value.tensor or value.computed:
+                t.fix(*value.axes, why=COMPUTED)
+    writers = [value.tensor for _, value in weights if value.tensor]
+    return Value([named[letter] for letter in right], tuple(writers) if len(operands) == 2 else ())
+
+
+def _weighted(t: Trace, term: str, weight: Value, right: str, x: Value) -> None:
+    """Note what a parameter does with its letters, in a product with activations."""
+    fan_in = prod(axis.size for letter, axis in zip(term, weight.axes, strict=True) if letter not in right)
+    for i, letter in enumerate(term):
+        t.note(weight, i, WEIGHT if letter in right else CONSUMED, fan_in, reads=None if letter in right else x)
+
+
+@RULES.of("scaled_dot_product_attention")
+def _attention(t, shape, q, k, v, mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    *batch, queries, _ = q.axes
+    *key_batch, keys, _ = k.axes
+    if enable_gqa:  # each head of keys serves as many consecutive heads of queries
+        share = Axis(batch[-1].size // key_batch[-1].size)
+        unify(batch[-1], product([key_batch[-1], share]))
+        unify(batch[0], key_batch[0])
+    else:
+        alike(q.axes[:-2], k.axes[:-2])
+    alike(k.axes[:-1], v.axes[:-1])
+    t.fix(queries, keys, why="it counts positions")
+    _pair(t, q, k, scaled=scale is None)
+    if mask is not None:
+        t.fix(*mask.axes, why="it is an axis of a mask")
+    return Value([*batch, queries, v.axes[-1]])
+
+
+def _pair(t: Trace, q: Value, k: Value, scaled: bool) -> None:
+    width, key_width = q.axes[-1], k.axes[-1]
+    unify(width, key_width)
+    if q.writers and not set(q.writers) & set(k.writers):
+        t.pairings.append(Pairing(width, q.writers, scaled))
+    else:  # what makes up for more units in the sum cannot be put into the queries alone
+        t.fix(width, why="queries and keys are summed over it, and no layer writes the queries alone")

@@ -1,0 +1,153 @@
+"""What cutting, picking and joining do to axes: pieces of one length keep their units apart, other cuts fix them."""
+
+import operator
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mmstudy.tracing.axes import Axis, product, unify
+from mmstudy.tracing.graph import BIAS, Rules, Trace, Value, alike, data
+
+RULES = Rules()
+CUT = "it is cut at a fixed place"
+MOVED = "its units are moved, repeated or picked by their numbers"
+
+
+@RULES.of("slice", "select", "narrow")
+def _sliced(t, shape, x, dim=0, *options):
+    dim %= len(x.axes)
+    if len(shape) == len(x.axes):
+        if shape[dim] == x.axes[dim].size:
+            return Value(x.axes, x.writers, x.tensor)
+        t.fix(x.axes[dim], why=CUT)
+        piece = Axis(shape[dim], why=t.because(CUT))
+        return Value([*x.axes[:dim], piece, *x.axes[dim + 1 :]], x.writers, x.tensor)
+    t.fix(x.axes[dim], why=CUT)
+    return Value([*x.axes[:dim], *x.axes[dim + 1 :]], x.writers, x.tensor)
+
+
+@RULES.of("chunk", "split", "split_with_sizes")
+def _chunked(t, shapes, x, size, dim=0):
+    return _pieces(t, shapes, x, dim, kept=True)
+
+
+@RULES.of("unbind")
+def _unbound(t, shapes, x, dim=0):
+    return _pieces(t, shapes, x, dim, kept=False)
+
+
+def _pieces(t: Trace, shapes: Sequence[Tensor], x: Value, dim: int, kept: bool) -> list[Value]:
+    """`x`, cut along an axis, which each piece has (shorter) or has not."""
+    dim, count = dim % len(x.axes), len(shapes)
+    if len({tuple(piece.shape) for piece in shapes}) > 1:
+        t.fix(x.axes[dim], why="it is cut into uneven pieces")
+        cut = [[*x.axes[:dim], *data([piece.shape[dim]]), *x.axes[dim + 1 :]] for piece in shapes]
+        return [Value(axes, x.writers, x.tensor) for axes in cut]
+    pieces, each = Axis(count, why="it counts the pieces that an axis is cut into"), Axis(x.axes[dim].size // count)
+    unify(x.axes[dim], product([pieces, each]))
+    axes = [*x.axes[:dim], *([each] if kept else []), *x.axes[dim + 1 :]]
+    return [Value(axes, x.writers, x.tensor) for _ in range(count)]
+
+
+@RULES.of("glu")
+def _gated(t, shape, x, dim=-1):
+    dim %= len(x.axes)
+    half = Axis(shape[dim])
+    unify(x.axes[dim], product([Axis(2, why="it counts values and gates"), half]))
+    return Value([*x.axes[:dim], half, *x.axes[dim + 1 :]], passed=x.silencers)
+
+
+@RULES.of("pixel_shuffle")
+def _pixels_shuffled(t, shape, x, factor):
+    channels = Axis(shape[-3])
+    unify(x.axes[-3], product([channels, Axis(factor**2, why="it counts the pixels that a channel becomes")]))
+    return Value([*x.axes[:-3], channels, *data(shape[-2:])])
+
+
+@RULES.of("pixel_unshuffle")
+def _pixels_gathered(t, shape, x, factor):
+    pixels = Axis(factor**2, why="it counts the pixels that become a channel")
+    return Value([*x.axes[:-3], product([x.axes[-3], pixels]), *data(shape[-2:])])
+
+
+@RULES.of("channel_shuffle")
+def _channels_shuffled(t, shape, x, groups):
+    group, each = Axis(groups), Axis(shape[1] // groups)
+    unify(x.axes[1], product([group, each]))
+    return Value([x.axes[0], product([each, group]), *x.axes[2:]])
+
+
+@RULES.of("pad", "constant_pad_nd")
+def _padded(t, shape, x, sides, *options):
+    """`sides`: how much is added before and behind, from the last axis on."""
+    axes = list(x.axes)
+    for i, (before, behind) in enumerate(zip(sides[::2], sides[1::2], strict=True), start=1):
+        if before or behind:
+            t.fix(axes[-i], why="it is padded")
+            axes[-i : len(axes) - i + 1] = data([shape[-i]])
+    return Value(axes)
+
+
+@RULES.of("roll", "flip")
+def _rolled(t, shape, x, first, dims=None):
+    """`roll` by so much along some axes, or all; `flip` along some."""
+    dims = first if dims is None and str(t.operation).startswith("aten.flip") else dims
+    if not dims and dims != 0:
+        raise ValueError("the whole tensor is moved")
+    dims = [dims] if isinstance(dims, int) else dims
+    t.fix(*(x.axes[d] for d in dims), why=MOVED)
+    return Value(x.axes)
+
+
+@RULES.of("index_select")
+def _selected(t, shape, x, dim, places):
+    dim %= len(x.axes)
+    t.fix(x.axes[dim], why=MOVED)
+    return Value([*x.axes[:dim], *data([shape[dim]]), *x.axes[dim + 1 :]], x.writers, x.tensor)
+
+
+@RULES.of("index")
+def _indexed(t, shape, x, places):
+    at = [i for i, place in enumerate(places) if place is not None]
+    t.fix(*(x.axes[i] for i in at), why=MOVED)
+    for i in at:
+        t.fix(*places[i].axes, why="it picks units by their numbers")
+    first = at[0] if at == list(range(at[0], at[-1] + 1)) else 0  # where the axes of the places go
+    count, rest = len(shape) - len(x.axes) + len(at), [axis for i, axis in enumerate(x.axes) if i not in at]
+    picked = data(shape[first : first + count], why=t.because(MOVED))
+    return Value([*rest[:first], *picked, *rest[first:]], x.writers, x.tensor)
+
+
+@RULES.of("cat")
+def _concatenated(t, shape, tensors, dim=0):
+    dim %= len(shape)
+    tensors = [value for value in tensors if value.shape != [0]]
+    if len(tensors) == 1:  # and nothing, as in a cache that is empty
+        return Value(tensors[0].axes)
+    for value in tensors:
+        t.fix(value.axes[dim], why="it is one part of a concatenated axis")
+    _joined(t, tensors, dim)
+    whole = Axis(shape[dim], why=t.because("it is a concatenated axis"))
+    return Value([*tensors[0].axes[:dim], whole, *tensors[0].axes[dim + 1 :]])
+
+
+@RULES.of("stack")
+def _stacked(t, shape, tensors, dim=0):
+    dim %= len(shape)
+    _joined(t, tensors)
+    axes = tensors[0].axes
+    return Value([*axes[:dim], Axis(len(tensors), why="it counts what is stacked"), *axes[dim:]])
+
+
+def _joined(t: Trace, tensors: Sequence[Value], dim: int | None = None) -> None:
+    """All axes but one are the same; a parameter among them (a class token) makes units."""
+    first = tensors[0]
+    for value in tensors:
+        for i in range(len(value.axes)):
+            t.note(value, i, BIAS)
+        alike([a for i, a in enumerate(value.axes) if i != dim], [a for i, a in enumerate(first.axes) if i != dim])
+
+
+@RULES.also(operator.getitem)
+def _item(t, shape, values, index):
+    return values[index]

@@ -1,0 +1,109 @@
+"""The coverage report: nothing vanishes, what it calls exact is exact, and it reads well."""
+
+import pytest
+import torch
+from cases import Wired, batch, change, mlp
+from torch import nn
+
+import mmstudy as mm
+from mmstudy.core.networks import TransformerBlock
+
+
+class Reader(nn.Module):
+    """Two blocks alike, an operation without a rule, a parameter that is no one's, a head that is never read."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.blocks = nn.ModuleList(TransformerBlock(8, 2, 2, 4, 12, causal=False) for _ in range(2))
+        self.side, self.back, self.other = nn.Linear(8, 5), nn.Linear(5, 8), nn.Linear(4, 7)
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        x = self.embedding(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x + self.back(torch.fft.rfft(self.side(x), 8).abs())) * self.temperature
+
+
+@pytest.fixture(scope="module")
+def covered():
+    network = Reader()
+    return network, mm.coverage(network, torch.randn(4, 6, 3))
+
+
+def test_every_parameter_is_in_a_row_and_every_row_grows_or_has_a_reason(covered):
+    network, found = covered
+    rows = [row for row in found.rows if row.units]
+    assert {name for name, _ in network.named_parameters()} <= {name for row in rows for name in row.tensors}
+    assert all(row.grows or row.reason for row in found.rows)
+    assert len({row.location for row in found.rows}) == len(found.rows)
+
+
+def test_what_is_refused_is_refused_by_operation_and_module_with_what_would_help(covered):
+    _, found = covered
+    assert "not known (aten.fft_rfft.default in the network itself)" in found["side"].reason
+    assert "mm.register_rule" in found["side"].help
+    assert found["head"].reason == "it is an axis of the network's output"
+    assert "no operation of this call reads it" in found["other.weight"].reason
+    assert "no layer makes units" in found["temperature"].reason
+
+
+def test_groups_that_grow_say_what_changes_with_them_and_how_much(covered):
+    _, found = covered
+    assert "blocks.*.down (2)" in found["embedding"].together
+    row = found["blocks.1.up"]
+    assert (row.units, row.each, row.together) == (12, 8 + 1 + 8, "blocks.1.up → blocks.1.down")
+    assert {"lemon", "zero_outgoing"} <= set(row.exact)
+    assert "normalized together" in found["embedding"].refused["zero_outgoing"]
+    assert found["blocks.0 … blocks.1"].exact == ("zero_residual", "identity_block")
+
+
+def test_what_is_called_exact_is_exact(covered):
+    network, found = covered
+    network, inputs = network.double(), torch.randn(3, 5, 3, dtype=torch.float64)
+    for location in ("embedding", "blocks.1.up"):
+        for operator in found[location].exact:
+            new = mm.expand(network, inputs, operator, {location: 2 * found[location].units})
+            assert change(network, new, inputs) < 1e-12
+
+
+def test_it_reads_well_as_text_and_as_a_table(covered):
+    _, found = covered
+    text = str(found)
+    assert all(len(line) <= 110 or "together" not in line for line in text.splitlines())
+    assert "side   5 units" in text
+    assert found.table.loc["side", "units"] == 5
+    assert "<td" in found._repr_html_()
+    assert "<script" not in found._repr_html_()
+
+
+def test_a_pool_of_a_network_that_nobody_here_wrote_holds_what_grows(covered):
+    network, found = covered
+    network, inputs = network.double(), torch.randn(4, 6, 3, dtype=torch.float64)
+    options = {"factors": (2,), "extra_layers": (1,), "matched": (2,), "wider": ("zero_outgoing", "random")}
+    pool = mm.candidate_pool(network, inputs, covered=found, deeper=("deeper_identity", "zero_residual"), **options)
+    assert "zero_outgoing blocks.0.up ×2" in pool
+    assert "random embedding ×2" in pool
+    assert "zero_residual blocks.1 +1" in pool
+    assert not [label for label in pool if label.startswith(("zero_outgoing embedding", "deeper_identity"))]
+    assert [label for label in pool if "≈" in label]
+    with pytest.raises(ValueError, match="the coverage leaves no candidate"):
+        mm.candidate_pool(network, inputs, covered=found, deeper=["deeper_identity"], wider=[], factors=())
+
+
+def test_with_targets_operators_that_learn_are_tried_too():
+    network, (inputs, targets) = mlp((6, 4)), batch()
+    found = mm.coverage(network, (inputs, targets))
+    assert found.growing == ("hidden.0", "hidden.1")
+    assert "gradmax" in found["hidden.0"].exact
+
+
+def test_what_need_not_stay_may_grow():
+    network = Wired(
+        lambda net, x: {"logits": net.head(net.body(x).relu()), "hidden": net.body(x)},
+        body=nn.Linear(3, 6), head=nn.Linear(6, 2),
+    )  # fmt: skip
+    inputs = torch.randn(4, 3)
+    assert mm.coverage(network, inputs)["body"].reason == "it is an axis of the network's output"
+    assert "lemon" in mm.coverage(network, inputs, output="logits")["body"].exact
