@@ -18,6 +18,10 @@ SAME = 1e-3  # a change of the outputs, as a share of how they vary, that is tak
 Grown = Sequence[tuple[Coupling, int]]  # couplings of one trace, and their new numbers of units
 
 
+class DoesNotRun(ValueError):
+    """A grown network does not run, or is another function, whichever of the sizes that it keeps change."""
+
+
 def found(
     network: nn.Module, old: nn.Module, plain: Mapping[str, Tensor], grown: Grown, call: Call
 ) -> list[attributes.Size]:
@@ -27,7 +31,7 @@ def found(
     trace, which is dear, only confirms what calls have found, unless they have found wrong.
 
     Raises:
-        ValueError: the network runs with none of the choices, or there are too many.
+        DoesNotRun: the network runs with none of the choices, or there are too many.
     """
 
     def lengths(path: str) -> dict[int, int]:
@@ -59,10 +63,10 @@ def found(
         if chosen is None or outcome(chosen, traced=True) is None:
             chosen = attributes.needed(len(places), partial(outcome, traced=True), SAME)
     except ValueError as error:
-        raise ValueError(f"{grows}: {error} ({tried}). Let the network compute them from its tensors") from error
+        raise DoesNotRun(f"{grows}: {error} ({tried}). Let the network compute them from its tensors") from error
     if chosen is None:
         others = "" if together else ". If one of them serves other couplings too, name them together"
-        raise ValueError(
+        raise DoesNotRun(
             f"{grows}: the network does not run with the predicted shapes, whichever sizes kept by its modules "
             f"({tried}) change{others}"
         ) from (problems[-1] if problems else None)

@@ -9,6 +9,7 @@ from mmstudy.expansion import estimates, exactness, surgery
 from mmstudy.expansion.attributes import Size
 from mmstudy.expansion.growth import Growth
 from mmstudy.expansion.operators import OPERATORS, UP_TO_NOISE
+from mmstudy.expansion.sizes import DoesNotRun
 from mmstudy.tracing.couplings import fixed_in, of_trace
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
@@ -20,16 +21,17 @@ def widened(candidate, network, traced, stream, calls, batch, loss_fn) -> Widene
     """The network whose couplings have grown as a candidate says; the arguments are those of `Candidate.grow`.
 
     Raises:
+        DoesNotRun: the network does not run with the predicted shapes, or is another function.
         ValueError: a coupling is unknown, does not grow, or the operator does not fit it.
     """
     try:
         return _one_by_one(candidate, network, traced, stream, calls, batch, loss_fn)
-    except ValueError as alone:
+    except DoesNotRun as alone:
         if len(candidate.locations) == 1:
             raise
         try:  # one number may serve several of them
             return _at_once(candidate, network, traced, stream, calls, batch, loss_fn)
-        except ValueError:
+        except DoesNotRun:
             raise alone from alone.__cause__
 
 

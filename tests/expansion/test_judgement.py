@@ -75,10 +75,12 @@ def test_masked_outputs_may_be_infinite():
 
 
 def test_changes_are_those_of_each_tensor():
-    before = {"a": torch.tensor([[1.0, 5.0], [3.0, 5.0]]), "b": (torch.tensor([1, 2, 3]),), "c": torch.zeros(0)}
-    after = {"a": torch.tensor([[1.0, 5.0], [3.0, 5.5]]), "b": (torch.tensor([1, 2, 3]),), "c": torch.zeros(0)}
+    before = {"a": torch.tensor([[1.0, 5.0], [3.0, 5.0]]), "b": (torch.tensor([1.0, 2, 3]),), "c": torch.zeros(0)}
+    after = {"a": torch.tensor([[1.0, 5.0], [3.0, 5.5]]), "b": (torch.tensor([1.0, 2, 3]),), "c": torch.zeros(0)}
     assert changes(before, after) == [(0.5, pytest.approx(0.5**0.5), 5.0), (0.0, pytest.approx((2 / 3) ** 0.5), 3.0)]
     assert change(before, after) == pytest.approx(0.5**0.5)
+    counts = torch.tensor([1, 2, 3]), torch.tensor([1, 2, 4])  # whole numbers, such as positions, are no outputs
+    assert changes((before["a"], counts[0]), (before["a"], counts[1])) == [(0.0, pytest.approx(0.5**0.5), 5.0)]
     assert change(torch.ones(3), torch.full((3,), 1.5)) == 0.5  # what does not vary: beside its size
     nothing, infinite = torch.tensor([torch.nan, 1.0]), torch.tensor([torch.inf, 1.0])
     assert change(nothing, nothing) == change(infinite, infinite) == 0
