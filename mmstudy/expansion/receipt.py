@@ -20,7 +20,7 @@ from mmstudy.core.seeds import generator
 from mmstudy.expansion import unchanged
 from mmstudy.expansion.exactness import changes
 from mmstudy.expansion.surgery import units_first
-from mmstudy.tracing.calls import Call, of_loss, tensors
+from mmstudy.tracing.calls import Call, by_name, of_loss, tensors
 from mmstudy.tracing.couplings import Coupling, of_trace
 from mmstudy.tracing.trace import trace
 
@@ -84,10 +84,11 @@ def receipt(old: nn.Module, new: nn.Module, batch: Batch | Call, loss_fn: LossFn
     """Compare an expanded network with the old one on a batch; neither is touched.
 
     Outputs are compared in each type of numbers that both networks run in. Gradients are those of the loss; where there
-    is none (the batch is one tensor, or a `Call`), of a fixed random sum of the outputs.
+    is none (the batch is one tensor, arguments by name, or a `Call`), of a fixed random sum of the outputs.
 
     Args:
-        batch: a tensor is what the networks are called with; of any other batch `loss_fn` calls them.
+        batch: a tensor is what the networks are called with, and without a loss of one's own a mapping gives arguments
+            by name; of any other batch `loss_fn` calls them.
         loss_fn: (model, batch) → mean loss.
 
     Raises:
@@ -176,7 +177,8 @@ def _units(network: nn.Module, call: Call, batch: Any, loss_fn: LossFn) -> tuple
         return (f"not known: {str(error).partition(chr(10))[0]}",) * 2
     twin = copy.deepcopy(network).requires_grad_()
     with evaluating(twin), torch.random.fork_rng(devices=[]):
-        loss = _sum(copy.deepcopy(call).of(twin)) if isinstance(batch, Tensor | Call) else loss_fn(twin, batch)
+        lossless = isinstance(batch, Tensor | Call) or by_name(batch, loss_fn)
+        loss = _sum(copy.deepcopy(call).of(twin)) if lossless else loss_fn(twin, batch)
     own = dict(twin.named_parameters())
     slopes = dict(zip(own, torch.autograd.grad(loss, list(own.values()), allow_unused=True), strict=True))
     gradients = {name: torch.zeros_like(own[name]) if slope is None else slope for name, slope in slopes.items()}
