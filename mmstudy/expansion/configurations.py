@@ -14,7 +14,7 @@ from torch import nn
 from mmstudy.expansion import blocks
 from mmstudy.expansion.counts import Longer, name, slots, stays
 from mmstudy.expansion.exactness import change
-from mmstudy.expansion.rebuilding import Choice, Configured, Shapes, built, choices, configured, shapes_of
+from mmstudy.expansion.rebuilding import Choice, Configured, built, choices, configured, shapes_of
 from mmstudy.tracing.calls import Call
 
 CONFIRMED = 8  # ways to change a configuration that are built with their tensors, and called
@@ -42,10 +42,10 @@ def fit(
     words = [f"{kind} does not build what it was from its {key}, which stays as it is" for kind, key in strange]
     for part in parts:
         module = new.get_submodule(part.path)
-        target, kind = shapes_of(module), part.kind.__name__
-        if target == part.shapes({}):
+        kind = part.kind.__name__
+        if shapes_of(module) == part.shapes({}):
             continue
-        found = _confirmed(part, old, new, call, target, longer, protected)
+        found = _confirmed(part, old, new, call, longer, protected)
         if found is None:
             words.append(
                 f"no configuration of {kind} with these numbers changed builds the grown network: it works as it is, "
@@ -65,14 +65,13 @@ def _confirmed(
     old: nn.Module,
     new: nn.Module,
     call: Call,
-    target: Shapes,
     longer: Sequence[Longer],
     protected: Sequence[str],
 ) -> tuple[Choice, list[str]] | None:
     """The first choice that builds the grown network, which then has it; and the numbers of modules that changed."""
     before = None if longer else blocks.run(new, call)  # a longer network may not run without its configuration
     tried = 0
-    for choice in choices(part, target, longer, shapes_of(old.get_submodule(part.path)), protected):
+    for choice in choices(part, new.get_submodule(part.path), longer, old.get_submodule(part.path), protected):
         if (tried := tried + 1) > CONFIRMED:
             return None
         whole = built(part.kind, part.changed(choice), "cpu")

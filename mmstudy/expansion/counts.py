@@ -64,7 +64,7 @@ def is_configuration(value: Any) -> bool:
 
 
 def slots(owner: Any, path: tuple[str | int, ...] = ()) -> Iterator[Slot]:
-    """The whole numbers, sequences and gaps (None) in something, and in what it holds of configurations and dicts."""
+    """The numbers, sequences and gaps (None) in something, and in what it holds of configurations and dicts."""
     items = list((owner if isinstance(owner, dict) else vars(owner)).items())
     for key, value in items:
         if str(key).startswith("_"):
@@ -72,7 +72,7 @@ def slots(owner: Any, path: tuple[str | int, ...] = ()) -> Iterator[Slot]:
         if isinstance(value, dict) or is_configuration(value):
             if len(path) < DEPTH:
                 yield from slots(value, (*path, key))
-        elif value is None or type(value) is int or isinstance(value, list | tuple):
+        elif value is None or type(value) in (int, float) or isinstance(value, list | tuple):
             yield Slot(owner, key, value, (*path, key))
 
 

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -106,12 +107,19 @@ def built(kind: type[nn.Module], config: Any, device: str) -> nn.Module | None:
 
 
 def choices(
-    part: Configured, target: Shapes, longer: Sequence[Longer], old: Shapes, protected: Sequence[str]
+    part: Configured, new: nn.Module, longer: Sequence[Longer], old: nn.Module, protected: Sequence[str]
 ) -> Iterator[Choice]:
-    """Choices that build tensors of these shapes, those that change fewer values first, as far as the tries go."""
+    """Choices that build tensors of the shapes of the new module, those that change fewer values first.
+
+    As far as the tries go. A value that was that of a module's attribute which is another number now (the eps of a
+    normalization) becomes that number.
+    """
+    target, before = shapes_of(new), shapes_of(old)
     values = {slot.path: slot.value for slot in slots(part.config)}
     values = {p: value for p, value in values.items() if not stays(protected, name(part.path, part.key, *p))}
-    ratios = {(a, b) for key in old.keys() & target.keys() for a, b in _lengths(old[key], target[key])}
+    ratios = {(a, b) for key in before.keys() & target.keys() for a, b in _lengths(before[key], target[key])}
+    numbers = _moved(old, new)
+    moved = {path: numbers[value] for path, value in values.items() if type(value) is float and value in numbers}
 
     def options(choice: Choice) -> Iterator[list[tuple[Path, Any]]]:
         """Values that may change next, the likelier first: counts and lengths, their divisors, gaps."""
@@ -137,9 +145,9 @@ def choices(
         refused: list[Choice] = []
         for some in options(choice):
             after = [(wrong(more), more) for path, then in some for more in ({**choice, path: then},)]
-            better = [count for count, _ in after if count is not None and (here is None or count < here)]
-            if better:
-                for more in (more for count, more in after if count == min(better)):
+            better = [(count, more) for count, more in after if count is not None and (here is None or count < here)]
+            if better:  # the best first; shapes alone do not tell the number of heads from their width
+                for _, more in sorted(better, key=itemgetter(0)):
                     yield from search(more)
                 return
             refused += [more for count, more in after if count is None]
@@ -150,14 +158,27 @@ def choices(
 
     seen: list[Choice] = []
     for choice in search({}):
-        if choice not in seen:
-            seen.append(choice)
-            yield choice
+        for full in ({**choice, **moved}, choice):
+            if full not in seen:
+                seen.append(full)
+                yield full
     for choice in list(seen):  # numbers that no shape shows, as one of heads
         for path, value in values.items():
             for then in _scaled(value, ratios) if path not in choice else ():
                 if part.shapes({**choice, path: then}) == target:
                     yield {**choice, path: then}
+
+
+def _moved(old: nn.Module, new: nn.Module) -> dict[float, float]:
+    """The numbers that modules keep and that have changed: before → after; those that changed in two ways are not."""
+    others, found = dict(old.named_modules()), dict[float, set[float]]()
+    for path, module in new.named_modules():
+        kept = vars(others[path]) if path in others else {}
+        for key, now in kept.items():
+            then = vars(module).get(key)
+            if type(now) is float and type(then) is float:
+                found.setdefault(now, set()).add(then)
+    return {now: then for now, some in found.items() for then in some if len(some) == 1 and then != now}
 
 
 def _lengths(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[int, int]]:
