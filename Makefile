@@ -36,10 +36,12 @@ export MALLOC_TRIM_THRESHOLD_ := 4294967296
 OUT := outputs/$(PROFILE)
 figures = $(foreach name,$(1),figures/$(name).svg figures/$(name).png)
 
-NOTEBOOKS := 1_expansion 2_estimators 3_manifold 4_experiment 5_relation 6_prediction 7_choice 8_answer 9_beyond
+NOTEBOOKS := 0_your_network 1_expansion 2_estimators 3_manifold 4_experiment 5_relation 6_prediction 7_choice 8_answer 9_beyond
 
 IMPORTS := $(shell $(PYTHON3) mmstudy/core/sources.py $(NOTEBOOKS:%=notebooks/%.ipynb))
 imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mmstudy -name '*.py'))
+
+0_your_network.makes := data/your_network.nc $(call figures,your_network)
 
 1_expansion.makes := data/expansion.nc \
 	$(call figures,expansion expansion_all expansion_weights expansion_blocks expansion_contracts expansion_adam)
@@ -98,11 +100,11 @@ notebooks: $(ENVIRONMENT) ## Run the notebooks in place, and the README's table 
 	$(PYTHON) -m nbstripout --keep-output --keep-count --extra-keys metadata.language_info \
 		$(NOTEBOOKS:%=notebooks/%.ipynb)
 
-reference: ## Copy the results of the perceptrons to outputs/reference, to be committed, and the answer to the README
-	$(MAKE) all PROFILE=perceptrons
+reference: ## Copy the results of all tasks to outputs/reference, to be committed, and the answer to the README
+	$(MAKE) all PROFILE=full
 	rm -rf outputs/reference/data outputs/reference/figures
 	mkdir -p outputs/reference
-	cp -R $(addprefix outputs/perceptrons/,data figures summary.md) outputs/reference
+	cp -R $(addprefix outputs/full/,data figures summary.md) outputs/reference
 	$(PYTHON) -m mmstudy.study.abstract README.md outputs/reference/summary.md
 
 compare: ## Hold the results of PROFILE against the reference, and say what moved

@@ -89,6 +89,8 @@ WRONG = [
     ("4_experiment", {"experiment_pilot": [], "experiment_confirmation": []}, "no task"),
     ("4_experiment", {"experiment_pilot": [["digits", [6, 6], 400]]}, "a task is"),
     ("4_experiment", {"experiment_pilot": [["digits", [6, 6], 400, -0.5, 0]]}, "label_noise"),
+    ("0_your_network", {"your_steps": 0}, "your_steps must be at least 10; got 0"),
+    ("0_your_network", {"your_seeds": 1.5}, "your_seeds"),
     ("9_beyond", {"beyond_seeds": 2}, "beyond_seeds must be at least 3; got 2"),
     ("9_beyond", {"beyond_operators": ["stack"]}, "unknown operator of beyond_operators 'stack'"),
     (

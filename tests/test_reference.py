@@ -10,7 +10,18 @@ from mmstudy.study import abstract, choices, claims, predictions, statistics
 
 ROOT = Path(__file__).parent.parent
 README, REFERENCE = ROOT / "README.md", ROOT / "outputs" / "reference"
-FILES = ("expansion", "estimators", "manifold", "experiment", "relation", "prediction", "choice", "beyond", "churn")
+FILES = (
+    "your_network",
+    "expansion",
+    "estimators",
+    "manifold",
+    "experiment",
+    "relation",
+    "prediction",
+    "choice",
+    "beyond",
+    "churn",
+)
 
 
 @pytest.fixture(scope="module")

@@ -6,4 +6,15 @@ with needed("figures"):
     import matplotlib  # noqa: F401
     import seaborn  # noqa: F401
 
-__all__ = ["answer", "beyond", "estimators", "families", "manifold", "operators", "rankings", "regimes", "style"]
+__all__ = [
+    "answer",
+    "beyond",
+    "estimators",
+    "families",
+    "manifold",
+    "operators",
+    "rankings",
+    "regimes",
+    "style",
+    "training",
+]

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 from matplotlib.text import Text
 
-from mmstudy.figures import answer, beyond, families, rankings, regimes, style
+from mmstudy.figures import answer, beyond, families, rankings, regimes, style, training
 from mmstudy.study import intervals, summaries
 from mmstudy.study.derived import LEVELS
 from mmstudy.study.predictors import FAMILIES
@@ -343,3 +343,15 @@ def test_scores_have_a_mark_for_each_task_and_checkpoint(rng):
     assert {line.get_marker() for line in left.lines[:2]} == {"o", "D"}
     assert {"accuracy,\nlikelihood", "checkpoint"} <= {*texts(figure)}
     assert_legible(figure)
+
+
+def test_losses_have_a_line_for_each_way_and_a_thin_one_for_each_seed():
+    losses = np.arange(40.0).reshape(2, 2, 10)
+    dataset = xr.Dataset(
+        {"loss": (("way", "seed", "step"), losses)}, {"way": ["small", "large"], "seed": [0, 1], "step": range(1, 11)}
+    )
+    axis = training.curves(dataset, window=2).axes[0]
+    named = {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
+    assert set(named) == {"small", "large"} and len(axis.lines) == 2 * 3
+    expected = losses[0].mean(0)
+    assert named["small"].get_ydata() == pytest.approx([expected[0], *((expected[1:] + expected[:-1]) / 2)])

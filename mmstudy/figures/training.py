@@ -1,0 +1,29 @@
+"""Losses along a training: a Dataset in, a Figure out."""
+
+import matplotlib.pyplot as plt
+import xarray as xr
+from matplotlib.figure import Figure
+
+from mmstudy.figures.style import COLORS, COLUMN, for_a_column
+
+LINES = ("-", "--", "-.", ":")
+
+
+@for_a_column
+def curves(dataset: xr.Dataset, window: int = 10) -> Figure:
+    """The loss of each way to start, step by step: a moving mean over so many steps, and each seed by itself.
+
+    `dataset` has `loss` over (way, seed, step), in nats.
+    """
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.2), layout="constrained")
+    smooth = dataset["loss"].rolling(step=window, min_periods=1).mean()
+    for i, (way, losses) in enumerate(smooth.groupby("way", squeeze=False)):
+        look = {"color": COLORS[i % len(COLORS)], "ls": LINES[i % len(LINES)]}
+        losses = losses.squeeze("way").transpose("step", "seed")
+        axis.plot(losses["step"], losses, lw=0.4, alpha=0.5, **look)
+        axis.plot(losses["step"], losses.mean("seed"), label=str(way), **look)
+    axis.set_xlabel("step")
+    axis.set_ylabel("minibatch loss (nats)")
+    axis.set_ylim(bottom=0)
+    axis.legend()
+    return figure
