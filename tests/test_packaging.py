@@ -76,7 +76,8 @@ def test_notebooks_import_what_their_extra_installs():
     code = [of_notebook(path) for path in (ROOT / "notebooks").glob("*.ipynb")]
     code.append((ROOT / "notebooks/run.py").read_text())
     found = {name.split(".")[0] for text in code for name in imports(text)} - STANDARD
-    assert found <= packages("study", "figures", "notebooks") | {"jupyter_client", "nbclient"}  # parts of Jupyter
+    optional = packages("foreign")  # a notebook leaves out what needs it
+    assert found <= packages("study", "figures", "notebooks") | optional | {"jupyter_client", "nbclient"}
 
 
 def test_extras_ask_for_nothing_twice():
@@ -92,4 +93,4 @@ def test_make_installs_what_its_commands_need():
         extra = waiting.pop()
         reached.add(extra)
         waiting += [more for line in EXTRAS[extra] for more in Requirement(line).extras]
-    assert reached == EXTRAS.keys()
+    assert reached == EXTRAS.keys() - {"foreign"}  # tests of models that nobody here wrote are skipped without
