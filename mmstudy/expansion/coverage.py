@@ -124,14 +124,15 @@ def of_network(
     network: nn.Module, batch: Batch | Call, traced: Trace, loss_fn: LossFn, output: Output = None
 ) -> Coverage:
     """The coverage of a network that has been traced on a call; exact operators are tried on one group of each kind."""
-    rows, tried = [], dict[object, dict[str, str]]()
+    rows, tried = [], dict[object, tuple[str, dict[str, str]]]()
     exact = [name for name in named(widens=True) if OPERATORS[name].preserves == EXACTLY]
     for name, group in of_trace(traced).items():
         kind = _kind(group)
         if kind not in tried:
             candidates = {way: Candidate(way, (name,), (FACTOR * group.size,)) for way in exact}
-            tried[kind] = _refused(candidates, network, batch, loss_fn, traced, output)
-        refused = tried[kind]
+            tried[kind] = name, _refused(candidates, network, batch, loss_fn, traced, output)
+        first, reasons = tried[kind]
+        refused = {way: reason.replace(first, name) for way, reason in reasons.items()}
         tensors = tuple(dict.fromkeys(use.tensor for use in group.uses))
         each = group.parameters(group.size + 1) - group.parameters(group.size)
         works = tuple(way for way in exact if way not in refused)

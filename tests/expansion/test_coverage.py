@@ -107,3 +107,10 @@ def test_what_need_not_stay_may_grow():
     inputs = torch.randn(4, 3)
     assert mm.coverage(network, inputs)["body"].reason == "it is an axis of the network's output"
     assert "lemon" in mm.coverage(network, inputs, output="logits")["body"].exact
+
+
+def test_a_reason_names_its_own_group_where_another_one_of_its_kind_was_tried(covered):
+    reasons = [
+        reason for row in covered[1].rows if row.location.startswith("blocks.1.") for reason in row.refused.values()
+    ]
+    assert any("blocks.1." in reason for reason in reasons) and not any("blocks.0." in reason for reason in reasons)
