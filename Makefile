@@ -93,8 +93,9 @@ lint: $(ENVIRONMENT) ## Check style (of the notebooks too), docstrings and types
 	$(PYTHON) -m mypy
 
 # nbval takes a cell without a count for one that has not run: the counts, 1, 2, ... after a fresh run, stay.
-notebooks: $(ENVIRONMENT) ## Run the notebooks in place, and the README's table of operators, to be committed
+notebooks: $(ENVIRONMENT) ## Run the notebooks in place, write the tables of operators and networks, to be committed
 	$(PYTHON) -m mmstudy.validation.preservation README.md
+	$(PYTHON) tests/networks_page.py NETWORKS.md
 	$(PYTHON) -m nbconvert --to notebook --inplace --execute --ExecutePreprocessor.record_timing=False \
 		$(NOTEBOOKS:%=notebooks/%.ipynb)
 	$(PYTHON) -m nbstripout --keep-output --keep-count --extra-keys metadata.language_info \

@@ -1,0 +1,48 @@
+"""The page of networks of other makes, from the tables that the tests run through: python tests/networks_page.py FILE."""
+
+import sys
+from pathlib import Path
+
+from foreign import MODELS
+from zoo import ZOO
+
+HEAD = """# Networks of other makes
+
+What of them grows exactly, checked in double precision, and what is refused, and why. Every row is a test:
+`tests/expansion/test_zoo.py` and `tests/expansion/test_foreign.py`, whose tables this page is written from
+(`make notebooks`). `mm.coverage(network, batch)` says the same of a network of yours.
+
+## Written by hand
+
+| network | grows | by | refused | because |
+|---|---|---|---|---|
+"""
+FOREIGN = """
+## From `transformers`, by one more block
+
+| model | class | an exact block | its configuration follows |
+|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """The page in Markdown."""
+    rows = []
+    for name, animal in ZOO.items():
+        refused = animal.refused or ({"all of it": animal.whole} if animal.whole else {})
+        columns = animal.grows, animal.grows.values(), refused, refused.values()
+        rows.append(f"| {name} | {' | '.join('<br>'.join(_plain(cell) for cell in column) for column in columns)} |\n")
+    models = []
+    for name, model in MODELS.items():
+        exact = f"none: `{_plain(model.behind)}` stands behind its branches" if model.behind else "`identity_block`"
+        models.append(f"| {name} | `{model.kind}` | {exact} | {', '.join(model.depth)} |\n")
+    return HEAD + "".join(rows) + FOREIGN + "".join(models)
+
+
+def _plain(text: str) -> str:
+    """Without what a pattern or a table would take for something else."""
+    return text.replace("\\", "").replace("|", "or")
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(page())
