@@ -1,4 +1,4 @@
-"""The page of networks of other makes, from the tables that the tests run through: python tests/networks_page.py FILE."""
+"""The page of networks of other makes, written from the tables that are tested: networks_page.py FILE."""
 
 import sys
 from pathlib import Path
