@@ -1,5 +1,6 @@
 """The networks, data and places that the tests run through."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -8,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmstudy.batched.objective import Objective
+from mmstudy.core import tasks
 from mmstudy.core.networks import MLP, evaluating, initialize
 from mmstudy.core.seeds import generator
 from mmstudy.core.tasks import Task
+from mmstudy.study.draws import minibatch_order
 from mmstudy.study.protocol import Protocol
 from mmstudy.validation.preservation import FAMILIES, Family
 
@@ -260,3 +263,16 @@ def counted(objective: Objective, points: list[int], trained: list[int]) -> Obje
         return objective.noisy(where, owner, draw)
 
     return replace(objective, terms=(term,), noisy=noisy)
+
+
+def plainly(network: nn.Module, name: str, seed: int, steps: int, until: int | None = None) -> nn.Module:
+    """Training on `TASK` by torch's optimizer with a cosine of so many steps, left after some of them."""
+    data = tasks.load(TASK)
+    order = minibatch_order(TASK, data, TINY, [f"{name} {seed}"], steps)[0]
+    optimizer = torch.optim.SGD(network.parameters(), TINY.step_size, TINY.momentum)
+    for step in range(steps if until is None else until):
+        optimizer.param_groups[0]["lr"] = TINY.step_size * (1 + math.cos(math.pi * step / steps)) / 2
+        optimizer.zero_grad()
+        F.cross_entropy(network(data.training.inputs[order[step]]), data.training.targets[order[step]]).backward()
+        optimizer.step()
+    return network

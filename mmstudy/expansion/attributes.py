@@ -44,10 +44,19 @@ def kept(network: nn.Module, lengths: Callable[[str], Mapping[int, int]], protec
         longer = {now: then for now, then in lengths(path).items() if now > 1}
         for key, now in vars(module).items():
             then = _replaced(now, longer)
-            stays = any(fnmatchcase(f"{path}.{key}".lstrip("."), pattern) for pattern in protected)
-            if not key.startswith("_") and then != now and not stays:
+            if not key.startswith("_") and then != now and not stays(protected, name(path, key)):
                 places.setdefault((type(module), key, now, then), []).append(path)
     return [Kept(kind, key, now, then, tuple(paths)) for (kind, key, now, then), paths in places.items()]
+
+
+def name(*parts: object) -> str:
+    """The path of a number: of a module, an attribute and what is in it."""
+    return ".".join(str(part) for part in parts if part != "")
+
+
+def stays(protected: Sequence[str], path: str) -> bool:
+    """Whether a number must stay, as patterns of paths say: "blocks.0.horizon", "*.layer_idx"."""
+    return any(fnmatchcase(path, pattern) for pattern in protected)
 
 
 def _replaced(value: object, lengths: Mapping[int, int]) -> object:

@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from mmstudy.expansion import blocks
-from mmstudy.expansion.counts import Longer, name, slots, stays
+from mmstudy.expansion.attributes import name, stays
+from mmstudy.expansion.counts import Longer, slots
 from mmstudy.expansion.exactness import change
 from mmstudy.expansion.rebuilding import Choice, Configured, built, choices, configured, shapes_of
 from mmstudy.tracing.calls import Call
@@ -32,7 +33,7 @@ def fit(
     Args:
         old: the network before, which its configuration fits.
         longer: its lists of modules that have got longer.
-        protected: numbers that must stay, as `counts.stays` says.
+        protected: numbers that must stay, as `attributes.stays` says.
 
     Returns:
         What was changed; and what is to be said of the configuration, nothing if there is none.

@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-from mmstudy.expansion.attributes import needed
+from mmstudy.expansion.attributes import name, needed, stays
 
 DEPTH = 4  # of what is looked into, such as a configuration in a configuration
 PLACES = ("idx", "index", "layer_id", "layer_number", "depth_id")  # in the name of a place, where one member is all
@@ -74,16 +73,6 @@ def slots(owner: Any, path: tuple[str | int, ...] = ()) -> Iterator[Slot]:
                 yield from slots(value, (*path, key))
         elif value is None or type(value) in (int, float) or isinstance(value, list | tuple):
             yield Slot(owner, key, value, (*path, key))
-
-
-def name(*parts: object) -> str:
-    """The path of a number: of a module, an attribute and what is in it."""
-    return ".".join(str(part) for part in parts if part != "")
-
-
-def stays(protected: Sequence[str], path: str) -> bool:
-    """Whether a number must stay, as patterns of paths say: "blocks.0.horizon", "*.layer_idx"."""
-    return any(fnmatchcase(path, pattern) for pattern in protected)
 
 
 def renumbered(longer: Longer, protected: Sequence[str] = ()) -> list[str]:

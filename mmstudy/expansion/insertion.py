@@ -60,7 +60,7 @@ def insert(
 
     Args:
         call: how the network is called on examples; normalizations of layers that do nothing are fitted to them.
-        protected: numbers that must stay, as `counts.stays` says.
+        protected: numbers that must stay, as `attributes.stays` says.
 
     Raises:
         NotImplementedError: a block has an operation whose effect is not known.

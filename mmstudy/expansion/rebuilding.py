@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmstudy.expansion.counts import Longer, is_configuration, name, slots, stays
+from mmstudy.expansion.attributes import name, stays
+from mmstudy.expansion.counts import Longer, is_configuration, slots
 
 BUILDS = 64  # ways to change a configuration that are built
 

@@ -102,7 +102,7 @@ def changed(old: nn.Module, new: nn.Module) -> list[str]:
             name = ".".join(map(str, filter(None, (path, *slot.path))))
             said.append(f"{name}: {slot.value} → {other.value}")
         seen |= {id(slot.owner) for slot in slots(before)}
-        floats = {key: value for key, value in vars(before).items() if type(value) is float}
+        floats = {k: v for k, v in vars(before).items() if type(v) is float and k.startswith("_")}  # no slots
         moved = {key: vars(after)[key] for key, value in floats.items() if vars(after).get(key, value) != value}
         said += [f"{path}.{key}: {floats[key]} → {then}".lstrip(".") for key, then in moved.items()]
     return said

@@ -208,7 +208,8 @@ def _verdict(rho: xr.DataArray, mine: str, rival: str) -> str:
 
 
 def _pair(rho: xr.DataArray, mine: str, rival: str) -> str:
-    return f"{_signed(_difference(rho, mine, rival))}, {_verdict(rho, mine, rival)}"
+    pair = _difference(rho, mine, rival)
+    return f"{_signed(pair)}, {pair['verdict'].item()}"
 
 
 def _tested(rho: xr.DataArray, mine: str, rival: str) -> tuple[str, bool]:

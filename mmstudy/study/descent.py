@@ -12,13 +12,13 @@ import xarray as xr
 from torch import nn
 
 from mmstudy.batched import ensemble as en
-from mmstudy.batched import scoring, training
+from mmstudy.batched import scoring
 from mmstudy.core import networks, tasks
 from mmstudy.core.networks import MLP
 from mmstudy.core.seeds import generator
 from mmstudy.core.tasks import Data, Task
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.study.draws import minibatch_order
+from mmstudy.study.growing import trained
 from mmstudy.study.protocol import Protocol
 from mmstudy.tracing.couplings import couplings
 
@@ -78,7 +78,8 @@ def descent(
         networks.initialize(MLP(features, [width] * depth, classes), generator("descent", task, width, seed))
         for width, seed in ways
     ]
-    scratch = _trained(task, data, [padded(one, most) for one in fresh], ways, protocol, "descent")
+    whose = [seed for _, seed in ways]
+    scratch = _trained(task, data, [padded(one, most) for one in fresh], whose, protocol, "descent")
     small = [unpadded(one, width) for one, (width, _) in zip(scratch.members(), ways, strict=True)]
     places = tuple(couplings(fresh[0], data.training.inputs))
     growing = [(i, width, seed) for i, (width, seed) in enumerate(ways) if factor * width <= most]
@@ -87,7 +88,7 @@ def descent(
         for operator in operators
         for i, width, seed in growing
     ]
-    whose = [way for _ in range(1 + len(operators)) for _, *way in growing]
+    whose = [seed for _ in range(1 + len(operators)) for _, _, seed in growing]
     ended = _trained(task, data, [padded(one, most) for one in starts], whose, protocol, "descent, grown")
     found = _errors(ended, data)["test_error"].reshape(1 + len(operators), -1, seeds)
     gain = np.full((len(operators), len(widths), seeds), np.nan)
@@ -99,20 +100,10 @@ def descent(
 
 
 def _trained(
-    task: Task,
-    data: Data,
-    starts: Sequence[MLP],
-    ways: Sequence[Sequence[int]],
-    protocol: Protocol,
-    name: str,
+    task: Task, data: Data, starts: Sequence[MLP], seeds: Sequence[int], protocol: Protocol, name: str
 ) -> en.Ensemble:
-    """The networks of these (width, seed), trained; those of one seed see the same minibatches."""
-    seeds = list(dict.fromkeys(seed for _, seed in ways))
-    order = minibatch_order(task, data, protocol, [f"{name} {seed}" for seed in seeds], protocol.steps)
-    own = order[[seeds.index(seed) for _, seed in ways]]
-    rates = training.cosine(protocol.step_size, protocol.steps)
-    ((_, ended, _),) = training.train(en.stack(starts), data.training, own, rates, protocol.momentum)
-    return ended
+    """The networks of these seeds, trained in full; those of one seed see the same minibatches."""
+    return trained(task, data, en.stack(starts), protocol, protocol.steps, name, seeds)[protocol.steps][0]
 
 
 def _errors(ended: en.Ensemble, data: Data) -> dict[str, np.ndarray]:

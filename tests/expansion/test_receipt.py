@@ -10,7 +10,7 @@ from torch import nn
 import mmstudy as mm
 from mmstudy.core.networks import Decoder
 from mmstudy.expansion.receipt import receipt
-from mmstudy.expansion.unchanged import stayed
+from mmstudy.expansion.unchanged import changed, stayed
 
 
 def rows(found) -> dict[str, tuple[str, str]]:
@@ -120,3 +120,9 @@ def test_parameters_of_an_inserted_block_are_told_from_those_that_moved():
     found = receipt(old, new, tokens)
     assert found.wrong == []
     assert "blocks: 2 → 3 members" in found.changed
+
+
+def test_each_number_that_changed_is_named_once():
+    old, new = (nn.Sequential(nn.LayerNorm(4, eps=eps)) for eps in (1e-5, 2e-5))
+    old[0]._slack, new[0]._slack = 0.5, 0.25
+    assert changed(old, new) == ["0.eps: 1e-05 → 2e-05", "0._slack: 0.5 → 0.25"]

@@ -2,16 +2,13 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from cases import TASK, TINY
-from torch.nn import functional as F
+from cases import TASK, TINY, plainly
 
 from mmstudy.core import networks, tasks
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.study import growing, rounds
-from mmstudy.study.draws import minibatch_order
 
 DATA = tasks.load(TASK)
 PLACES = ("hidden.0", "hidden.1")
@@ -24,18 +21,6 @@ def fresh():
 
 def grown_from(base):
     return Candidate("random", PLACES, (8, 8)).expand(base, DATA.training)
-
-
-def plainly(network, name, seed, steps, until=None):
-    """Training by torch's optimizer with a cosine of so many steps, left after some of them."""
-    order = minibatch_order(TASK, DATA, TINY, [f"{name} {seed}"], steps)[0]
-    optimizer = torch.optim.SGD(network.parameters(), TINY.step_size, TINY.momentum)
-    for step in range(steps if until is None else until):
-        optimizer.param_groups[0]["lr"] = TINY.step_size * (1 + np.cos(np.pi * step / steps)) / 2
-        optimizer.zero_grad()
-        F.cross_entropy(network(DATA.training.inputs[order[step]]), DATA.training.targets[order[step]]).backward()
-        optimizer.step()
-    return network
 
 
 @pytest.fixture(scope="module")
