@@ -31,6 +31,7 @@ LossFn = Callable[[Model, Batch], Tensor]  # → the mean loss over the batch's 
 LARGE_CALL = 3e7  # floating-point operations of one network's call from which a CPU gains nothing by batching
 BYTES = 2**23  # what a batch of networks may allocate on a CPU: beyond its caches a larger batch gains nothing
 MOST_BYTES = 2**28  # what a single network may
+HAS_CUDNN = torch.backends.cudnn.is_available()
 SHARE = 0.4  # of a GPU's free memory, for either
 EXAMPLES = 512  # per network and call, where memory allows
 FEW = 16  # examples, from which the memory of more is foretold
@@ -195,7 +196,7 @@ def in_pieces(function: Function, most: int, *inputs: Tensor) -> tuple[Tensor, .
 
 def exact() -> AbstractContextManager[None]:
     """Convolutions without TF32 for a while; that of matrix products is off by default."""
-    return _without_tf32() if torch.backends.cudnn.is_available() else nullcontext()
+    return _without_tf32() if HAS_CUDNN else nullcontext()
 
 
 @contextmanager

@@ -1,15 +1,15 @@
 """All that the Python of a function can reach and that may change between two calls, and whether it has changed."""
 
 import enum
-import functools
 import inspect
 import sys
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from itertools import chain
-from operator import attrgetter, is_, itemgetter
+from collections.abc import Callable, Collection, Iterable, Iterator, KeysView, Mapping, ValuesView
+from functools import _lru_cache_wrapper, partial
+from itertools import chain, repeat
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -36,7 +36,8 @@ IN_C = {"torch._C", "numpy", *sys.stdlib_module_names}
 HOOKS = {name for name in vars(nn.Module()) if name.endswith("_hooks")}
 HOOKS_OF_ALL = [hooks for name, hooks in vars(torch_modules).items() if name.startswith("_global") and "_hooks" in name]
 
-END = object()  # after what one thing consists of
+ABSENT = object()  # stands for an attribute that is gone
+CONTENTS, VERSION = attrgetter("cell_contents"), attrgetter("_version")
 
 Values = Callable[[], Iterable]
 
@@ -60,8 +61,9 @@ def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable
     """
     any_mode = set() if sets_mode_of is None else {id(module) for module in sets_mode_of.modules()}
     seen: dict[int, Any] = {}  # kept alive, so that nothing else gets the same id
-    watched: list[Values] = []
+    views: list[Collection] = []  # of containers, which show what these hold at any time
     empty: list[Collection] = []  # most containers of a module are, and to look at them costs next to nothing
+    getters: list[Values] = []
     waiting: list[Any] = [function]
     while waiting:
         value = waiting.pop()
@@ -71,40 +73,55 @@ def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable
         if len(seen) > MOST:
             raise Opaque(f"more than {MOST} things")
         constant, containers, others = _inside(value, any_mode)
-        waiting.extend(constant)
+        changing = [view for each in containers if each for view in _views(each)]
+        waiting.extend(chain(constant, *changing, *[values() for values in others]))
         empty.extend(each for each in containers if not each)
-        changing = [values for each in containers if each for values in _values(each)] + others
-        for values in changing:
-            waiting.extend(values())
-        watched.extend(changing)
+        views.extend(changing)
+        getters.extend(others)
     tensors = [value for value in seen.values() if isinstance(value, Tensor)]
-    modules = [vars(value) for value in seen.values() if isinstance(value, nn.Module)]
-    hooks = [*HOOKS_OF_ALL, *(module[name] for module in modules for name in HOOKS & module.keys())]
+    modules = [value for value in seen.values() if isinstance(value, nn.Module)]
+    getters.append(partial(map, type, modules))
+    attributes = list(map(vars, modules))
+    hooks = [*HOOKS_OF_ALL, *(own[name] for own in attributes for name in HOOKS & own.keys())]
     if any(hooks):
         raise Opaque("hooks")
-    versions = [tensor._version for tensor in tensors]
+
+    def counts() -> list[int]:
+        return [*map(len, views), *map(len, attributes), *map(VERSION, tensors)]
 
     def look() -> list:
-        return list(chain.from_iterable([(*values(), END) for values in watched]))
+        return list(chain(chain.from_iterable(views), chain.from_iterable([values() for values in getters])))
 
-    before = look()
+    counted, seen_then = counts(), look()
 
-    def same() -> bool:
-        if any(hooks) or any(empty) or versions != [tensor._version for tensor in tensors]:
-            return False
-        now = look()
-        return len(now) == len(before) and all(map(is_, now, before))
+    def same() -> bool:  # in this order: as many things as before, so that what follows compares like with like
+        return not any(hooks) and not any(empty) and counted == counts() and all(map(is_, look(), seen_then))
 
     return same
 
 
-def _values(container: Collection) -> list[Values]:
-    """Functions that say what a container holds now."""
-    return [container.keys, container.values] if isinstance(container, Mapping) else [lambda: container]
+def _views(container: Collection) -> list[Collection]:
+    """What shows at any time what a container holds.
+
+    Raises:
+        Opaque: a mapping of which only copies are to be had.
+    """
+    if not isinstance(container, Mapping):
+        return [container]
+    keys, values = container.keys(), container.values()
+    if not (isinstance(keys, KeysView) and isinstance(values, ValuesView)):
+        raise Opaque(f"a {type(container).__name__}, which shows copies of what it holds")
+    return [keys, values]
 
 
 def _inside(value: Any, any_mode: set[int]) -> tuple[Iterable, list[Collection], list[Values]]:
-    """What a value consists of: what cannot change, containers of what can, and functions that say what else it is."""
+    """What a value consists of: what cannot change, containers of what can, and functions that say what else it is.
+
+    Each of these functions always says as many things; of a module's attributes, those that are there now.
+
+    Raises:
+        Opaque: as `watch`.
+    """
     if isinstance(value, Tensor):
         if value.is_inference():
             raise Opaque("a tensor of inference mode, which counts no changes")
@@ -112,14 +129,14 @@ def _inside(value: Any, any_mode: set[int]) -> tuple[Iterable, list[Collection],
     if isinstance(value, nn.Module):
         own = vars(value)
         names = [name for name in own if name not in HOOKS and not (name == "training" and id(value) in any_mode)]
-        return (), [], [lambda: (type(value), *itemgetter(*names)(own)), lambda: own]
+        return (type(value),), [], [partial(map, own.get, names, repeat(ABSENT))]
     if isinstance(value, types.FunctionType):
         return _inside_function(value)
     if isinstance(value, types.MethodType):
         return (value.__self__, value.__func__), [], []
-    if isinstance(value, functools.partial):
+    if isinstance(value, partial):
         return (value.func, value.args, value.keywords), [], []
-    if isinstance(value, staticmethod | classmethod | functools._lru_cache_wrapper):
+    if isinstance(value, staticmethod | classmethod | _lru_cache_wrapper):
         return () if _of_library(value) else (value.__wrapped__,), [], []
     if isinstance(value, weakref.ref):
         return (), [], [lambda: (value(),)]
@@ -139,10 +156,10 @@ def _inside_function(function: types.FunctionType) -> tuple[Iterable, list[Colle
         return (), [], []  # a recorded function, which watches for itself
     cells = function.__closure__ or ()
     try:
-        tuple(map(attrgetter("cell_contents"), cells))
+        tuple(map(CONTENTS, cells))
     except ValueError:
         raise Opaque("a name that has no value yet") from None
-    closure: list[Values] = [lambda: map(attrgetter("cell_contents"), cells)] if cells else []
+    closure: list[Values] = [partial(map, CONTENTS, cells)] if cells else []
     if _of_library(function):
         return (), [], closure
     names = set(_names(function.__code__))
@@ -150,9 +167,8 @@ def _inside_function(function: types.FunctionType) -> tuple[Iterable, list[Colle
         raise Opaque(f"{', '.join(sorted(loud))}")
     globals_ = function.__globals__
     used = [name for name in names if name in globals_]
-    named = lambda: [globals_.get(name) for name in used]  # noqa: E731
-    own = lambda: (function.__code__, function.__defaults__, function.__kwdefaults__)  # noqa: E731
-    return (), [vars(function)], [*closure, named, own]
+    own = partial(attrgetter("__code__", "__defaults__", "__kwdefaults__"), function)
+    return (), [vars(function)], [*closure, partial(map, globals_.get, used), own]
 
 
 def _inside_object(value: Any) -> tuple[Iterable, list[Collection], list[Values]]:

@@ -2,6 +2,7 @@
 
 import functools
 import threading
+from collections import UserDict
 from types import SimpleNamespace
 
 import pytest
@@ -63,6 +64,8 @@ def test_a_loss_that_reads_numbers_out_is_called_every_time(loss_fn, what):
 class Noticed(nn.Module):
     """A network with state of many kinds."""
 
+    temperature = 5.0  # where a network has none of its own
+
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(5, 3)
@@ -74,6 +77,20 @@ class Noticed(nn.Module):
     def forward(self, x):
         scale = self.options["scales"][1] * self.own.scale / self.temperature
         return self.linear(x) * self.mask * scale
+
+
+class Doubled(Noticed):
+    """The same network with twice the output."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Copying(UserDict):
+    """A mapping that shows copies of what it holds."""
+
+    def values(self):
+        return list(self.data.values())
 
 
 class Smoothed:
@@ -102,6 +119,8 @@ CHANGES = {
     "an attribute of a module": lambda net, loss: setattr(net, "temperature", 3.0),
     "a number in a list in a dict": lambda net, loss: net.options["scales"].__setitem__(1, 2.0),
     "an attribute of something that a module keeps": lambda net, loss: setattr(net.own, "scale", 2.0),
+    "an attribute gone, and another come": lambda net, loss: setattr(net, "other", vars(net).pop("temperature")),
+    "another class": lambda net, loss: setattr(net, "__class__", Doubled),
     "a buffer replaced": lambda net, loss: setattr(net, "mask", torch.tensor([1.0, 0.0, 1.0])),
     "a buffer written to": lambda net, loss: net.mask.mul_(0.5),
     "an attribute of the loss": lambda net, loss: setattr(loss, "smoothing", 0.3),
@@ -245,6 +264,7 @@ def test_it_can_be_switched_off(monkeypatch):
         (lambda x: print(x), "print"),
         (functools.partial(lambda random, x: torch.rand(3, generator=random), torch.Generator()), "Generator"),
         (functools.partial(lambda file, x: file.read(), open(__file__)), "TextIOWrapper"),  # noqa: SIM115
+        (functools.partial(lambda scales, x: scales["a"] * x, Copying(a=[2.0])), "Copying"),
     ],
 )
 def test_what_cannot_be_watched_is_named(function, why):
