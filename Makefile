@@ -13,6 +13,11 @@ PYTHON3 ?= python3
 # An experiment.nc of other tasks, made elsewhere, that notebook 4 joins instead of running its tasks again.
 MORE ?=
 
+# What `make rank` ranks: a file such as those in examples/, and for which share of training all candidates.
+MODEL ?= examples/convolutional.py
+BUDGET ?= 0.1
+RANKED := outputs/rank/$(basename $(notdir $(MODEL)))
+
 # An active conda environment that was made from environment.yml is used as it is; otherwise .venv is built.
 ifeq ($(CONDA_DEFAULT_ENV),mmstudy)
 PYTHON := python
@@ -36,7 +41,8 @@ export MALLOC_TRIM_THRESHOLD_ := 4294967296
 OUT := outputs/$(PROFILE)
 figures = $(foreach name,$(1),figures/$(name).svg figures/$(name).png)
 
-NOTEBOOKS := 0_your_network 1_expansion 2_estimators 3_manifold 4_experiment 5_relation 6_prediction 7_choice 8_answer 9_beyond
+NOTEBOOKS := 0_your_network 1_expansion 2_estimators 3_manifold 4_experiment 5_relation 6_prediction 7_choice 8_answer 9_beyond \
+	10_ranking
 
 IMPORTS := $(shell $(PYTHON3) mmstudy/core/sources.py $(NOTEBOOKS:%=notebooks/%.ipynb))
 imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mmstudy -name '*.py'))
@@ -72,9 +78,13 @@ imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mms
 9_beyond.reads := $(OUT)/data/experiment.nc
 9_beyond.set := experiment=$(OUT)/data/experiment.nc
 
+10_ranking.makes := data/ranking.nc $(call figures,ranking)
+10_ranking.reads := examples/convolutional.py
+10_ranking.set := ranking_folder=$(OUT)/cache/ranking
+
 # ---- Commands --------------------------------------------------------------------------------------------------
 
-.PHONY: all test lint notebooks reference compare docs bench clean help
+.PHONY: all test lint notebooks reference compare rank docs bench clean help
 
 targets = $(addprefix $(OUT)/,$($(1).makes) notebooks/$(1).ipynb)
 TARGETS := $(foreach notebook,$(NOTEBOOKS),$(call targets,$(notebook)))
@@ -110,6 +120,10 @@ reference: ## Copy the results of all tasks to outputs/reference, to be committe
 
 compare: ## Hold the results of PROFILE against the reference, and say what moved
 	$(PYTHON) -m mmstudy.study.compare $(OUT)/data outputs/reference/data
+
+rank: $(ENVIRONMENT) ## Rank the expansions of a network: MODEL=examples/convolutional.py BUDGET=0.1
+	$(PYTHON) notebooks/run.py notebooks/10_ranking.ipynb --profile rank --into $(RANKED) --expect $(10_ranking.makes) \
+		--set model=$(MODEL) --set ranking_folder=$(RANKED)/cache --value ranking_budget=$(BUDGET)
 
 docs: $(ENVIRONMENT) ## Write the pages of all functions, room by room, into outputs/docs
 	$(PYTHON) -m pdoc --docformat google --output-directory outputs/docs \

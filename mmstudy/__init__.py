@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mmstudy.expansion.receipt import receipt
     from mmstudy.manifold.asked import check, size, sizes
     from mmstudy.manifold.between import barrier, line, plane
+    from mmstudy.ranking.asked import rank_expansions
     from mmstudy.tracing.trace import register_rule
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "expand",
     "line",
     "plane",
+    "rank_expansions",
     "receipt",
     "register_rule",
     "size",
@@ -42,6 +44,7 @@ _MODULES = {
     "expand": "expansion.asked",
     "line": "manifold.between",
     "plane": "manifold.between",
+    "rank_expansions": "ranking.asked",
     "receipt": "expansion.receipt",
     "register_rule": "tracing.trace",
     "size": "manifold.asked",

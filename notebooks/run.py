@@ -23,7 +23,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -47,6 +47,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--profile", required=True)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=PATH", help="pass a path as well")
+    parser.add_argument("--value", action="append", default=[], metavar="NAME=VALUE", help="pass a value, in YAML")
+    parser.add_argument("--into", type=Path, metavar="FOLDER", help="where results go, instead of outputs/PROFILE")
     parser.add_argument("--expect", nargs="+", required=True, metavar="FILE", help="what the notebook makes")
     return parser
 
@@ -65,10 +67,11 @@ def defaults(notebook: Path) -> dict[str, Any]:
     return values
 
 
-def parameters(notebook: Path, profile: str) -> dict[str, Any]:
-    """The part of a profile that a notebook declares; raises Refused for a key or a type that no notebook has."""
+def parameters(notebook: Path, profile: str, values: Sequence[str] = ()) -> dict[str, Any]:
+    """The part of a profile that a notebook declares, and values in YAML; raises Refused for what no notebook has."""
     path = NOTEBOOKS / "profiles" / f"{profile}.yml"
     chosen = yaml.safe_load(path.read_text()) or {}
+    chosen |= {name: yaml.safe_load(value) for name, _, value in (pair.partition("=") for pair in values)}
     declared = {other: defaults(other) for other in sorted(NOTEBOOKS.glob("*.ipynb"))}
     known = {name for values in declared.values() for name in values}
     for key, value in chosen.items():
@@ -155,23 +158,22 @@ def from_notebooks(path: Path | str) -> str:
     return Path(os.path.relpath(path, NOTEBOOKS)).as_posix()
 
 
-def run(notebook: Path, profile: str, paths: dict[str, str], expected: list[str]) -> None:
+def run(notebook: Path, values: dict[str, Any], paths: dict[str, str], into: Path, expected: list[str]) -> None:
     """Executes the notebook in a staging folder of its own, from where what it makes is moved when all is there."""
-    staging = Path("outputs") / profile / ".staging" / notebook.stem
+    staging = into / ".staging" / notebook.stem
     with alone(staging):
         started = time.time_ns()
-        execute(notebook, profile, paths, staging)
+        execute(notebook, values, paths, staging)
         move(made(notebook, staging, expected), staging, started)
         shutil.rmtree(staging)
-    print(f"{notebook.stem} ({profile}): {(time.time_ns() - started) / 1e9:.0f} s", flush=True)
+    print(f"{notebook.stem} ({into.name}): {(time.time_ns() - started) / 1e9:.0f} s", flush=True)
 
 
-def execute(notebook: Path, profile: str, paths: dict[str, str], staging: Path) -> None:
-    """Runs the notebook under a profile, with `outputs` in an empty staging folder; what it prints stays there."""
+def execute(notebook: Path, values: dict[str, Any], paths: dict[str, str], staging: Path) -> None:
+    """Runs the notebook with these values, and `outputs` in an empty staging folder; what it prints stays there."""
     paths = {"outputs": from_notebooks(staging)} | {name: from_notebooks(path) for name, path in paths.items()}
     if undeclared := paths.keys() - defaults(notebook).keys():
         raise Refused(f"{notebook}: its cell `parameters` has no {', '.join(sorted(undeclared))}")
-    values = parameters(notebook, profile) | paths
 
     shutil.rmtree(staging, ignore_errors=True)
     for folder in ("data", "figures", "notebooks", "runtime"):
@@ -184,7 +186,7 @@ def execute(notebook: Path, profile: str, paths: dict[str, str], staging: Path) 
         papermill.execute_notebook(
             notebook,
             executed,
-            values,
+            values | paths,
             kernel_name="python3",
             cwd=NOTEBOOKS,
             progress_bar=sys.stderr.isatty(),
@@ -224,7 +226,9 @@ def main() -> None:
     end_on_signals()
     try:
         check_kernel()
-        run(options.notebook, options.profile, dict(pair.split("=", 1) for pair in options.set), options.expect)
+        values = parameters(options.notebook, options.profile, options.value)
+        into = options.into or Path("outputs") / options.profile
+        run(options.notebook, values, dict(pair.split("=", 1) for pair in options.set), into, options.expect)
     except (Refused, FileNotFoundError) as error:
         sys.exit(f"run.py: {error}")
     except DeadKernelError:

@@ -448,7 +448,7 @@ def test_agrees(value, default, good):
 def test_undeclared_path_is_refused(project, monkeypatch):
     monkeypatch.chdir(project)
     with pytest.raises(runner.Refused, match="has no speed"):
-        runner.run(Path("notebooks/1_expansion.ipynb"), "stub", {"speed": "outputs"}, [])
+        runner.run(Path("notebooks/1_expansion.ipynb"), {}, {"speed": "outputs"}, Path("outputs/stub"), [])
 
 
 # ---- Commands ----------------------------------------------------------------------------------------------------
@@ -456,7 +456,19 @@ def test_undeclared_path_is_refused(project, monkeypatch):
 
 def test_help_lists_the_commands(project):
     listed = {line.split()[1] for line in make(project, "help").stdout.splitlines()}
-    assert listed == {"all", "bench", "compare", "docs", "test", "lint", "notebooks", "reference", "clean", "help"}
+    assert listed == {
+        "all",
+        "bench",
+        "compare",
+        "docs",
+        "test",
+        "lint",
+        "notebooks",
+        "rank",
+        "reference",
+        "clean",
+        "help",
+    }
 
 
 def test_clean_keeps_the_reference(project):

@@ -5,7 +5,7 @@ batch only scatters over more memory. What one call costs is measured once for e
 looks at operations and bytes, never at a clock, so that the same seed gives the same numbers on a busy machine too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -82,6 +82,18 @@ def tensors(batch: Batch) -> list[Tensor]:
 def take(batch: Batch, index: Tensor | slice | int) -> Batch:
     """The examples at `index` of every tensor of a batch."""
     return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) else leaf, batch)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches of one form as one.
+
+    Raises:
+        ValueError: none, or examples of different shapes.
+    """
+    shapes = {str([tuple(t.shape[1:]) for t in tensors(batch)]) for batch in batches}
+    if len(shapes) != 1:
+        raise ValueError(f"the loader must give examples of one shape (pad them); found {sorted(shapes) or 'none'}")
+    return tree_map(lambda *leaves: torch.cat(leaves), *batches)
 
 
 def cost(

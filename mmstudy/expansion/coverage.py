@@ -83,13 +83,13 @@ class Coverage:
 
     def allows(self, candidate: Candidate) -> bool:
         """Whether nothing speaks against a candidate: each place grows, and in that way if it promises to be exact."""
-        rows = {place: row for row in self.rows for place in row.places or (row.location,)}
         way = candidate.operator
-        exactly = OPERATORS[way].preserves == EXACTLY
+        exactly, widens = OPERATORS[way].preserves == EXACTLY, OPERATORS[way].widens
+        fit = [row for row in self.rows if bool(row.units) == widens]  # a layer may be in a list, and have units
+        rows = {place: row for row in fit for place in row.places or (row.location,)}
         found = [rows[place] for place in candidate.locations if place in rows]
         here = len(found) == len(candidate.locations) and all(
-            row.grows and (way in row.exact or not exactly) and bool(row.units) == OPERATORS[way].widens
-            for row in found
+            row.grows and (way in row.exact or not exactly) for row in found
         )
         return here and (candidate.then is None or self.allows(candidate.then))
 
@@ -166,8 +166,8 @@ def _refused(
 
 def _kind(group: Coupling) -> object:
     """What groups have in common that are the same but for the numbers of their layers."""
-    uses = tuple((_starred(use.tensor), use.axis, use.outer, use.inner, use.role) for use in group.uses)
-    norms = tuple((_starred(norm.module), norm.kind, norm.eps) for norm in group.normalizations)
+    uses = tuple((starred(use.tensor), use.axis, use.outer, use.inner, use.role) for use in group.uses)
+    norms = tuple((starred(norm.module), norm.kind, norm.eps) for norm in group.normalizations)
     return group.size, uses, norms, len(group.pairings), bool(group.unread)
 
 
@@ -204,7 +204,7 @@ def _short(tensors: Iterable[str]) -> str:
     modules = dict.fromkeys(tensor.rpartition(".")[0] or tensor for tensor in tensors)
     alike: dict[str, list[str]] = {}
     for module in modules:
-        alike.setdefault(_starred(module), []).append(module)
+        alike.setdefault(starred(module), []).append(module)
     return ", ".join(name if len(some) > 1 else some[0] for name, some in _counted(alike))
 
 
@@ -212,7 +212,8 @@ def _counted(alike: Mapping[str, Sequence[str]]) -> list[tuple[str, Sequence[str
     return [(f"{name} ({len(some)})", some) for name, some in alike.items()]
 
 
-def _starred(name: str) -> str:
+def starred(name: str) -> str:
+    """A module's name with stars for the numbers in it: members of lists are alike."""
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 

@@ -99,6 +99,13 @@ def test_with_targets_operators_that_learn_are_tried_too():
     assert "gradmax" in found["hidden.0"].exact
 
 
+def test_a_layer_in_a_list_may_get_wider_and_be_followed_by_another():
+    network, examples = mlp((6, 4)), batch()
+    covered = mm.coverage(network, examples)
+    pool = mm.candidate_pool(network, examples, covered=covered)
+    assert {"net2net hidden.0 ×2", "deeper_identity hidden.0 +1"} <= pool.keys()
+
+
 def test_what_need_not_stay_may_grow():
     network = Wired(
         lambda net, x: {"logits": net.head(net.body(x).relu()), "hidden": net.body(x)},

@@ -1,0 +1,3 @@
+"""Which expansion of one's own network is worth its training: the study's findings as a tool."""
+
+__all__ = ["asked", "policy", "pool", "posterior", "priors", "report", "rows", "settings", "training"]

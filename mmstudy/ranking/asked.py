@@ -1,0 +1,261 @@
+"""The ranking of a network's expansions: what is asked of the user, and what then happens, stage by stage."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+
+from mmstudy.batched import engine
+from mmstudy.batched.asked import tried
+from mmstudy.batched.determinism import check
+from mmstudy.batched.engine import Batch, LossFn
+from mmstudy.batched.ensemble import classification
+from mmstudy.core import arguments, results
+from mmstudy.expansion import asked as expansion
+from mmstudy.expansion.candidate import Candidate
+from mmstudy.ranking import policy, settings
+from mmstudy.ranking import pool as pools
+from mmstudy.ranking.policy import Plan
+from mmstudy.ranking.posterior import Pool, posterior, standardized
+from mmstudy.ranking.priors import PRIORS
+from mmstudy.ranking.report import OWN, Ranking, Seen, concluded
+from mmstudy.ranking.rows import Metric, Row, Rows, accuracy
+from mmstudy.ranking.training import Loop, Training, device_of, epoch_of, moved, random_kept
+
+TRIED = 3  # steps by which the time of a step is measured
+SAME = 4  # batches that are read twice to see whether the loader gives the same under one seed
+
+
+def rank_expansions(
+    network: nn.Module,
+    loss_fn: LossFn,
+    train_loader: Iterable[Batch],
+    validation_loader: Iterable[Batch],
+    *,
+    pool: Mapping[str, Candidate] | None = None,
+    budget: float = 0.1,
+    full_steps: int = 10_000,
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | Optimizer | None = None,
+    schedule: Callable[[Optimizer], LRScheduler] | None = None,
+    metric: Metric | None = None,
+    train: Loop | None = None,
+    clip: float | None = None,
+    autocast: torch.dtype | None = None,
+    accumulate: int = 1,
+    measured_examples: int = 2000,
+    folder: str | Path = "ranking",
+    seed: int = 0,
+    say: Callable[[str], object] = print,
+) -> Ranking:
+    """Which expansion of a trained network is worth its training?
+
+    What can grow, and what the ranking will cost, is said before anything is trained. Then every candidate, and the
+    network itself beside them, is trained for a part of the full training (`policy`), and some of them to the end if
+    the budget allows it. All is kept under `folder`: after any end the same call goes on and gives the same ranking.
+
+    Args:
+        network: a trained network; it is left as it is.
+        loss_fn: (model, batch) → mean loss.
+        train_loader: batches for training, read anew for each epoch; with `train`, of which some are looked at.
+        validation_loader: batches of which `measured_examples` are read once, and by which all are compared. These data
+            are used up by the choice: report what the chosen network does on others.
+        pool: candidates by label; by default those of `pool.default`.
+        budget: the share of training all of them, and the network itself, to the end.
+        full_steps: what training to the end means.
+        optimizer: of parameters, e.g. `lambda p: torch.optim.AdamW(p, lr=3e-4)`; or the network's own, whose state is
+            then carried over to each candidate. Not used with `train`.
+        schedule: of an optimizer, e.g. `lambda o: CosineAnnealingLR(o, 10_000)`; steps once a step.
+        metric: (model, batch) → a score, a mean over examples, larger is better; by default the accuracy for the
+            default loss (`ensemble.classification`), for others the loss, turned round.
+        train: a loop of one's own, (network, optimizer_state, steps, seed) → (network, losses), or (network, losses,
+            optimizer_state) to get that state back (tensors and plain values) when the training goes on.
+        clip: the largest norm of a gradient.
+        autocast: a type such as `torch.bfloat16` to train in; what is measured is measured without.
+        accumulate: batches of the loader that make one step.
+        folder: where networks on their way are kept, about as large as all candidates with their optimizers.
+        say: what is told on the way goes there.
+
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: one that is out of range, a loader that gives nothing or never the same, a loss that is not finite,
+            a network on several devices, fewer than two candidates, or a folder of another ranking.
+    """
+    network = arguments.network(network)
+    _in_range(budget, full_steps, accumulate, measured_examples, clip, autocast, seed)
+    training = Training(
+        arguments.function(loss_fn), train_loader, optimizer, schedule, clip, autocast, accumulate, train, seed
+    )
+    if train is None and optimizer is None:
+        raise TypeError("give an optimizer, e.g. lambda parameters: torch.optim.AdamW(parameters, lr=3e-4), or train=")
+    score = metric or (accuracy if loss_fn is classification else None)
+    device = device_of(network)
+    seen = first_batches(train_loader, seed, "train_loader")
+    batch = arguments.batch(moved(seen[0], device))
+    measured = measured_part(validation_loader, measured_examples, seed, device)
+    tried([network], batch, loss_fn)
+    check(network, measured, loss_fn)
+
+    chosen = pool if pool is not None else _default(network, batch, loss_fn, say)
+    if len(chosen) < 2:
+        raise ValueError(f"needs at least two candidates to compare; got {list(chosen)}")
+    own = pools.size(network, batch, loss_fn)
+    folder = Path(folder)
+    known = settings.of(network, training, chosen, seen, measured, full_steps=full_steps, metric=score)
+    settings.claim(folder, known)
+    sizes, refused = pools.sizes(network, chosen, batch, loss_fn)
+    for label, reason in refused.items():
+        say(f"left out: {label}: {reason}")
+    if len(sizes) < 2:
+        raise ValueError(f"only {len(sizes)} of {len(chosen)} candidates can be grown: {'; '.join(refused.values())}")
+    candidates: dict[str, Candidate | None] = {label: chosen[label] for label in sizes} | {OWN: None}
+    rows = Rows(network, training, batch, measured, score, candidates, folder / "runs")
+    look = engine.count(measured) / (3 * accumulate * engine.count(batch))  # a step costs three passes, a look one
+    how = policy.plan(len(sizes), full_steps, budget, look * (1 if score is None else 2))
+    say(_foretold(how, len(sizes), full_steps, rows.seconds_a_step(TRIED), [own, *sizes.values()]))
+
+    seen_of = _carried_out(rows, how, full_steps, [*sizes.values(), own])
+    ranking = Ranking(concluded(rows, how, full_steps, seen_of, refused), rows)
+    results.save(ranking.data, folder / "ranking.nc")
+    say(ranking.words)
+    return ranking
+
+
+def _carried_out(rows: Rows, how: Plan, full_steps: int, sizes: list[pools.Size]) -> Seen:
+    """All rows early, those that were trained to the end, and what is then known of all."""
+    labels, last = list(rows.candidates), len(sizes) - 1
+    total = len(labels) * how.probe_steps + how.finished * (full_steps - how.probe_steps)
+    final: list[Row | None] = [None] * len(labels)
+    with tqdm(total=total, desc="training", unit="step", disable=None) as bar:
+        early = [rows.at(label, how.probe_steps, bar.update) for label in labels]
+        known = pool_of(early, sizes, [_operator(each) for each in rows.candidates.values()], how)
+        prior = PRIORS[how.anchored]
+
+        def finish(which: int) -> None:
+            final[which] = rows.at(labels[which], full_steps, bar.update)
+
+        if how.anchored:
+            value = np.where(np.arange(len(labels)) == last, np.nan, known.rank)
+            value[[row.diverged for row in early]] = np.nan
+            for which in dict.fromkeys([last, *policy.anchors(value)]):
+                finish(which)
+            while sum(row is not None for row in final) < how.finished:
+                expected = posterior(known, scores_of(final), prior).mean
+                open_rows = [i for i, row in enumerate(final) if row is None and not early[i].diverged]
+                if not open_rows:
+                    break
+                finish(max(open_rows, key=lambda i: expected[i]))
+        elif how.probe_steps == full_steps:
+            final = list(early)
+    return Seen(sizes, early, final, posterior(known, scores_of(final), prior))
+
+
+def pool_of(early: list[Row], sizes: list[pools.Size], operators: list[str], how: Plan) -> Pool:
+    """What the early looks say of a pool; the last row is the network that is only trained on."""
+    score, loss = (np.array([getattr(row, name) for row in early]) for name in ("score", "minibatch_loss"))
+    parameters = np.array([float(size.parameters) for size in sizes])
+    value = policy.order(how.anchored, score, loss, parameters)
+    ranked = standardized(policy.shares(value))
+    spread = float(np.nanstd(score[:-1])) if np.isfinite(score[:-1]).any() else 0.0
+    now = score[-1] if math.isfinite(score[-1]) else float(np.nanmean(score))
+    return Pool(ranked, standardized(np.log(parameters)), operators, float(now), spread or abs(now) or 1.0)
+
+
+def scores_of(final: list[Row | None]) -> np.ndarray:
+    """The final scores, NaN where there is none; a training that diverged has the lowest of all."""
+    known = [row.score for row in final if row is not None and math.isfinite(row.score)]
+    lowest = min(known, default=math.nan)
+    return np.array([math.nan if row is None else row.score if math.isfinite(row.score) else lowest for row in final])
+
+
+def _operator(candidate: Candidate | None) -> str:
+    return candidate.operator if candidate else OWN
+
+
+def _default(network: nn.Module, batch: Batch, loss_fn: LossFn, say: Callable[[str], object]) -> dict[str, Candidate]:
+    covered = expansion.coverage(network, batch, loss_fn)
+    say(f"What can grow:\n{covered}\n")
+    return pools.default(network, batch, loss_fn, covered)
+
+
+def _foretold(how: Plan, count: int, full_steps: int, seconds: float, sizes: list[pools.Size]) -> str:
+    """What it will cost, in words."""
+    flops = np.array([size.flops for size in sizes], float)
+    each = seconds * (flops[1:].mean() / flops[0] if flops[0] else 1.0)
+    whole = (count + 1) * full_steps * each
+    parts = [f"{count} candidates, and the network as it is, are trained for {how.probe_steps} of {full_steps} steps"]
+    if how.anchored:
+        parts.append(f"{how.finished} of them to the end")
+    spent = f"{how.share:.1%} of training all to the end"
+    return (
+        f"{', '.join(parts)}: {spent}. At {1e3 * each:.3g} ms a step (measured on {TRIED} steps of the network, scaled "
+        f"by operations) that takes about {duration(how.share * whole)}; all would take {duration(whole)}."
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.2g} seconds"
+
+
+def first_batches(loader: Iterable[Batch], seed: int, name: str) -> list[Batch]:
+    """The first batches of a loader's first epoch; read twice, to see that the seed decides them.
+
+    Raises:
+        TypeError: no loader.
+        ValueError: it can be read once only, gives nothing, or other batches at each reading.
+    """
+    if isinstance(loader, Iterator):
+        raise ValueError(f"{name} is a {type(loader).__name__}, which can be read only once: give a DataLoader or list")
+    if not isinstance(loader, Iterable) or isinstance(loader, Tensor | Mapping | str):
+        raise TypeError(f"{name} must give batches, as a DataLoader does; got {arguments.described(loader)}")
+    with random_kept():
+        one, two = ([moved(b, torch.device("cpu")) for b in islice(epoch_of(loader, seed, 0), SAME)] for _ in range(2))
+    if not one:
+        raise ValueError(f"{name} gives no batch")
+    if settings.of_batches(one) != settings.of_batches(two):
+        raise ValueError(
+            f"{name} gives other batches at each reading, under one seed of torch, numpy and Python: its dataset or "
+            "sampler draws random numbers of its own. Seed them from one of these"
+        )
+    return one
+
+
+def measured_part(loader: Iterable[Batch], examples: int, seed: int, device: torch.device) -> Batch:
+    """So many examples of the validation data, or as many as there are, as one batch.
+
+    Raises:
+        ValueError: as `first_batches`; or batches that do not fit together.
+    """
+    first_batches(loader, seed, "validation_loader")
+    parts: list[Batch] = []
+    with random_kept():
+        for part in epoch_of(loader, seed, "validation"):
+            parts.append(moved(part, device))
+            if sum(map(engine.count, parts)) >= examples:
+                break
+    return arguments.batch(engine.take(engine.joined(parts), slice(examples)))
+
+
+def _in_range(
+    budget: Any, full_steps: Any, accumulate: Any, examples: Any, clip: Any, autocast: Any, seed: Any
+) -> None:
+    if arguments.number(budget, "budget", 0) > 1:
+        raise ValueError(f"budget is a share of training all candidates, above 0 and at most 1; got {budget}")
+    for name, value in (("full_steps", full_steps), ("accumulate", accumulate), ("measured_examples", examples)):
+        arguments.whole(value, name, 1)
+    arguments.whole(seed, "seed")
+    if clip is not None:
+        arguments.number(clip, "clip", 0)
+    if autocast not in (None, torch.bfloat16):
+        raise ValueError(f"autocast must be torch.bfloat16 (float16 needs a scaled loss: give train=); got {autocast}")

@@ -1,0 +1,86 @@
+"""Which expansions are ranked when the user names none: every operator, where growth is worth comparing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from mmstudy.batched.engine import Batch, LossFn
+from mmstudy.core.networks import count_flops, count_parameters
+from mmstudy.expansion import asked, pools
+from mmstudy.expansion.candidate import Candidate
+from mmstudy.expansion.coverage import Coverage, starred
+from mmstudy.tracing.calls import of_loss
+
+FEW = 4  # groups, each of which is widened alone
+FACTORS = (2, 4)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a network is."""
+
+    parameters: int
+    flops: int  # of a forward pass of one example; 0 where they cannot be counted
+
+
+def default(network: nn.Module, batch: Batch, loss_fn: LossFn, covered: Coverage) -> dict[str, Candidate]:
+    """Twice and four times each group of units and all together, one more layer at each place, by three ways each.
+
+    Where there are many groups, those that differ only in the numbers of their layers grow together, and layers are
+    inserted behind the first, the middle and the last member of a list only.
+
+    Raises:
+        ValueError: the coverage leaves nothing.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in covered.growing:
+        alike.setdefault(name if len(covered.growing) <= FEW else starred(name), []).append(name)
+    where = ["&".join(names) for names in alike.values()]
+    if 1 < len(covered.growing) <= FEW:
+        where.append("&".join(covered.growing))
+    exact = [way for row in covered.rows if not row.units for way in row.exact]
+    options: dict[str, Any] = {
+        "factors": FACTORS if where else (),
+        "matched": (2,) if where else (),
+        "extra_layers": (1,),
+        "deeper": (*dict.fromkeys(exact[:1]), "deeper_random"),
+    }
+    pool = asked.candidate_pool(network, batch, loss_fn, covered=covered, locations=where, **options)
+    kept, short = _ends_and_middles(network), {"&".join(names): kind for kind, names in alike.items()}
+    found = {}
+    for label, candidate in pool.items():
+        operator, *place = label.split(" ")
+        if place[-1] != "+1" or candidate.locations[0] in kept:
+            found[" ".join([operator, *(short.get(word, word) for word in place)])] = candidate
+    return found
+
+
+def _ends_and_middles(network: nn.Module) -> set[str]:
+    lists: dict[str, list[str]] = {}
+    for place in pools.places(network):
+        lists.setdefault(place.rpartition(".")[0], []).append(place)
+    return {names[i] for names in lists.values() for i in (0, len(names) // 2, len(names) - 1)}
+
+
+def sizes(
+    network: nn.Module, pool: Mapping[str, Candidate], batch: Batch, loss_fn: LossFn
+) -> tuple[dict[str, Size], dict[str, str]]:
+    """The size of each candidate's network, and why others cannot be built; each is built once, and let go."""
+    found, refused = {}, {}
+    for label, candidate in tqdm(pool.items(), desc="building", disable=None, leave=False):
+        try:
+            found[label] = size(candidate.expand(network, batch, loss_fn), batch, loss_fn)
+        except (ValueError, NotImplementedError) as error:
+            refused[label] = str(error)
+    return found, refused
+
+
+def size(network: nn.Module, batch: Batch, loss_fn: LossFn) -> Size:
+    """Parameters and operations of a network."""
+    call = of_loss(network, batch, loss_fn).mapped(lambda tensor: tensor[:1])
+    with torch.random.fork_rng(devices=[]):
+        return Size(count_parameters(network), count_flops(network, *call.arguments, **call.options))

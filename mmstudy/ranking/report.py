@@ -1,0 +1,206 @@
+"""What a ranking says: as a Dataset, a table, and in words; and the network to go on with."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from mmstudy.core import arguments, results
+from mmstudy.ranking import policy
+from mmstudy.ranking.policy import Plan
+from mmstudy.ranking.pool import Size
+from mmstudy.ranking.posterior import Posterior
+from mmstudy.ranking.rows import Row, Rows
+
+OWN = "train on"  # the network as it is, trained like its candidates
+LEVEL = 0.8  # the probability of the intervals
+WORDS = {
+    "gain": ("score", "expected gain in the final validation score over training the network on as it is"),
+    "low": ("score", f"lower end of its {LEVEL:.0%} interval"),
+    "high": ("score", f"upper end of its {LEVEL:.0%} interval"),
+    "chance": ("1", "probability to have the highest final score of the pool"),
+    "worth": ("score", "what training it to the end too is expected to add to the score of the choice"),
+    "early_score": ("score", "validation score after the first part of the training"),
+    "early_loss": ("nat", "mean minibatch loss at the end of that part"),
+    "final_score": ("score", "validation score after the full training, where it was done"),
+    "order": ("1", "what the candidates were ordered by early, standardized ranks"),
+    "parameters": ("1", "number of parameters"),
+    "flops": ("1", "floating-point operations of a forward pass of one example"),
+    "steps": ("1", "steps that it was trained"),
+    "seconds": ("s", "seconds that its training took"),
+}
+
+
+class Best(NamedTuple):
+    """A network to go on with; the optimizer is None where the user's own loop trained it."""
+
+    label: str
+    network: nn.Module
+    optimizer: Optimizer | None
+    schedule: LRScheduler | None
+    steps: int  # that it was trained
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen of all rows, the network itself being the last, and what is known after that."""
+
+    sizes: Sequence[Size]
+    early: Sequence[Row]
+    final: Sequence[Row | None]  # None: not trained to the end
+    told: Posterior
+
+    @property
+    def status(self) -> list[str]:
+        """Of each row: probed, trained (to the end) or diverged."""
+        pairs = zip(self.early, self.final, strict=True)
+        return ["diverged" if (last or first).diverged else "trained" if last else "probed" for first, last in pairs]
+
+    @property
+    def chosen(self) -> int:
+        """The best of those that were trained to the end; of the expected scores, where none was."""
+        trained = [i for i, status in enumerate(self.status) if status == "trained"]
+        return max(trained, key=lambda i: self.told.mean[i]) if trained else int(self.told.mean.argmax())
+
+
+def concluded(rows: Rows, how: Plan, full_steps: int, seen: Seen, refused: Mapping[str, str]) -> xr.Dataset:
+    """What follows for every row, best first."""
+    early, final, told, status, chosen = seen.early, seen.final, seen.told, seen.status, seen.chosen
+    gain, low, high = told.gains(LEVEL)
+    draws = told.draws()
+    score, loss = (np.array([getattr(row, name) for row in early]) for name in ("score", "minibatch_loss"))
+    parameters = np.array([float(size.parameters) for size in seen.sizes])
+    last = [late or first for first, late in zip(early, final, strict=True)]
+    columns = {
+        "gain": gain,
+        "low": low,
+        "high": high,
+        "chance": np.bincount(draws.argmax(1), minlength=len(early)) / len(draws),
+        "worth": np.maximum(draws, draws[:, [chosen]]).mean(0) - draws[:, chosen].mean(),
+        "early_score": score,
+        "early_loss": loss,
+        "final_score": np.array([math.nan if row is None else row.score for row in final]),
+        "order": policy.order(how.anchored, score, loss, parameters),
+        "parameters": np.array([size.parameters for size in seen.sizes]),
+        "flops": np.array([size.flops for size in seen.sizes]),
+        "steps": np.array([row.steps for row in last]),
+        "seconds": np.array([row.seconds for row in last]),
+    }
+    data = xr.Dataset(
+        {name: ("candidate", values) for name, values in columns.items()},
+        {
+            "candidate": list(rows.candidates),
+            "operator": ("candidate", [each.operator if each else OWN for each in rows.candidates.values()]),
+            "status": ("candidate", status),
+        },
+    )
+    places = sorted(range(len(early)), key=lambda i: (i != chosen, status[i] == "diverged", -gain[i]))
+    data = results.describe(data.isel(candidate=places), WORDS)
+    data.attrs = {
+        **results.provenance({"full_steps": full_steps, "seed": rows.training.seed}),
+        "score": "metric" if rows.metric else "validation loss, turned round",
+        "anchored": int(how.anchored),
+        "probe_steps": how.probe_steps,
+        "full_steps": full_steps,
+        "share": how.share,
+        "flag": policy.flag(score[:-1], loss[:-1]),
+        "refused": json.dumps(dict(refused)),
+    }
+    return data
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The candidates of a network in the order in which one should train them.
+
+    `data` has a row for each, best first, and one for the network itself, `train on`.
+    """
+
+    data: xr.Dataset
+    rows: Rows
+
+    @property
+    def words(self) -> str:
+        """What to do, and how sure that is."""
+        return in_words(self.data)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row for each network, best first."""
+        columns = ["gain", "low", "high", "chance", "status", "final_score", "early_score", "parameters", "flops"]
+        return self.data.to_dataframe()[[*columns, "steps", "seconds"]]
+
+    def best(self, label: str | None = None, trained: bool = True) -> Best:
+        """The network to go on with, and its optimizer.
+
+        Args:
+            label: another row than the first.
+            trained: as far as it was trained here; otherwise as it is right after its expansion, the optimizer's state
+                carried along.
+
+        Raises:
+            ValueError: an unknown row.
+        """
+        name = arguments.one_of(label or str(self.data["candidate"].values[0]), self.rows.candidates, "candidate")
+        run = self.rows.run(name) if trained else self.rows.start(name)
+        return Best(name, run.network, run.optimizer, run.schedule, len(run.losses))
+
+    def __str__(self) -> str:
+        shown = self.table[["gain", "low", "high", "chance", "status", "parameters"]]
+        return f"{self.words}\n\n{shown.to_string(float_format=lambda value: f'{value:.4g}')}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        paragraphs = "".join(f"<p>{line}</p>" for line in self.words.splitlines())
+        return paragraphs + self.table.to_html(float_format=lambda value: f"{value:.4g}")
+
+
+def in_words(data: xr.Dataset) -> str:
+    """What to do, how sure that is, whether the early order can be trusted, and what more training would tell."""
+    first = data.isel(candidate=0)
+    label, gain, low, high = str(first["candidate"].values), *(float(first[n]) for n in ("gain", "low", "high"))
+    lines = []
+    if label == OWN:
+        lines.append("Train the network on as it is: no candidate is expected to end with a higher score.")
+    elif str(first["status"].values) == "trained":
+        lines.append(f"Take “{label}”: trained to the end, it gains {gain:.3g} over training the network on as it is.")
+    else:
+        interval = f"[{low:.3g}, {high:.3g}]"
+        lines.append(
+            f"Train “{label}”: it is expected to gain {gain:.3g} {interval} over training the network on as it is "
+            f"({LEVEL:.0%} interval)."
+        )
+        if low <= 0 <= high:
+            lines.append("That interval holds zero: whether expanding is worth it at all is open.")
+    others = data.isel(candidate=data["candidate"].values != label)
+    best_chance = others.isel(candidate=int(others["chance"].values.argmax()))
+    lines.append(
+        f"The probability that it is the best of the pool is {float(first['chance']):.0%}; next comes "
+        f"“{best_chance['candidate'].item()}” with {float(best_chance['chance']):.0%}."
+    )
+    flag = data.attrs["flag"]
+    if flag < policy.DISAGREE:
+        lines.append(
+            f"Lower training loss and higher validation scores hardly agree in this pool (ρ = {flag:.2f}): so it is "
+            "where labels are noisy and orders by early training losses turn round. Do not trust the order of those "
+            "that were not trained to the end."
+        )
+    else:
+        lines.append(f"Training losses and validation scores agree in this pool (ρ = {flag:.2f}).")
+    open_ones = data.isel(candidate=data["status"].values == "probed")
+    if open_ones.sizes["candidate"]:
+        ask = open_ones.isel(candidate=int(open_ones["worth"].values.argmax()))
+        lines.append(
+            f"To train “{ask['candidate'].item()}” to the end as well ({1 / data.sizes['candidate']:.1%} of the pool) "
+            f"is expected to add {float(ask['worth']):.2g} to the score of the choice."
+        )
+    return "\n".join(lines)

@@ -1,0 +1,263 @@
+"""A network's training as its user runs it: kept on the way, and gone on with after any end as if there had been none.
+
+The batches come in an order that the seed decides, the same for all networks, so that what is compared has met the
+same examples.
+"""
+
+import contextlib
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_map_only
+
+from mmstudy.batched.engine import Batch, LossFn
+from mmstudy.core import arguments, results
+from mmstudy.core.networks import evaluating
+from mmstudy.core.seeds import seed_of
+
+KEEP_EVERY = 60.0  # seconds between two states on disk
+
+# A loop of the user's own: (network, state of its optimizer, None at first, steps, seed) → the network, its minibatch
+# losses and, to be handed back at the next call, the state: tensors, numbers and strings in lists, tuples and dicts.
+Loop = Callable[[nn.Module, Any, int, int], tuple]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How networks are trained; for the fields see `asked.rank_expansions`."""
+
+    loss_fn: LossFn
+    loader: Iterable[Batch]
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | Optimizer | None = None
+    schedule: Callable[[Optimizer], LRScheduler] | None = None
+    clip: float | None = None
+    autocast: torch.dtype | None = None
+    accumulate: int = 1
+    train: Loop | None = None
+    seed: int = 0
+
+
+@dataclass
+class Run:
+    """A training under way."""
+
+    network: nn.Module
+    optimizer: Optimizer | None = None
+    schedule: LRScheduler | None = None
+    own: Any = None  # the state that a loop of the user's own handed back
+    losses: list[float] = field(default_factory=list)  # of each step so far
+    place: tuple[int, int] = (0, 0)  # (epoch, batches of it) that were used
+    random: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss was no finite number, after which nothing is trained."""
+        return bool(self.losses) and not math.isfinite(self.losses[-1])
+
+
+def begun(network: nn.Module, optimizer: Optimizer | None, training: Training) -> Run:
+    """A training of a network that has not made a step."""
+    schedule = training.schedule(optimizer) if training.schedule and optimizer else None
+    return Run(network, optimizer, schedule)
+
+
+def advance(
+    run: Run, training: Training, steps: int, path: Path, stepped: Callable[[int], object] = lambda count: None
+) -> None:
+    """Train until so many steps have been made in all, and keep the state at `path`.
+
+    A loss that is no finite number ends the training there.
+
+    Args:
+        stepped: is told of steps that were made.
+
+    Raises:
+        ValueError: the loader gives no batch; the user's own loop returns something else than it should.
+    """
+    if len(run.losses) >= steps or run.diverged:
+        return
+    began, kept = time.perf_counter() - run.seconds, time.perf_counter()
+    if training.train is not None:
+        _own_loop(run, training, steps)
+        stepped(steps)
+    else:
+        with random_kept(), evaluating(run.network):
+            run.network.train()
+            stream = _batches(training, run)
+            while len(run.losses) < steps and not run.diverged:
+                run.losses.append(_step(run, training, stream))
+                stepped(1)
+                if time.perf_counter() - kept > KEEP_EVERY:
+                    run.random, run.seconds = _random_state(), time.perf_counter() - began
+                    keep(run, path)
+                    kept = time.perf_counter()
+            run.random = _random_state()
+    run.seconds = time.perf_counter() - began
+    keep(run, path)
+
+
+def _own_loop(run: Run, training: Training, steps: int) -> None:
+    assert training.train is not None
+    missing = steps - len(run.losses)
+    with random_kept():
+        _seed_all(seed_of(training.seed, "own loop", len(run.losses)))
+        found = training.train(run.network, run.own, missing, training.seed)
+    if not isinstance(found, tuple) or len(found) not in (2, 3) or not isinstance(found[0], nn.Module):
+        wanted = "(network, losses) or (network, losses, optimizer_state)"
+        raise ValueError(f"train must return {wanted}; got {arguments.described(found)}")
+    losses = [loss.item() if isinstance(loss, Tensor) else float(loss) for loss in found[1]]
+    if len(losses) != missing:
+        raise ValueError(f"train was asked for {missing} steps and returned {len(losses)} losses: one for each step")
+    run.network, run.own = found[0], found[2] if len(found) == 3 else None
+    run.losses += losses
+
+
+def _step(run: Run, training: Training, stream: Iterator[Batch]) -> float:
+    """One step of the optimizer; the mean loss of its batches."""
+    assert run.optimizer is not None
+    device, total = device_of(run.network), 0.0
+    run.optimizer.zero_grad(set_to_none=True)
+    for _ in range(training.accumulate):
+        batch = moved(next(stream), device)
+        with torch.autocast(device.type, training.autocast, enabled=training.autocast is not None):
+            loss = training.loss_fn(run.network, batch)
+        if not bool(loss.isfinite()):
+            return math.nan
+        (loss / training.accumulate).backward()
+        total += loss.item() / training.accumulate
+    if training.clip is not None:
+        nn.utils.clip_grad_norm_(run.network.parameters(), training.clip)
+    run.optimizer.step()
+    if run.schedule is not None:
+        run.schedule.step()
+    return total
+
+
+def _batches(training: Training, run: Run) -> Iterator[Batch]:
+    """The loader's batches, epoch after epoch, from where the run has come to."""
+    state = run.random
+    while True:
+        epoch, used = run.place
+        stream = epoch_of(training.loader, training.seed, epoch)
+        skipped = sum(1 for _ in zip(range(used), stream, strict=False))  # what shuffles is the same each time
+        if state:
+            _set_random_state(state)
+            state = {}
+        for batch in stream:
+            run.place = epoch, run.place[1] + 1
+            yield batch
+        if not skipped and not run.place[1]:
+            raise ValueError("the loader gives no batch")
+        run.place = epoch + 1, 0
+
+
+def epoch_of(loader: Iterable[Batch], seed: int, epoch: int | str) -> Iterator[Batch]:
+    """One reading of a loader in an order that the seed decides; torch's, numpy's and Python's draws are set to it."""
+    number = seed_of(seed, "epoch", epoch)
+    _seed_all(number)
+    for part in (loader, getattr(loader, "sampler", None)):
+        if isinstance(own := getattr(part, "generator", None), torch.Generator):
+            own.manual_seed(number)
+    return iter(loader)
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Where the parameters are.
+
+    Raises:
+        ValueError: on several devices.
+    """
+    devices = {str(parameter.device) for parameter in network.parameters()}
+    if len(devices) > 1:
+        raise ValueError(f"the network is on several devices, {', '.join(sorted(devices))}: move it to one, or train=")
+    return torch.device(devices.pop())
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device; lists, as `DataLoader` makes them, become tuples."""
+    plain = tuple(batch) if isinstance(batch, list) else batch
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device), plain)
+
+
+# ---- What is kept ------------------------------------------------------------------------------------------------
+
+
+def keep(run: Run, path: Path) -> None:
+    """Write the state of a run, whole or not at all."""
+    state = {
+        "network": run.network.state_dict(),
+        "optimizer": run.optimizer.state_dict() if run.optimizer else None,
+        "schedule": run.schedule.state_dict() if run.schedule else None,
+        "own": run.own,
+        "losses": torch.tensor(run.losses, dtype=torch.float64),
+        "place": run.place,
+        "random": dict(run.random),
+        "seconds": run.seconds,
+    }
+    with results.atomically(path) as beside:
+        torch.save(state, beside)
+
+
+def resume(run: Run, path: Path) -> None:
+    """Bring a run that has just begun to the state at `path`; nothing, where there is none.
+
+    Raises:
+        ValueError: the file cannot be read, or belongs to another network.
+    """
+    if not path.exists():
+        return
+    try:
+        state = torch.load(path, weights_only=True, map_location=device_of(run.network))
+        run.network.load_state_dict(state["network"])
+        for part, name in ((run.optimizer, "optimizer"), (run.schedule, "schedule")):
+            if part is not None:
+                part.load_state_dict(state[name])
+    except Exception as error:  # pickle, zip and torch each raise their own
+        raise ValueError(f"{path} cannot be read ({error}); delete it to train this network again") from error
+    run.own, run.losses, run.place = state["own"], state["losses"].tolist(), tuple(state["place"])
+    run.random, run.seconds = state["random"], state["seconds"]
+
+
+def _seed_all(number: int) -> None:
+    torch.manual_seed(number)
+    np.random.seed(number % 2**32)  # noqa: NPY002 (users' loaders draw from it)
+    random.seed(number)
+
+
+def _random_state() -> dict[str, Any]:
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    kind, key, *rest = np.random.get_state()  # noqa: NPY002
+    state["numpy"] = [kind, torch.tensor(np.asarray(key, np.int64)), *rest]
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    random.setstate(state["python"])
+    kind, key, *rest = state["numpy"]
+    np.random.set_state((kind, key.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
+
+
+@contextlib.contextmanager
+def random_kept() -> Iterator[None]:
+    """The user's own random numbers go on afterwards as if nothing had been drawn."""
+    before = _random_state()
+    try:
+        yield
+    finally:
+        _set_random_state(before)

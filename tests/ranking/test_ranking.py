@@ -1,0 +1,332 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cases import batch, convolutional, mlp
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import mmstudy as mm
+from mmstudy.batched.ensemble import classification, regression
+from mmstudy.core import results
+from mmstudy.core.networks import MLP, count_parameters
+from mmstudy.expansion.candidate import Candidate
+from mmstudy.ranking import rows as ranking_rows
+from mmstudy.ranking.report import OWN
+
+STEPS = 40
+
+
+def sgd(parameters) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.1, momentum=0.9)
+
+
+def pool(count: int = 6) -> dict[str, Candidate]:
+    """Some candidates of a perceptron of two hidden layers, two at least."""
+    every = [(way, where) for where in ("hidden.0", "hidden.1") for way in ("net2net", "zero_outgoing", "random")]
+    return {f"{way} {where}": Candidate(way, (where,), (9,)) for way, where in every[:count]}
+
+
+def loader(count: int = 80, seed: int = 1) -> DataLoader:
+    return DataLoader(TensorDataset(*batch(count, seed)), 16, shuffle=True)
+
+
+def asked(folder, network=None, **options) -> mm.ranking.report.Ranking:
+    network = mlp() if network is None else network
+    given = {
+        "pool": pool(), "full_steps": STEPS, "optimizer": sgd, "measured_examples": 16, "budget": 0.3,
+        "loss_fn": classification, "train_loader": loader(), "validation_loader": loader(40, 2), "say": lambda text: 0,
+    } | options  # fmt: skip
+    return mm.rank_expansions(network, folder=folder, **given)
+
+
+def identical(first, second) -> None:
+    """The same but for seconds."""
+    (first.data.drop_vars("seconds").drop_attrs()).identical(second.data.drop_vars("seconds").drop_attrs())
+    assert first.words == second.words
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory):
+    """A ranking, where it lies, and all that was said."""
+    folder, said = tmp_path_factory.mktemp("ranking") / "one", []
+    return asked(folder, say=said.append), folder, "\n".join(said)
+
+
+def test_it_says_what_it_will_cost_before_it_trains(ranked):
+    _, _, said = ranked
+    assert "6 candidates, and the network as it is, are trained for 11 of 40 steps: " in said
+    assert "of training all to the end. At " in said
+    assert said.index("a step (measured on 3 steps") < said.index("expected to gain")
+
+
+def test_the_table_has_all_candidates_and_the_network_itself(ranked):
+    ranking, _, _ = ranked
+    assert set(ranking.table.index) == {*pool(), OWN}
+    own = ranking.data.sel(candidate=OWN)
+    assert own["gain"] == own["low"] == own["high"] == 0
+    assert (ranking.data["low"] <= ranking.data["high"]).all()
+    assert float(ranking.data["chance"].sum()) == pytest.approx(1)
+    assert own["parameters"] == count_parameters(mlp())
+    assert ranking.data.attrs["share"] <= 0.3
+    results.check(ranking.data)
+
+
+def test_without_anchors_the_first_is_the_first_of_the_order(ranked):
+    ranking, _, _ = ranked
+    rest = ranking.data.drop_sel(candidate=OWN)
+    assert rest["candidate"][0] == rest["candidate"][int(rest["order"].argmax())]
+
+
+def test_it_reads_well(ranked):
+    ranking, _, said = ranked
+    assert ranking.words in said
+    assert "interval" in ranking.words
+    assert "probability that it is the best" in ranking.words
+    assert "<table" in ranking._repr_html_()
+    assert str(ranking.data["candidate"].values[0]) in str(ranking)
+
+
+def test_the_network_is_left_as_it_was(tmp_path):
+    network = mlp().eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    asked(tmp_path / "r", network)
+    assert not network.training
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_the_same_call_gives_the_same_ranking_at_once(ranked, monkeypatch):
+    ranking, folder, _ = ranked
+    monkeypatch.setattr(ranking_rows, "advance", lambda run, training, steps, *rest: None if steps <= 4 else 1 / 0)
+    identical(ranking, asked(folder))
+
+
+def test_a_larger_budget_goes_on_with_what_there_is(ranked, tmp_path):
+    _, folder, _ = ranked
+    identical(asked(folder, budget=0.9), asked(tmp_path / "fresh", budget=0.9))
+    identical(asked(folder, budget=1.0), asked(tmp_path / "fresh", budget=1.0))
+
+
+def test_with_the_whole_budget_the_best_is_the_best(tmp_path):
+    ranking = asked(tmp_path / "r", budget=1.0)
+    data = ranking.data
+    assert (data["status"] == "trained").all()
+    assert data["final_score"][0] == data["final_score"].max()
+    np.testing.assert_allclose(data["gain"], data["final_score"] - data["final_score"].sel(candidate=OWN))
+    np.testing.assert_allclose(data["low"], data["high"])
+    assert "to the end as well" not in ranking.words
+
+
+def test_the_final_score_is_that_of_the_trained_network(tmp_path):
+    ranking = asked(tmp_path / "r", budget=1.0, validation_loader=[batch(16, 5)])
+    label = str(ranking.data["candidate"].values[0])
+    best = ranking.best()
+    assert best.label == label
+    assert best.steps == STEPS
+    inputs, targets = batch(16, 5)
+    accuracy = (best.network.eval()(inputs).argmax(-1) == targets).float().mean()
+    assert ranking.data["final_score"].sel(candidate=label) == pytest.approx(accuracy.item())
+
+
+def test_the_optimizers_state_is_carried_along(tmp_path):
+    network = mlp()
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-2)
+    for seed in range(3):
+        optimizer.zero_grad()
+        classification(network, batch(16, seed)).backward()
+        optimizer.step()
+    ranking = asked(tmp_path / "r", network, optimizer=optimizer)
+    best = ranking.best("zero_outgoing hidden.0", trained=False)
+    assert best.steps == 0
+    kept, old = (opt.state[net.hidden[1].weight]["exp_avg"] for net, opt in
+                 ((best.network, best.optimizer), (network, optimizer)))  # fmt: skip
+    torch.testing.assert_close(kept[:, : old.shape[1]], old)
+    assert torch.equal(network.hidden[1].weight, mlp_after(network))
+
+
+def mlp_after(network: nn.Module) -> torch.Tensor:
+    return dict(network.named_parameters())["hidden.1.weight"]
+
+
+def test_a_pool_of_its_own_is_found_for_a_network_that_nobody_here_wrote(tmp_path):
+    said: list[str] = []
+    ranking = asked(tmp_path / "r", convolutional(), pool=None, say=said.append)
+    assert said[0].startswith("What can grow:\n")
+    assert len(ranking.table) > 6
+
+
+def test_regression_is_ranked_by_its_loss(tmp_path):
+    inputs, _ = batch(80)
+    data = DataLoader(TensorDataset(inputs, inputs.sum(1, keepdim=True)), 16)
+    network = MLP(7, (6, 4), 1)
+    ranking = asked(
+        tmp_path / "r", network, loss_fn=regression, train_loader=data, validation_loader=data, budget=1.0,
+        measured_examples=80, optimizer=lambda p: torch.optim.AdamW(p, 1e-3),
+    )  # fmt: skip
+    assert ranking.data.attrs["score"] == "validation loss, turned round"
+    loss = regression(ranking.best().network.eval(), (inputs, inputs.sum(1, keepdim=True)))
+    assert ranking.data["final_score"][0] == pytest.approx(-loss.item(), rel=1e-5)
+
+
+def test_a_metric_of_ones_own_decides(tmp_path):
+    ranking = asked(tmp_path / "r", metric=lambda model, b: -classification(model, b), budget=1.0)
+    assert ranking.data.attrs["score"] == "metric"
+    assert (ranking.data["final_score"] < 0).all()
+
+
+def own_loop(network, state, steps, seed):
+    """As Lightning or a Trainer would be wrapped: any optimizer, its state handed back."""
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    if state is not None:
+        optimizer.load_state_dict(state)
+    random = torch.Generator().manual_seed(seed)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        losses.append(classification(network, batch(16, int(torch.randint(9, (), generator=random)))))
+        losses[-1].backward()
+        optimizer.step()
+    return network, losses, optimizer.state_dict()
+
+
+def test_a_loop_of_ones_own_trains(tmp_path):
+    ranking = asked(tmp_path / "r", optimizer=None, train=own_loop, budget=0.9)
+    assert "trained" in ranking.data["status"]
+    assert ranking.best().optimizer is None
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_mixed_precision_trains_and_is_not_measured_in(accumulate, tmp_path):
+    ranking = asked(tmp_path / "r", autocast=torch.bfloat16, accumulate=accumulate, budget=1.0, clip=1.0)
+    assert all(p.dtype == torch.float32 for p in ranking.best().network.parameters())
+    assert np.isfinite(ranking.data["final_score"]).all()
+
+
+def test_a_candidate_that_diverges_is_last_and_says_so(tmp_path):
+    def fails(model, b):
+        hidden = sum(p.numel() for p in getattr(model, "module", model).parameters()) if isinstance(model, nn.Module) \
+            else 0  # fmt: skip
+        loss = classification(model, b)
+        return loss * torch.inf if torch.is_grad_enabled() and hidden == widened else loss
+
+    widened = count_parameters(pool()["random hidden.1"].expand(mlp(), batch()))
+    ranking = asked(tmp_path / "r", loss_fn=fails, budget=1.0)
+    status = ranking.data["status"]
+    assert (status.values[-3:] == "diverged").all()
+    assert (status.values[:-3] == "trained").all()
+    assert np.isnan(ranking.data["final_score"][-1])
+
+
+def test_candidates_that_cannot_be_grown_are_named_and_left_out(tmp_path):
+    said: list[str] = []
+    wrong = pool() | {"too small": Candidate("net2net", ("hidden.0",), (3,))}
+    ranking = asked(tmp_path / "r", pool=wrong, say=said.append)
+    assert any(line.startswith("left out: too small: ") for line in said)
+    assert "too small" not in ranking.table.index
+
+
+WRONG = [
+    ({"budget": 0.0}, ValueError, "budget must be a finite number > 0"),
+    ({"budget": 1.5}, ValueError, "above 0 and at most 1; got 1.5"),
+    ({"budget": 0.001}, ValueError, "give at least budget="),
+    ({"full_steps": 0}, ValueError, "full_steps must be at least 1"),
+    ({"optimizer": None}, TypeError, "give an optimizer"),
+    ({"pool": pool(1)}, ValueError, "at least two candidates"),
+    ({"pool": {name: Candidate("net2net", ("hidden.0",), (3,)) for name in "ab"}}, ValueError, "only 0 of 2"),
+    ({"train_loader": []}, ValueError, "train_loader gives no batch"),
+    ({"validation_loader": []}, ValueError, "validation_loader gives no batch"),
+    ({"train_loader": iter([batch()])}, ValueError, "can be read only once"),
+    ({"train_loader": batch()[0]}, TypeError, "train_loader must give batches"),
+    ({"loss_fn": nn.CrossEntropyLoss()}, TypeError, "loss_fn must be a function"),
+    ({"loss_fn": lambda model, b: classification(model, b) * torch.nan}, ValueError, "the loss of MLP on this batch"),
+    ({"autocast": torch.float16}, ValueError, "autocast must be torch.bfloat16"),
+    ({"clip": -1.0}, ValueError, "clip must be a finite number"),
+    ({"accumulate": 0}, ValueError, "accumulate must be at least 1"),
+    ({"seed": -1}, ValueError, "seed must be at least 0"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), WRONG, ids=lambda value: str(value)[:40])
+def test_bad_input_is_refused_by_name(options, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        asked(tmp_path / "r", **options)
+
+
+def test_a_network_on_two_devices_is_refused(tmp_path):
+    network = mlp()
+    network.head.to("meta")
+    with pytest.raises(ValueError, match="on several devices, cpu, meta"):
+        asked(tmp_path / "r", network)
+
+
+def test_a_loader_that_draws_numbers_of_its_own_is_refused(tmp_path):
+    class Own:
+        def __iter__(self):
+            inputs, targets = batch()
+            yield inputs + torch.randn(7, generator=stream), targets
+
+    stream = torch.Generator().manual_seed(0)
+    with pytest.raises(ValueError, match="gives other batches at each reading"):
+        asked(tmp_path / "r", train_loader=Own())
+
+
+CHANGED = {
+    "network": {"network": mlp(seed=3)},
+    "pool": {"pool": pool(5)},
+    "loader": {"train_loader": loader(80, 7)},
+    "validation data": {"validation_loader": loader(40, 7)},
+    "optimizer": {"optimizer": lambda p: torch.optim.SGD(p, 0.2, momentum=0.9)},
+    "loss_fn": {"loss_fn": lambda model, b: 2 * classification(model, b)},
+    "seed": {"seed": 1},
+    "full_steps": {"full_steps": 60},
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_folder_of_another_ranking_is_refused(name, ranked):
+    _, folder, _ = ranked
+    with pytest.raises(ValueError, match=rf"holds another ranking: .*{name}.*Give a new folder"):
+        asked(folder, **CHANGED[name])
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match=r"no settings\.json"):
+        asked(tmp_path)
+
+
+def test_broken_settings_are_named(ranked, tmp_path):
+    (tmp_path / "settings.json").write_text("{half")
+    with pytest.raises(ValueError, match=r"settings\.json cannot be read"):
+        asked(tmp_path)
+
+
+KILLED = """
+import sys
+sys.path[:0] = [{tests!r}, {here!r}]
+import test_ranking
+from mmstudy.ranking import training
+training.KEEP_EVERY = 0.0
+print("ready", flush=True)
+test_ranking.asked({folder!r}, budget=0.9)
+"""
+
+
+def test_killed_at_any_moment_the_same_call_gives_the_same_ranking(tmp_path):
+    whole = asked(tmp_path / "whole", budget=0.9)
+    here, folder = Path(__file__).parent, tmp_path / "killed"
+    code = KILLED.format(tests=str(here.parent), here=str(here), folder=str(folder))
+    for seconds in (0.2, 0.6, 1.0):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        threading.Timer(seconds, lambda process=process: os.kill(process.pid, signal.SIGKILL)).start()
+        process.wait()
+    identical(whole, asked(folder, budget=0.9))
+    assert json.loads((folder / "settings.json").read_text())
