@@ -51,7 +51,7 @@ def of(
         "seed": repr(training.seed),
         **{name: _code(value) if callable(value) else repr(value) for name, value in numbers.items()},
         "torch": torch.__version__,
-        "mmstudy": sources.fingerprint("import mmstudy.ranking.asked"),
+        "mmstudy": sources.fingerprint("import mmstudy.ranking.rows"),
     }
 
 

@@ -1,12 +1,14 @@
 """Is the advice of `ranking` any good? Whole pools are trained to the end once, and advice is held against that."""
 
 import runpy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from torch import nn
@@ -15,7 +17,7 @@ from tqdm import tqdm
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification, losses, stack
-from mmstudy.core import results
+from mmstudy.core import processes, results
 from mmstudy.core.seeds import seed_of
 from mmstudy.core.tasks import Task, load
 from mmstudy.core.tasks import base as new_base
@@ -23,11 +25,20 @@ from mmstudy.ranking.asked import pool_of, rank_expansions
 from mmstudy.ranking.policy import Plan
 from mmstudy.ranking.pool import Size
 from mmstudy.ranking.posterior import Pool, Prior, fit
-from mmstudy.ranking.report import LEVEL, OWN
+from mmstudy.ranking.report import LEVEL, OWN, Ranking
 from mmstudy.ranking.rows import Metric, Row, accuracy
-from mmstudy.study import design
+from mmstudy.study import design, experiments
+from mmstudy.study.statistics import spearman
 
 BUDGETS = {False: 0.1, True: 0.25}  # without and with anchors
+VERDICTS = {
+    "regret": ("score", "test score lost against the best of the pool"),
+    "regret_share": ("1", "the same in ranges of the pool's test scores"),
+    "spearman": ("1", "Spearman's ρ of the expected gains with the test scores"),
+    "coverage": ("1", f"share of the open gains that the {LEVEL:.0%} intervals held"),
+    "open": ("1", "candidates that were not trained to the end"),
+    "share": ("1", "share of training all to the end that the advice took"),
+}
 WORDS = {
     "early_score": ("score", "validation score after the first part of the training"),
     "early_loss": ("nat", "mean minibatch loss at the end of that part"),
@@ -104,95 +115,140 @@ def _train(
                 rate.step()
 
 
-def of_file(path: str | Path, test: int, steps: int | None = None) -> Case:
-    """The network of a file such as those in `examples/`, the last `test` validation examples kept for the test."""
+def of_file(path: str | Path, steps: int | None = None) -> Case:
+    """The network of a file such as those in `examples/`; the second half of the validation data is for the test."""
     given = runpy.run_path(str(path))
     training, validation = given["loaders"]()
-    measured = engine.joined([tuple(b) if isinstance(b, list) else b for b in validation])
-    count = engine.count(measured) - test
-    kept, unseen = engine.take(measured, slice(count)), engine.take(measured, slice(count, None))
+    everything = engine.joined([tuple(b) if isinstance(b, list) else b for b in validation])
+    half = engine.count(everything) // 2
+    measured, test = engine.take(everything, slice(half)), engine.take(everything, slice(half, None))
     options = {"full_steps": steps or given["full_steps"], "optimizer": given["optimizer"]}
     options |= {"schedule": given["schedule"]} if "schedule" in given else {}
-    name = Path(path).stem
-    return Case(name, given["network"](), given["loss_fn"], (training, [kept]), unseen, options, given.get("metric"))
+    network, metric = given["network"](), given.get("metric")
+    return Case(Path(path).stem, network, given["loss_fn"], (training, [measured]), test, options, metric)
 
 
-def outcome(case: Case, folder: str | Path, budgets: Mapping[bool, float] = BUDGETS) -> xr.Dataset:
-    """What the advice says at each budget, and what became of all rows, over (row, anchored).
+def described(case: str | Sequence[Any], steps: int | None = None) -> Case:
+    """A case: the path of a file such as those in `examples/`, or a task as in the profiles (`design.tasks_of`)."""
+    if isinstance(case, str):
+        return of_file(case, steps)
+    (task,) = design.tasks_of({"pilot": [case]})
+    return of_task(task, steps)
+
+
+def outcome(case: Case, folder: str | Path) -> xr.Dataset:
+    """What the advice says at each of the budgets, and what became of all rows, over (row, anchored).
 
     Raises:
         ValueError: what `rank_expansions` refuses.
     """
     place = Path(folder) / f"{seed_of(case.name):x}"
 
-    def ranked(budget: float) -> Any:
-        return rank_expansions(
-            case.network,
-            case.loss_fn,
-            *case.loaders,
-            metric=case.metric,
-            budget=budget,
-            folder=place,
-            say=lambda text: None,
-            **case.options,
-        )
+    def ranked(budget: float) -> Ranking:
+        options = {"metric": case.metric, "budget": budget, "folder": place, "say": lambda text: None, **case.options}
+        return rank_expansions(case.network, case.loss_fn, *case.loaders, **options)
 
     tables = []
-    for anchored, budget in budgets.items():
+    for anchored, budget in BUDGETS.items():
         data = ranked(budget).data
-        tables.append(
-            data[["gain", "low", "high", "early_score", "early_loss"]]
-            .assign(
-                trained=data["status"] != "probed",
-                chosen=("candidate", np.arange(data.sizes["candidate"]) == 0),
-                share=data.attrs["share"],
-            )
-            .sortby("candidate")
-            .expand_dims(anchored=[anchored])
+        rows = np.arange(data.sizes["candidate"])
+        seen = data[["gain", "low", "high", "early_score", "early_loss"]].assign(
+            trained=("candidate", data["status"].values != "probed"),
+            chosen=("candidate", rows == 0),
+            share=("candidate", np.full(len(rows), data.attrs["share"])),
         )
+        tables.append(seen.drop_vars("status").sortby("candidate").expand_dims(anchored=[anchored]))
     whole = ranked(1.0)
-    data = whole.data.sortby("candidate")
-    of = case.metric or (lambda model, batch: -case.loss_fn(model, batch))
-    score = [float(losses(stack([whole.best(label).network]), case.test, of)[0]) for label in data["candidate"].values]
-    told = xr.concat(tables, "anchored").assign(
-        final_score=data["final_score"], test_score=("candidate", score), parameters=data["parameters"]
+    data = whole.data.drop_vars("status").sortby("candidate")
+    names = data["candidate"].values.tolist()
+    score = case.metric or (lambda model, batch: -case.loss_fn(model, batch))
+    test = [float(losses(stack([whole.best(name).network]), case.test, score)[0]) for name in names]
+    told = xr.concat(tables, "anchored", **(experiments.ALIGNED | {"data_vars": "all"})).assign(
+        final_score=data["final_score"], test_score=("candidate", test), parameters=data["parameters"]
     )
-    told = told.drop_vars("status", errors="ignore").rename(candidate="row")
-    names = told["row"].values.tolist()
-    told = told.assign_coords(label=("row", names), case=("row", [case.name] * len(names))).drop_vars("row")
-    return told
+    named = {"label": ("candidate", names), "case": ("candidate", [case.name] * len(names))}
+    return told.assign_coords(named).drop_vars("candidate").rename(candidate="row")
 
 
-def outcomes(cases: Iterable[Callable[[], Case]], folder: str | Path, **options: Any) -> xr.Dataset:
-    """`outcome` of several cases, one below the other."""
-    found = [outcome(case(), folder, **options) for case in tqdm([*cases], desc="cases", disable=None)]
-    joined = results.describe(xr.concat(found, "row", data_vars="all"), WORDS)
-    joined.attrs = results.provenance({"cases": sorted(set(joined["case"].values.tolist()))})
+def outcomes(cases: Sequence[str | Sequence[Any]], folder: str | Path, steps: int | None = None) -> xr.Dataset:
+    """`outcome` of several cases (see `described`), one below the other, in a process for each core.
+
+    What was trained is kept in `folder`, and gone on with.
+
+    Raises:
+        ValueError: no case.
+    """
+    if not cases:
+        raise ValueError("no case to hold the advice against")
+    with processes.pool() as executor:
+        futures = [executor.submit(_outcome, case, str(folder), steps) for case in cases]
+        for _ in tqdm(as_completed(futures), total=len(futures), desc="cases", disable=None):
+            pass
+        found = [future.result() for future in futures]
+    joined = results.describe(xr.concat(found, "row", **experiments.ALIGNED), WORDS)
+    joined.attrs = results.provenance({"cases": list(map(str, cases)), "steps": steps})
     return joined
 
 
-def pools(told: xr.Dataset, anchored: bool) -> list[tuple[Pool, np.ndarray]]:
-    """Each case's pool as it was seen early, its own network last, and its final scores."""
-    found = []
+def _outcome(case: str | Sequence[Any], folder: str, steps: int | None) -> xr.Dataset:
+    torch.set_num_threads(1)
+    return outcome(described(case, steps), folder)
+
+
+def by_case(told: xr.Dataset) -> dict[str, xr.Dataset]:
+    """The rows of each case, its own network last."""
+    found = {}
     for name in dict.fromkeys(told["case"].values.tolist()):
-        one = told.isel(row=told["case"].values == name).sel(anchored=anchored)
-        last = (one["label"].values == OWN).argmax()
-        one = one.isel(row=[*(i for i in range(one.sizes["row"]) if i != last), last])
-        rows = [
-            Row(label, 0, loss, np.nan, score, 0.0)
-            for label, loss, score in zip(
-                one["label"].values.tolist(),
-                one["early_loss"].values.tolist(),
-                one["early_score"].values.tolist(),
-                strict=True,
-            )
-        ]
-        operators = one["operator"].values.tolist()
+        one = told.isel(row=told["case"].values == name)
+        found[name] = one.isel(row=np.argsort(one["label"].values == OWN, kind="stable"))
+    return found
+
+
+def pools(told: xr.Dataset, anchored: bool) -> list[tuple[Pool, np.ndarray]]:
+    """Each case's pool as it was seen early, and its final scores."""
+    found = []
+    for one in by_case(told.sel(anchored=anchored)).values():
+        columns = (one[name].values.tolist() for name in ("label", "early_loss", "early_score"))
+        rows = [Row(label, 0, loss, np.nan, score, 0.0) for label, loss, score in zip(*columns, strict=True)]
         sizes = [Size(int(count), 0) for count in one["parameters"].values]
-        found.append((pool_of(rows, sizes, operators, Plan(0, int(anchored), 0.0)), one["final_score"].values))
+        pool = pool_of(rows, sizes, one["operator"].values.tolist(), Plan(0, int(anchored), 0.0))
+        found.append((pool, one["final_score"].values.astype(float)))
     return found
 
 
 def priors(told: xr.Dataset) -> dict[bool, Prior]:
     """The priors under which the final scores of these cases are most likely."""
     return {anchored: fit(pools(told, anchored)) for anchored in BUDGETS}
+
+
+def verdicts(told: xr.Dataset) -> xr.Dataset:
+    """How good the advice was in each case and at each budget, over (case, anchored).
+
+    `regret`: the test score that the best row has more than the chosen one, and `regret_share`, in ranges of the case's
+    test scores; `spearman`: of the expected gains with the test scores, over all candidates; `coverage`: the share of
+    those that were not trained to the end whose gain the interval held, of `open` such candidates; `share`: what the
+    advice took.
+    """
+    tables = {}
+    for name, both in by_case(told).items():
+        each = {bool(anchored): _verdict(both.sel(anchored=anchored)) for anchored in both["anchored"].values}
+        tables[name] = pd.DataFrame.from_dict(each, orient="index").rename_axis("anchored").to_xarray()
+    return results.describe(xr.concat(tables.values(), xr.DataArray([*tables], dims="case", name="case")), VERDICTS)
+
+
+def _verdict(one: xr.Dataset) -> dict[str, float]:
+    """Of one case at one budget; its own network is the last row."""
+    test, gain, final = (one[name].values for name in ("test_score", "gain", "final_score"))
+    actual = final - final[-1]
+    open_rows = ~one["trained"].values
+    open_rows[-1] = False
+    held = ((one["low"].values <= actual) & (actual <= one["high"].values))[open_rows]
+    regret = float(np.nanmax(test) - test[one["chosen"].values][0])
+    return {
+        "regret": regret,
+        "regret_share": regret / (float(np.nanmax(test) - np.nanmin(test)) or 1.0),
+        "spearman": float(spearman(gain[None, :-1], test[:-1])[0]),
+        "coverage": float(held.mean()) if held.size else np.nan,
+        "open": float(open_rows.sum()),
+        "share": float(one["share"].values[0]),
+    }

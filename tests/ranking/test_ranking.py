@@ -253,7 +253,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("options", "error", "message"), WRONG, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("options", "error", "message"), WRONG, ids=[message for *_, message in WRONG])
 def test_bad_input_is_refused_by_name(options, error, message, tmp_path):
     with pytest.raises(error, match=message):
         asked(tmp_path / "r", **options)
