@@ -42,7 +42,7 @@ OUT := outputs/$(PROFILE)
 figures = $(foreach name,$(1),figures/$(name).svg figures/$(name).png)
 
 NOTEBOOKS := 0_your_network 1_expansion 2_estimators 3_manifold 4_experiment 5_relation 6_prediction 7_choice 8_answer 9_beyond \
-	10_ranking
+	10_ranking 11_advice
 
 IMPORTS := $(shell $(PYTHON3) mmstudy/core/sources.py $(NOTEBOOKS:%=notebooks/%.ipynb))
 imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mmstudy -name '*.py'))
@@ -79,8 +79,12 @@ imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mms
 9_beyond.set := experiment=$(OUT)/data/experiment.nc
 
 10_ranking.makes := data/ranking.nc $(call figures,ranking)
-10_ranking.reads := examples/convolutional.py
+10_ranking.reads := $(wildcard examples/convolutional.py)
 10_ranking.set := ranking_folder=$(OUT)/cache/ranking
+
+11_advice.makes := data/advice.nc data/verdicts.nc $(call figures,advice)
+11_advice.reads := $(wildcard examples/*.py)
+11_advice.set := advice_cache=$(OUT)/cache/advice
 
 # ---- Commands --------------------------------------------------------------------------------------------------
 

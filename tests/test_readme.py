@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
 
 from mmstudy.core import tasks
 from mmstudy.core.networks import MLP, ViT
@@ -45,6 +46,18 @@ def test_sizes_and_barriers_are_what_is_printed(names):
     assert mm.barrier(*pair) == pytest.approx(far, abs=0.05)
 
 
+def test_expansions_are_ranked_as_shown(names, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = TensorDataset(names["inputs"], names["targets"])
+    names |= {"loss_fn": lambda model, batch: cross_entropy(model(batch[0]), batch[1]), "torch": torch}
+    names |= {"training_loader": DataLoader(data, 60, shuffle=True), "validation_loader": DataLoader(data, 100)}
+    exec(BLOCKS[0].partition("\n\n")[0], names)  # its imports
+    block = next(block for block in BLOCKS if "rank_expansions" in block)
+    exec(block.replace("full_steps=400", "full_steps=40"), names)
+    assert names["ranking"].words in capsys.readouterr().out
+    assert names["best"].label == names["ranking"].table.index[0]
+
+
 def test_a_decoder_gets_deeper_as_shown(names, tmp_path, monkeypatch):
     transformers = pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
@@ -61,16 +74,16 @@ def test_any_network_is_covered_as_shown(names):
     pytest.importorskip("transformers")
     exec(BLOCKS[0].partition("\n\n")[0], names)  # its imports
     names["torch"] = torch
-    exec(BLOCKS[2], names)
-    shown = eval(re.search(r"\.exact  # (\(.*?\))", BLOCKS[2])[1])
+    exec(BLOCKS[3], names)
+    shown = eval(re.search(r"\.exact  # (\(.*?\))", BLOCKS[3])[1])
     assert names["covered"]["transformer.wte"].exact == shown
     assert names["larger"].transformer.h[0].mlp.c_fc.nf == 96
 
 
 def test_a_network_is_expanded_as_shown(names):
-    exec(BLOCKS[1], names)
+    exec(BLOCKS[2], names)
     groups = {name: group.size for name, group in names["mm"].couplings(names["vit"], names["inputs"]).items()}
-    shown = eval(re.search(r"# (\{.*?)\.\.\.", BLOCKS[1], re.DOTALL)[1].replace("\n#", "\n") + "}")
+    shown = eval(re.search(r"# (\{.*?)\.\.\.", BLOCKS[2], re.DOTALL)[1].replace("\n#", "\n") + "}")
     assert list(shown.items()) == list(groups.items())[: len(shown)]
     larger = names["larger"]
     assert isinstance(larger, ViT)

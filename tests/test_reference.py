@@ -21,6 +21,9 @@ FILES = (
     "choice",
     "beyond",
     "churn",
+    "ranking",
+    "advice",
+    "verdicts",
 )
 
 

@@ -1,4 +1,6 @@
-"""A ranking in one figure: what each candidate is expected to gain, and how sure that is."""
+"""Rankings: what each candidate is expected to gain and how sure that is, and what became of such advice."""
+
+from itertools import product
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mmstudy.expansion.operators import OPERATORS
-from mmstudy.figures.style import COLUMN, for_a_column, operator_color
+from mmstudy.figures.style import COLUMN, for_a_column, operator_color, short_tasks
+from mmstudy.ranking.report import OWN
 
 ROW = 0.13  # inches
 NEUTRAL = "0.3"
@@ -45,4 +48,42 @@ def ranking(data: xr.Dataset) -> Figure:
     handles = [Line2D([], [], ls="", marker=MARKERS[word], fillstyle=FILL[word], color=NEUTRAL) for word in shown]
     words = {"trained": "trained to the end", "probed": "expected", "diverged": "diverged"}
     figure.legend(handles, [words[word] for word in shown], ncols=len(shown), loc="outside upper right")
+    return figure
+
+
+@for_a_column
+def advice(told: xr.Dataset) -> Figure:
+    """What was foretold of each candidate against what became of it: a row for each case, a column for each budget.
+
+    Points are the expected gains of candidates that were not trained to the end, with their intervals; on the line,
+    what was foretold is what came. A triangle is the row that the advice chose, a star the best one, by test data.
+
+    `told` is that of `study.advice.outcomes`.
+    """
+    cases = list(dict.fromkeys(told["case"].values.tolist()))
+    columns = told["anchored"].values.tolist()
+    figure, axes = plt.subplots(
+        len(cases), len(columns), figsize=(COLUMN, 0.5 + 1.5 * len(cases)), squeeze=False, layout="constrained"
+    )
+    for (i, case), (j, anchored) in product(enumerate(cases), enumerate(columns)):
+        axis, one = axes[i, j], told.isel(row=told["case"].values == case).sel(anchored=anchored)
+        came = (one["final_score"] - one["final_score"].values[one["label"].values == OWN]).values
+        open_rows = ~one["trained"].values & (one["label"].values != OWN)
+        gain, low, high = (one[name].values for name in ("gain", "low", "high"))
+        axis.axline((0, 0), slope=1, color="0.8", lw=0.8, zorder=0)
+        for row in np.flatnonzero(open_rows):
+            color = operator_color(str(one["operator"].values[row]))
+            axis.plot([came[row]] * 2, [low[row], high[row]], color=color, lw=0.7, alpha=0.6)
+            axis.plot(came[row], gain[row], "o", color=color, ms=2)
+        chosen, best = int(one["chosen"].values.argmax()), int(np.nanargmax(one["test_score"].values))
+        axis.plot(came[chosen], gain[chosen], "v", color="k", ms=4, fillstyle="none")
+        axis.plot(came[best], gain[best], "*", color="k", ms=5, fillstyle="none")
+        axis.set_title(f"{short_tasks([case])[0]}, {float(one['share'].values[0]):.0%}", fontsize="small")
+        if j == 0:
+            axis.set_ylabel("expected gain")
+        if i + 1 == len(cases):
+            axis.set_xlabel("gain in the end")
+    marks = {"expected": ("o", NEUTRAL), "chosen": ("v", "k"), "best": ("*", "k")}
+    handles = [Line2D([], [], ls="", marker=m, color=c, fillstyle="none") for m, c in marks.values()]
+    figure.legend(handles, [*marks], ncols=3, loc="outside upper right")
     return figure

@@ -129,17 +129,31 @@ def rank_expansions(
 
 
 def _carried_out(rows: Rows, how: Plan, full_steps: int, sizes: list[pools.Size]) -> Seen:
-    """All rows early, those that were trained to the end, and what is then known of all."""
+    """All rows early, those that were trained to the end, and what is then known of all.
+
+    Raises:
+        ValueError: every training diverged.
+    """
     labels, last = list(rows.candidates), len(sizes) - 1
     total = len(labels) * how.probe_steps + how.finished * (full_steps - how.probe_steps)
     final: list[Row | None] = [None] * len(labels)
     with tqdm(total=total, desc="training", unit="step", disable=None) as bar:
-        early = [rows.at(label, how.probe_steps, bar.update) for label in labels]
+
+        def looked(label: str, steps: int, done: int) -> Row:
+            row = rows.at(label, steps, bar.update)
+            bar.update(done - bar.n)  # what was there before counts too
+            return row
+
+        early = [looked(label, how.probe_steps, (i + 1) * how.probe_steps) for i, label in enumerate(labels)]
+        if all(row.diverged for row in early):
+            raise ValueError(f"every training diverged within {how.probe_steps} steps: give a smaller step size")
         known = pool_of(early, sizes, [_operator(each) for each in rows.candidates.values()], how)
         prior = PRIORS[how.anchored]
 
         def finish(which: int) -> None:
-            final[which] = rows.at(labels[which], full_steps, bar.update)
+            count = 1 + sum(row is not None for row in final)
+            done = len(labels) * how.probe_steps + count * (full_steps - how.probe_steps)
+            final[which] = looked(labels[which], full_steps, done)
 
         if how.anchored:
             value = np.where(np.arange(len(labels)) == last, np.nan, known.rank)

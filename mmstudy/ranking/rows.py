@@ -56,14 +56,15 @@ class Rows:
         state, seen = self._paths(label)
         known = json.loads(seen.read_text()) if seen.exists() else {}
         if str(steps) in known:
-            stepped(steps)
             return Row(label, steps, **known[str(steps)])
         run = self.run(label)
-        if len(run.losses) > steps and not run.diverged:  # an earlier look than the last: the way there once more
-            run, state = self.start(label), state.with_suffix(f".{steps}.pt")
-        stepped(len(run.losses))
+        again = state.with_suffix(".again.pt")
+        if earlier := len(run.losses) > steps:  # than it was trained: the way there once more
+            run, state = self.start(label), again
         advance(run, self.training, steps, state, stepped)
         row = self._look(label, steps, run)
+        if earlier:
+            again.unlink(missing_ok=True)
         fields = {key: value for key, value in asdict(row).items() if key not in ("label", "steps")}
         with results.atomically(seen) as beside:
             beside.write_text(json.dumps(known | {str(steps): fields}))

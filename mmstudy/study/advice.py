@@ -195,6 +195,17 @@ def _outcome(case: str | Sequence[Any], folder: str, steps: int | None) -> xr.Da
     return outcome(described(case, steps), folder)
 
 
+def in_parts(
+    parts: Mapping[str, Sequence[str | Sequence[Any]]], folder: str | Path, steps: int | None = None
+) -> xr.Dataset:
+    """The `outcomes` of several parts, whose name is the coordinate `part`."""
+    told = {name: outcomes(cases, folder, steps) for name, cases in parts.items()}
+    named = [one.assign_coords(part=("row", [name] * one.sizes["row"])) for name, one in told.items()]
+    joined = xr.concat(named, "row", combine_attrs="override", **experiments.ALIGNED)
+    joined.attrs = results.provenance({"parts": {name: list(map(str, c)) for name, c in parts.items()}, "steps": steps})
+    return joined
+
+
 def by_case(told: xr.Dataset) -> dict[str, xr.Dataset]:
     """The rows of each case, its own network last."""
     found = {}

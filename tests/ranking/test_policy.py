@@ -74,6 +74,10 @@ def test_a_row_that_diverged_has_no_place_in_the_order():
     assert 2 not in policy.anchors(policy.order(True, score, loss, parameters))
 
 
+def test_where_all_diverged_there_are_no_anchors():
+    assert policy.anchors(np.full(4, np.nan)) == []
+
+
 def test_the_flag_says_whether_losses_and_scores_agree():
     loss = np.arange(6.0)
     assert policy.flag(-loss, loss) == pytest.approx(1)

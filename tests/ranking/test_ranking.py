@@ -112,6 +112,7 @@ def test_a_larger_budget_goes_on_with_what_there_is(ranked, tmp_path):
     _, folder, _ = ranked
     identical(asked(folder, budget=0.9), asked(tmp_path / "fresh", budget=0.9))
     identical(asked(folder, budget=1.0), asked(tmp_path / "fresh", budget=1.0))
+    assert len(list((folder / "runs").glob("*.pt"))) == len(pool()) + 1
 
 
 def test_with_the_whole_budget_the_best_is_the_best(tmp_path):
@@ -222,6 +223,14 @@ def test_a_candidate_that_diverges_is_last_and_says_so(tmp_path):
     assert (status.values[-3:] == "diverged").all()
     assert (status.values[:-3] == "trained").all()
     assert np.isnan(ranking.data["final_score"][-1])
+
+
+def test_where_every_training_diverges_the_step_size_is_named(tmp_path):
+    def fails(model, b):
+        return classification(model, b) * (torch.inf if torch.is_grad_enabled() else 1.0)
+
+    with pytest.raises(ValueError, match="every training diverged within 11 steps: give a smaller step size"):
+        asked(tmp_path / "r", loss_fn=fails)
 
 
 def test_candidates_that_cannot_be_grown_are_named_and_left_out(tmp_path):
