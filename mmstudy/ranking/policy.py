@@ -104,5 +104,6 @@ def anchors(value: Float[np.ndarray, " row"]) -> list[int]:
     """The rows at both ends and in the middle of an order, those that diverged left out; ties in the order of rows."""
     known = np.flatnonzero(~np.isnan(value))
     ranked = known[np.argsort(value[known], kind="stable")]
-    places = np.unique(np.rint(np.multiply(PLACES, len(ranked) - 1)).astype(int)) if known.size else []
-    return [int(ranked[i]) for i in places]
+    if not known.size:
+        return []
+    return [int(ranked[i]) for i in np.unique(np.rint(np.multiply(PLACES, len(ranked) - 1)).astype(int))]

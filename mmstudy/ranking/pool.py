@@ -9,6 +9,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mmstudy.batched.engine import Batch, LossFn
+from mmstudy.batched.ensemble import measuring
 from mmstudy.core.networks import count_flops, count_parameters
 from mmstudy.expansion import asked, pools
 from mmstudy.expansion.candidate import Candidate
@@ -82,5 +83,5 @@ def sizes(
 def size(network: nn.Module, batch: Batch, loss_fn: LossFn) -> Size:
     """Parameters and operations of a network."""
     call = of_loss(network, batch, loss_fn).mapped(lambda tensor: tensor[:1])
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), measuring(network):  # running statistics stay
         return Size(count_parameters(network), count_flops(network, *call.arguments, **call.options))

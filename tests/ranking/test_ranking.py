@@ -94,11 +94,12 @@ def test_it_reads_well(ranked):
     assert str(ranking.data["candidate"].values[0]) in str(ranking)
 
 
-def test_the_network_is_left_as_it_was(tmp_path):
-    network = mlp().eval()
+@pytest.mark.parametrize("training", [True, False])
+def test_the_network_is_left_as_it_was(training, tmp_path):
+    network = convolutional().train(training)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    asked(tmp_path / "r", network)
-    assert not network.training
+    asked(tmp_path / "r", network, pool=None)
+    assert all(module.training == training for module in network.modules())
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
