@@ -1,10 +1,10 @@
 """Which sizes kept by modules must change where couplings have grown: found by calls, confirmed by a trace."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmstudy.core.networks import evaluating
 from mmstudy.expansion import attributes
@@ -22,12 +22,10 @@ class DoesNotRun(ValueError):
     """A grown network does not run, or is another function, whichever of the sizes that it keeps change."""
 
 
-def found(
-    network: nn.Module, old: nn.Module, plain: Mapping[str, Tensor], grown: Grown, call: Call
-) -> list[attributes.Size]:
+def found(network: nn.Module, old: nn.Module, grown: Grown, call: Call) -> list[attributes.Size]:
     """The sizes kept by modules that must change; they are tried out on the network itself.
 
-    With the tensors `plain`, which the plans alone make, the network is the same function, as far as it can be. A
+    With its tensors, which the plans alone have made, it is the same function as the old one, as far as it can be. A
     trace, which is dear, only confirms what calls have found, unless they have found wrong.
 
     Raises:
@@ -47,7 +45,7 @@ def found(
         with attributes.changed(network, (places[i] for i in chosen)):
             try:
                 with evaluating(network), torch.no_grad():  # says no sooner than a trace does, and more quietly
-                    return change(before, call.under(network, plain))
+                    return change(before, call.of(network))
             except Exception as error:  # whatever a network does when its sizes do not fit
                 problems[:] = [error.with_traceback(None)]  # which would keep all that was computed
                 return None

@@ -203,9 +203,10 @@ def rebuilt(network: nn.Module, plan: Plan, batch: Any, touch: Touch | None = No
     Raises:
         ValueError: no choice of such sizes makes the new network run as predicted.
     """
-    new, known = _grown(network, [(plan, touch)]), plan.coupling.kept
+    known = plan.coupling.kept
     if plan.size not in known:  # found out once for every size of a coupling
-        known[plan.size] = _sizes(new, network, [(plan, touch)], batch)
+        known[plan.size] = _sizes(network, [plan], batch)
+    new = _grown(network, [(plan, touch)])
     attributes.keep(new, known[plan.size])
     return new
 
@@ -223,8 +224,8 @@ def rebuilt_at_once(
     places = [{(use.tensor, use.axis) for use in plan.coupling.uses} for plan, _ in plans]
     if twice := {place for i, some in enumerate(places) for place in some if any(place in o for o in places[:i])}:
         raise ValueError(f"{', '.join(sorted({tensor for tensor, _ in twice}))}: two couplings lie on one of its axes")
+    found = _sizes(network, [plan for plan, _ in plans], batch)
     new = _grown(network, plans)
-    found = _sizes(new, network, plans, batch)
     attributes.keep(new, found)
     return new, found
 
@@ -270,10 +271,6 @@ def _rescale_eps(network: nn.Module, plan: Plan) -> None:
             setattr(module, key, getattr(module, key) * plan.variance)
 
 
-def _sizes(
-    new: nn.Module, old: nn.Module, plans: Sequence[tuple[Plan, Touch | None]], batch: Any
-) -> list[attributes.Size]:
-    plain: dict[str, Tensor] = {}  # what the plans alone make
-    if any(touch for _, touch in plans):
-        plain = transformed(named_tensors(old), [(plan, None) for plan, _ in plans])
-    return sizes.found(new, old, plain, [(plan.coupling, plan.size) for plan, _ in plans], called(old, batch))
+def _sizes(network: nn.Module, plans: Sequence[Plan], batch: Any) -> list[attributes.Size]:
+    plain = _grown(network, [(plan, None) for plan in plans])
+    return sizes.found(plain, network, [(plan.coupling, plan.size) for plan in plans], called(network, batch))
