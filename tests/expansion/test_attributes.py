@@ -110,7 +110,7 @@ def test_what_is_dear_to_know_is_asked_only_of_what_runs_and_of_what_keeps_the_f
         asked.append(chosen)
         return 2 in chosen
 
-    assert needed(4, outcome, EXACT, confirmed) == {2, 3}
+    assert needed(4, outcome, EXACT, confirmed) == {0, 2}
     assert all(outcome(chosen) is not None for chosen in asked)
     assert needed(4, outcome, EXACT, lambda chosen: False) is None
 
