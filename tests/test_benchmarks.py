@@ -34,3 +34,13 @@ def test_the_loop_and_the_batch_agree(bench):
     assert (found["difference"] < 1e-4).all()
     assert (found["ratio"] > 0).all()
     assert found.sizes["case"] >= 15
+
+
+def test_growth_of_a_language_model_is_measured():
+    pytest.importorskip("transformers")
+    command = [sys.executable, BENCHMARKS / "coverage.py", "--quick", "couplings", "depth"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows[2:]] == ["couplings", "depth"]
+    assert all(float(number) > 0 for row in rows[2:] for number in row[1:])

@@ -51,7 +51,7 @@ def coverage(
         network: see `couplings` for these arguments.
     """
     network, batch, call = _called(network, batch, loss_fn, output)
-    return of_network(network, batch, trace(network, call), loss_fn, output)
+    return of_network(network, batch, call, trace(network, call), loss_fn)
 
 
 def candidate_pool(

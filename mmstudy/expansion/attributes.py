@@ -89,11 +89,14 @@ def keep(network: nn.Module, sizes: Iterable[Size]) -> None:
     relabel(network)
 
 
-def needed(count: int, outcome: Outcome, exact: float) -> frozenset[int] | None:
+def needed(
+    count: int, outcome: Outcome, exact: float, confirmed: Callable[[frozenset[int]], bool] = lambda chosen: True
+) -> frozenset[int] | None:
     """Which of `count` numbers must change so that a network runs, and, if that is to be had, keeps its function.
 
     None of them, if that will do; else the fewest of all (QuickXplain: Junker 2004, AAAI), if the network runs with
-    all; else one, two, … of them. `outcome` is asked at most `TRIES` times.
+    all; else one, two, … of them. `outcome` is asked at most `TRIES` times, and what is dear to know, whether a choice
+    that runs is `confirmed`, only where that tells.
 
     Returns:
         Their numbers; None if the network runs with no choice.
@@ -111,11 +114,11 @@ def needed(count: int, outcome: Outcome, exact: float) -> frozenset[int] | None:
         return known[chosen]
 
     def runs(chosen: frozenset[int]) -> bool:
-        return asked(chosen) is not None
+        return asked(chosen) is not None and confirmed(chosen)
 
     def keeps(chosen: frozenset[int]) -> bool:
         change = asked(chosen)
-        return change is not None and change <= exact
+        return change is not None and change <= exact and confirmed(chosen)
 
     everything = frozenset(range(count))
     some = (frozenset(each) for number in range(1, count) for each in combinations(range(count), number))

@@ -4,7 +4,7 @@ A `Candidate` describes an expansion and carries it out; the ways to expand are 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
 from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import generator as substream
-from mmstudy.expansion import configurations, deeper, estimates, exactness, insertion, surgery, widening
+from mmstudy.expansion import configurations, deeper, estimates, insertion, surgery, widening
+from mmstudy.expansion.exactness import Reference, broken
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, named
+from mmstudy.expansion.replacing import parted
 from mmstudy.tracing.calls import Call, Output, called, of_loss
 from mmstudy.tracing.couplings import fixed_in, of_trace
 from mmstudy.tracing.graph import Trace
@@ -138,26 +140,26 @@ class Candidate:
             raise ValueError(f"the network is on {device} and its inputs on {', '.join(elsewhere)}; move one of them")
         loss_fn = arguments.function(loss_fn)
         batch = batch if isinstance(batch, Tensor | Call) else arguments.batch(batch)
-        calls = [of_loss(network, each, loss_fn, output) for each in (batch, *also)]
-        stream = substream("expand", self.operator, *self.locations, *self.sizes, self.seed)
-        coarsest = traced.coarsest if traced else 0.0
-        if OPERATORS[self.operator].widens:
-            traced = traced or trace(network, calls[0])
-            traced.protected, coarsest = tuple(keep), traced.coarsest
-            for other in calls[1:]:
-                _same_units(self, traced, trace(network, other), other)
-            grown = _widen(self, network, traced, stream, calls, batch, loss_fn)
-        else:
-            grown = _deepen(self, network, stream, calls[0], keep)
-        for each in calls:
-            if OPERATORS[self.operator].preserves == EXACTLY:
-                wrong = exactness.broken(network, grown.network, each, grown.origin, None, coarsest)
-                widening.exact(self, wrong)
-            elif each is not calls[0]:
-                _runs(self, grown.network, each)
+        references = [Reference(network, of_loss(network, each, loss_fn, output)) for each in (batch, *also)]
+        grown = _judged(self, references, batch, loss_fn, traced, keep)
+        grown = replace(grown, network=parted(grown.network, network))
         if self.then is None:
             return grown
         return _chain(grown, self.then.grow(grown.network, batch, loss_fn, keep=keep, also=also, output=output))
+
+    def tried(self, reference: Reference, batch: Batch | Call, loss_fn: LossFn, traced: Trace) -> None:
+        """Carry the expansion out, but for what is done afterwards, and throw the result away: cheaper than `grow`.
+
+        Where units are added, a configuration of the network is left as it is.
+
+        Args:
+            reference: the network, and how it is called on the batch.
+
+        Raises:
+            ValueError: as `grow`.
+            NotImplementedError: as `grow`.
+        """
+        _judged(self, [reference], batch, loss_fn, traced, (), configured=False)
 
 
 def widen(
@@ -181,7 +183,7 @@ def widen(
     call = of_loss(network, batch, loss_fn)
     growth = widening.growth_of(trace(network, call), network, location, size, generator, batch, loss_fn)
     plan, touch = OPERATORS[operator].apply(growth)
-    return surgery.rebuilt(network, plan, call, touch)
+    return parted(surgery.rebuilt(network, plan, call, touch), network)
 
 
 def deepen(
@@ -195,10 +197,32 @@ def deepen(
     if operator not in (known := named(widens=False)):
         raise ValueError(f"unknown deeper operator {operator!r}; known: {', '.join(known)}")
     call = called(network, batch)
-    return insertion.insert(network, {location: number}, OPERATORS[operator].apply, generator, call).network
+    new = insertion.insert(network, {location: number}, OPERATORS[operator].apply, generator, call).network
+    return parted(new, network)
 
 
-def _widen(candidate, network, traced, stream, calls, batch, loss_fn) -> Expansion:
+def _judged(candidate, references, batch, loss_fn, traced, keep, configured=True) -> Expansion:
+    """What a candidate makes of the network of the references, on its memory, once its promise has been checked."""
+    stream = substream("expand", candidate.operator, *candidate.locations, *candidate.sizes, candidate.seed)
+    network, calls = references[0].network, [reference.call for reference in references]
+    coarsest = traced.coarsest if traced else 0.0
+    if OPERATORS[candidate.operator].widens:
+        traced = traced or trace(network, calls[0])
+        traced.protected, coarsest = tuple(keep), traced.coarsest
+        for other in calls[1:]:
+            _same_units(candidate, traced, trace(network, other), other)
+        grown = _widen(candidate, network, traced, stream, calls, batch, loss_fn, configured)
+    else:
+        grown = _deepen(candidate, network, stream, calls[0], keep)
+    for reference in references:
+        if OPERATORS[candidate.operator].preserves == EXACTLY:
+            widening.exact(candidate, broken(reference, grown.network, grown.origin, None, coarsest))
+        elif reference is not references[0]:
+            _runs(candidate, grown.network, reference.call)
+    return grown
+
+
+def _widen(candidate, network, traced, stream, calls, batch, loss_fn, configured) -> Expansion:
     new, plans, changed = widening.widened(candidate, network, traced, stream, calls, batch, loss_fn)
 
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
@@ -207,6 +231,8 @@ def _widen(candidate, network, traced, stream, calls, batch, loss_fn) -> Expansi
         return dict(averages)
 
     origin = {name: name for name, _ in new.named_parameters()}
+    if not configured:
+        return Expansion(new, origin, frozenset(), frozenset(), carry, tuple(changed))
     fitted, configuration = configurations.fit(network, new, calls[0], protected=traced.protected)
     return Expansion(new, origin, frozenset(), frozenset(), carry, (*changed, *fitted), configuration)
 

@@ -13,8 +13,9 @@ from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.core.networks import named_tensors
 from mmstudy.expansion import pools
 from mmstudy.expansion.candidate import Candidate
+from mmstudy.expansion.exactness import Reference
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, named
-from mmstudy.tracing.calls import Call, Output
+from mmstudy.tracing.calls import Call
 from mmstudy.tracing.couplings import Coupling, fixed_groups, of_trace
 from mmstudy.tracing.graph import CONSUMED, UNKNOWN, Trace
 from mmstudy.tracing.trace import OUTPUT
@@ -120,17 +121,16 @@ class Coverage:
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def of_network(
-    network: nn.Module, batch: Batch | Call, traced: Trace, loss_fn: LossFn, output: Output = None
-) -> Coverage:
+def of_network(network: nn.Module, batch: Batch | Call, call: Call, traced: Trace, loss_fn: LossFn) -> Coverage:
     """The coverage of a network that has been traced on a call; exact operators are tried on one group of each kind."""
     rows, tried = [], dict[object, tuple[str, dict[str, str]]]()
+    reference = Reference(network, call)
     exact = [name for name in named(widens=True) if OPERATORS[name].preserves == EXACTLY]
     for name, group in of_trace(traced).items():
         kind = _kind(group)
         if kind not in tried:
             candidates = {way: Candidate(way, (name,), (FACTOR * group.size,)) for way in exact}
-            tried[kind] = name, _refused(candidates, network, batch, loss_fn, traced, output)
+            tried[kind] = name, _refused(candidates, reference, batch, loss_fn, traced)
         first, reasons = tried[kind]
         refused = {way: reason.replace(first, name) for way, reason in reasons.items()}
         tensors = tuple(dict.fromkeys(use.tensor for use in group.uses))
@@ -141,22 +141,17 @@ def of_network(
     for name, fixed in fixed_groups(traced).items():
         each = sum(sizes[tensor] for tensor in fixed.tensors if tensor in traced.parameters) // fixed.size
         rows.append(Row(name, fixed.size, fixed.tensors, _short(fixed.tensors), each, (), {"all": fixed.why}))
-    return Coverage((*rows, *_lists(network, batch, loss_fn, traced, output)))
+    return Coverage((*rows, *_lists(reference, batch, loss_fn, traced)))
 
 
 def _refused(
-    candidates: Mapping[str, Candidate],
-    network: nn.Module,
-    batch: Batch | Call,
-    loss_fn: LossFn,
-    traced: Trace,
-    output: Output,
+    candidates: Mapping[str, Candidate], reference: Reference, batch: Batch | Call, loss_fn: LossFn, traced: Trace
 ) -> dict[str, str]:
     """Those of the candidates that cannot be built, or are not exact, with the reasons."""
     found = {}
     for name, candidate in candidates.items():
         try:
-            candidate.grow(network, batch, loss_fn, traced, output=output)
+            candidate.tried(reference, batch, loss_fn, traced)
         except (ValueError, NotImplementedError) as error:
             found[name] = str(error)
             if "cannot grow" in found[name]:  # whatever the operator
@@ -168,12 +163,12 @@ def _kind(group: Coupling) -> object:
     """What groups have in common that are the same but for the numbers of their layers."""
     uses = tuple((starred(use.tensor), use.axis, use.outer, use.inner, use.role) for use in group.uses)
     norms = tuple((starred(norm.module), norm.kind, norm.eps) for norm in group.normalizations)
-    return group.size, uses, norms, len(group.pairings), bool(group.unread)
+    return group.size, uses, norms, len(group.pairings), bool(group.unread), group.operations
 
 
-def _lists(network: nn.Module, batch: Batch | Call, loss_fn: LossFn, traced: Trace, output: Output) -> list[Row]:
+def _lists(reference: Reference, batch: Batch | Call, loss_fn: LossFn, traced: Trace) -> list[Row]:
     """A row for every list of layers or blocks; exact operators are tried behind its first member, else its last."""
-    lists: dict[str, list[str]] = {}
+    network, lists = reference.network, dict[str, list[str]]()
     for place in pools.places(network):
         lists.setdefault(place.rpartition(".")[0], []).append(place)
     exact = [name for name in named(widens=False) if OPERATORS[name].preserves == EXACTLY]
@@ -182,7 +177,7 @@ def _lists(network: nn.Module, batch: Batch | Call, loss_fn: LossFn, traced: Tra
         refused: dict[str, str] = {}
         for place in dict.fromkeys((members[0], members[-1])):
             candidates = {way: Candidate(way, (place,), (1,)) for way in exact}
-            refused = _refused(candidates, network, batch, loss_fn, traced, output)
+            refused = _refused(candidates, reference, batch, loss_fn, traced)
             if len(refused) < len(exact):
                 break
         span = members[0] if len(members) == 1 else f"{members[0]} … {members[-1]}"

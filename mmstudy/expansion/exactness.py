@@ -1,18 +1,18 @@
 """Whether a network is the same function after it has grown: how much its outputs change, beside how they vary.
 
 Both networks are run in float64, where that is possible, so that the rounding of their calls hides nothing. What is
-left is the rounding of the new numbers themselves, which is measured.
+left is the rounding of the new numbers themselves, which is measured where it may matter.
 """
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmstudy.core.networks import evaluating, named_tensors
-from mmstudy.core.seeds import generator
+from mmstudy.expansion.doubled import doubled, rounded
 from mmstudy.tracing.calls import Call, tensors
 
 SLACK = 4.0  # how many times the change may be what rounding makes, once measured
@@ -20,39 +20,75 @@ PRECISION = 1e-13  # what a long sum in float64 may lose
 CALL = 16.0  # units in the last place of an output that a call may lose
 
 
+class Reference:
+    """A network and a call of it; what it puts out is computed once, however many others are held against it."""
+
+    def __init__(self, network: nn.Module, call: Call):
+        self.network, self.call = network, call
+
+    @cached_property
+    def double(self) -> Any:
+        """The outputs in float64; None where the network, or its device, does not compute in it."""
+        try:
+            return _outputs(doubled(self.network), self.call.mapped(_double))
+        except Exception:  # whatever a network does with other numbers than its own
+            return None
+
+    @cached_property
+    def plain(self) -> Any:
+        """The outputs in the network's own types of numbers."""
+        return _outputs(self.network, self.call)
+
+
 def broken(
-    old: nn.Module,
+    reference: Reference,
     new: nn.Module,
-    call: Call,
     origin: Mapping[str, str],
     replaced: Mapping[str, Tensor] | None = None,
     coarsest: float = 0.0,
 ) -> str | None:
-    """What is to be said of a network that is another function than the old one; None if it is the same.
+    """What is to be said of a network that is another function than the reference; None if it is the same.
 
     The outputs may change by what rounding of the parameters that are new makes of them, or one unit in the last place
     of how much they vary among the examples: not of how large they are.
 
     Args:
         origin: parameter of the new network → the old one that it is, or comes from.
-        replaced: tensors of the new network as they shall be instead.
+        replaced: tensors of the new network as they shall be instead, in float64.
         coarsest: eps of the coarsest type of numbers in which the networks compute, whatever that of their parameters.
     """
-    own = dict(old.named_parameters())
-    made = [name for name, p in new.named_parameters() if not torch.equal(p, own[origin[name]])]
-    eps = max(coarsest, *(torch.finfo(p.dtype).eps for p in new.parameters() if p.is_floating_point()))
-    with torch.no_grad():
+    replaced, own, old = replaced or {}, dict(new.named_parameters()), dict(reference.network.named_parameters())
+    made = [name for name, p in own.items() if name not in replaced and not _same(p, old[origin[name]])]
+    eps = max(coarsest, *(torch.finfo(p.dtype).eps for p in own.values() if p.is_floating_point()))
+
+    def in_double(moved: bool) -> Any:
+        changed = doubled(new, replaced, made if moved else (), max(eps, PRECISION))
+        return _outputs(changed, reference.call.mapped(_double))
+
+    def in_own(moved: bool) -> Any:
+        now = named_tensors(new)
+        changed = {name: tensor.to(now[name]) for name, tensor in replaced.items()}
+        changed |= {name: rounded(own[name].detach(), own[name].dtype, eps, name) for name in made if moved}
+        with evaluating(new), torch.no_grad():
+            return reference.call.under(new, changed)
+
+    if reference.double is not None:
         try:
-            one, two = copy.deepcopy(old).double(), copy.deepcopy(new).double()
-            found = _found(one, two, call.mapped(_double), made, max(eps, PRECISION), replaced or {})
-            least = torch.finfo(torch.float64).eps
-        except Exception:  # not every network, nor every device, computes in float64
-            now = named_tensors(new)
-            typed = {name: tensor.to(now[name]) for name, tensor in (replaced or {}).items()}
-            found, least = _found(old, new, call, made, eps, typed), eps
-    for (gap, spread, largest), (rounding, _, _) in zip(*found, strict=True):
-        allowed = max(SLACK * rounding, max(eps, PRECISION) * spread, CALL * least * largest)
+            return _said(reference.double, in_double, max(eps, PRECISION), torch.finfo(torch.float64).eps)
+        except Exception:  # not every network computes in float64
+            pass
+    return _said(reference.plain, in_own, max(eps, PRECISION), eps)
+
+
+def _said(before: Any, run: Callable[[bool], Any], eps: float, least: float) -> str | None:
+    """What is to be said of outputs; `run`: whether the new numbers are moved as if by rounding → the new outputs."""
+    after, moved = run(False), None
+    for place, (gap, spread, largest) in enumerate(changes(before, after)):
+        allowed = max(eps * spread, CALL * least * largest)
         if not gap <= allowed:  # it may be NaN
+            moved = moved or changes(after, run(True))
+            allowed = max(allowed, SLACK * moved[place][0])
+        if not gap <= allowed:
             size = spread or largest or 1.0
             return (
                 f"the outputs change by {gap / size:.1e} of how much they vary; rounding explains {allowed / size:.0e}"
@@ -60,17 +96,13 @@ def broken(
     return None
 
 
-def _found(old: nn.Module, new: nn.Module, call: Call, made: list[str], eps: float, replaced: Mapping[str, Tensor]):
-    """The `changes` from the old network to the new one, and to the new one from itself, moved as if by rounding."""
-    with evaluating(old), evaluating(new):
-        before, after = call.of(old), call.under(new, replaced)
-        own, stream = dict(new.named_parameters()), generator("rounding")
-        moved = {name: own[name] * (1 + eps * _signs(own[name], stream)) for name in made if name not in replaced}
-        return changes(before, after), changes(after, call.under(new, {**replaced, **moved}))
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or torch.equal(one, other)
 
 
-def _signs(like: Tensor, stream: torch.Generator) -> Tensor:
-    return (2 * torch.randint(2, like.shape, generator=stream) - 1).to(like)
+def _outputs(network: nn.Module, call: Call) -> Any:
+    with evaluating(network), torch.no_grad():
+        return call.of(network)
 
 
 def _double(tensor: Tensor) -> Tensor:

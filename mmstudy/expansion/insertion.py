@@ -26,7 +26,7 @@ from mmstudy.expansion.deeper import (
     zero_residual,
 )
 from mmstudy.expansion.exactness import change
-from mmstudy.expansion.replacing import copied
+from mmstudy.expansion.replacing import sharing
 from mmstudy.tracing.calls import Call
 from mmstudy.tracing.graph import MEAN, SCALE, SHIFT, VARIANCE, Trace
 
@@ -35,7 +35,7 @@ STILL = 1e-6  # a change of the stream, as a share of how it varies, that is rou
 
 @dataclass(frozen=True)
 class Inserted:
-    """A deeper network.
+    """A deeper network, which shares its parameters, but for those inserted, with the old one.
 
     `origin`: for each of its parameters the old one that it is or is modelled on; `new`: those that are inserted;
     `changed`: numbers that follow; `configuration`: what is to be said of the network's, if it has one.
@@ -67,7 +67,7 @@ def insert(
         ValueError: a place is no member of a list of modules, the way does not fit what is there, or something that
             was inserted, or that ran before, does not run in the new network.
     """
-    new = copied(network)
+    new = sharing(network)
     source = {parameter: name for name, parameter in new.named_parameters()}
     old, modules = set(source), dict(new.named_modules())
     at = {place: (place.rpartition(".")[0], blocks.member(network, place)[1]) for place in numbers}

@@ -11,7 +11,8 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mmstudy.expansion.attributes import name, stays
 from mmstudy.expansion.counts import Longer, is_configuration, slots
@@ -96,12 +97,22 @@ def _loaded(config: Any) -> Any:
         return None
 
 
+class _Undrawn(TorchFunctionMode):
+    """Parameters are not drawn, which takes most of the time of building: others are put in their place."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        drawn = args[0] if args else kwargs.get("tensor")
+        draws = getattr(function, "__module__", "") == nn.init.__name__ or function in (Tensor.normal_, Tensor.uniform_)
+        return drawn if draws and isinstance(drawn, nn.Parameter) else function(*args, **kwargs)
+
+
 def built(kind: type[nn.Module], config: Any, device: str) -> nn.Module | None:
-    """What a class builds from a configuration; None if it does not."""
+    """What a class builds from a configuration, its parameters but for their shapes left open; None if it does not."""
     if config is None:
         return None
     try:
-        with torch.random.fork_rng(devices=[]), torch.device(device):
+        with torch.random.fork_rng(devices=[]), torch.device(device), _Undrawn():
             return kind(config)
     except Exception:  # whatever a class does with numbers that do not go together
         return None

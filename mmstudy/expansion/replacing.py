@@ -1,17 +1,36 @@
-"""A network is copied and its tensors replaced: hooks, attributes and the order in memory stay as they were."""
+"""A network is copied and its tensors replaced: hooks, attributes and the order in memory stay as they were.
+
+A copy shares the parameters that stay until it is to be kept: so what is only tried takes little memory.
+"""
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 
-def copied(network: nn.Module) -> nn.Module:
-    """A copy of the network whose parameters keep their hooks and attributes, which a deep copy drops."""
-    new = copy.deepcopy(network)
-    for old, now in zip(network.parameters(), new.parameters(), strict=True):
-        _keep(old, now)
+def sharing(network: nn.Module) -> nn.Module:
+    """A copy of the network with the same parameters, none of which may be changed in place; buffers are its own."""
+    return copy.deepcopy(network, _themselves(network.parameters()))
+
+
+def parted(network: nn.Module, old: nn.Module) -> nn.Module:
+    """A copy that shares no parameter with the old network, but those that are new with the network itself.
+
+    Parameters keep their hooks and attributes, which a deep copy drops.
+    """
+    theirs = {id(parameter) for parameter in old.parameters()}
+    new = copy.deepcopy(network, _themselves(p for p in network.parameters() if id(p) not in theirs))
+    for before, now in zip(network.parameters(), new.parameters(), strict=True):
+        if now is not before:
+            _keep(before, now)
     return new
+
+
+def _themselves(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
+    """What a deep copy has to know to take tensors as they are."""
+    return {id(tensor): tensor for tensor in tensors}
 
 
 def _keep(old: Tensor, new: Tensor) -> None:

@@ -1,10 +1,10 @@
 """Which sizes kept by modules must change where couplings have grown: found by calls, confirmed by a trace."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
+from functools import cache
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmstudy.core.networks import evaluating
 from mmstudy.expansion import attributes
@@ -22,12 +22,10 @@ class DoesNotRun(ValueError):
     """A grown network does not run, or is another function, whichever of the sizes that it keeps change."""
 
 
-def found(
-    network: nn.Module, old: nn.Module, plain: Mapping[str, Tensor], grown: Grown, call: Call
-) -> list[attributes.Size]:
+def found(network: nn.Module, old: nn.Module, grown: Grown, call: Call) -> list[attributes.Size]:
     """The sizes kept by modules that must change; they are tried out on the network itself.
 
-    With the tensors `plain`, which the plans alone make, the network is the same function, as far as it can be. A
+    With its tensors, which the plans alone have made, it is the same function as the old one, as far as it can be. A
     trace, which is dear, only confirms what calls have found, unless they have found wrong.
 
     Raises:
@@ -42,16 +40,24 @@ def found(
     with evaluating(old), torch.no_grad():
         before = call.of(old)
 
-    def outcome(chosen: frozenset[int], traced: bool) -> float | None:
+    @cache
+    def outcome(chosen: frozenset[int]) -> float | None:
         with attributes.changed(network, (places[i] for i in chosen)):
             try:
                 with evaluating(network), torch.no_grad():  # says no sooner than a trace does, and more quietly
-                    after = call.under(network, plain)
-                predicted = not traced or trace(network, call).structure() == expected
-                return change(before, after) if predicted else None
+                    return change(before, call.of(network))
             except Exception as error:  # whatever a network does when its sizes do not fit
-                problems.append(error)
+                problems[:] = [error.with_traceback(None)]  # which would keep all that was computed
                 return None
+
+    @cache
+    def predicted(chosen: frozenset[int]) -> bool:
+        with attributes.changed(network, (places[i] for i in chosen)):
+            try:
+                return trace(network, call).structure() == expected
+            except Exception as error:  # as above
+                problems[:] = [error.with_traceback(None)]
+                return False
 
     tried = ", ".join(map(str, places)) or "none"
     together = " at once" if len(grown) > 1 else ""
@@ -59,9 +65,9 @@ def found(
     sizes = " and ".join(f"from {coupling.size} to {size}" for coupling, size in grown)
     grows = f"{where} cannot grow {sizes}{together}"
     try:
-        chosen = attributes.needed(len(places), partial(outcome, traced=False), SAME)
-        if chosen is None or outcome(chosen, traced=True) is None:
-            chosen = attributes.needed(len(places), partial(outcome, traced=True), SAME)
+        chosen = attributes.needed(len(places), outcome, SAME)
+        if chosen is None or not predicted(chosen):
+            chosen = attributes.needed(len(places), outcome, SAME, predicted)
     except ValueError as error:
         raise DoesNotRun(f"{grows}: {error} ({tried}). Let the network compute them from its tensors") from error
     if chosen is None:

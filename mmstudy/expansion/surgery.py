@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from mmstudy.core.networks import named_tensors
 from mmstudy.expansion import attributes, sizes
 from mmstudy.expansion.attributes import relabel
-from mmstudy.expansion.replacing import copied, put
+from mmstudy.expansion.products import Rows
+from mmstudy.expansion.replacing import put, sharing
 from mmstudy.tracing.calls import called
 from mmstudy.tracing.couplings import Coupling, Use
 from mmstudy.tracing.graph import BIAS, CONSUMED, SCALE, VARIANCE, WEIGHT
@@ -127,10 +128,10 @@ def transform(tensors: Mapping[str, Tensor], plan: Plan, touch: Touch | None = N
         if touch is None:
             return tensor
         if (row := plan.coupling.padding.get(use.tensor)) is None:
-            return touch(use, tensor)
+            return touch(use, tensor.contiguous())
         padding = slice(row * use.outer, (row + 1) * use.outer)  # it never learns, so that nothing is drawn for it
         untouched = tensor[:, padding].clone()
-        touched = touch(use, tensor)
+        touched = touch(use, tensor.contiguous())
         touched[:, padding] = untouched
         return touched
 
@@ -163,20 +164,28 @@ def _mapped(
     tensors: Mapping[str, Tensor], plan: Plan, matrix_of: Callable[[Use], Tensor], finish: Touch
 ) -> dict[str, Tensor]:
     grown: dict[str, Tensor] = {}
+    known: list[Rows] = []
     places = {(use.tensor, use.axis): use for use in reversed(plan.coupling.uses)}  # a tied tensor: as what it makes
     for use in reversed(places.values()):
         if use.tensor in tensors:
-            units, shape = units_first(grown.get(use.tensor, tensors[use.tensor]), use, plan.coupling.size)
-            new = (matrix_of(use).to(units) @ units.flatten(1)).view(plan.size, *units.shape[1:])
-            grown[use.tensor] = _units_back(finish(use, new), use, shape)
+            parted, shape = _parted(grown.get(use.tensor, tensors[use.tensor]), use, plan.coupling.size)
+            matrix = matrix_of(use)
+            if (rows := next((each for each in known if each.matrix is matrix), None)) is None:
+                known.append(rows := Rows.of(matrix))
+            grown[use.tensor] = _units_back(finish(use, rows.times(parted)), use, shape)
     return grown
 
 
 def units_first(tensor: Tensor, use: Use, size: int) -> tuple[Tensor, list[int]]:
     """The tensor with its `size` units, from (outer, units, inner) on `use.axis`, first; and the shape of the rest."""
+    parted, shape = _parted(tensor, use, size)
+    return parted.transpose(0, 1), shape
+
+
+def _parted(tensor: Tensor, use: Use, size: int) -> tuple[Tensor, list[int]]:
     before, after = list(tensor.shape[: use.axis]), list(tensor.shape[use.axis + 1 :])
     parted = tensor.reshape(prod(before) * use.outer, size, use.inner * prod(after))
-    return parted.transpose(0, 1), [*before, use.outer, use.inner, *after]
+    return parted, [*before, use.outer, use.inner, *after]
 
 
 def _units_back(units: Tensor, use: Use, shape: list[int]) -> Tensor:
@@ -185,7 +194,7 @@ def _units_back(units: Tensor, use: Use, shape: list[int]) -> Tensor:
 
 
 def rebuilt(network: nn.Module, plan: Plan, batch: Any, touch: Touch | None = None) -> nn.Module:
-    """A copy of the network whose units have grown by the plan.
+    """A network whose units have grown by the plan; it shares the other parameters with the old one.
 
     Sizes that modules keep for themselves (the shape of a LayerNorm, a number of heads) are found by their value, the
     fewest that will do (see `attributes`), and confirmed by tracing the new network on the batch (see `calls.called`):
@@ -194,9 +203,10 @@ def rebuilt(network: nn.Module, plan: Plan, batch: Any, touch: Touch | None = No
     Raises:
         ValueError: no choice of such sizes makes the new network run as predicted.
     """
-    new, known = _grown(network, [(plan, touch)]), plan.coupling.kept
+    known = plan.coupling.kept
     if plan.size not in known:  # found out once for every size of a coupling
-        known[plan.size] = _sizes(new, network, [plan], batch)
+        known[plan.size] = _sizes(network, [plan], batch)
+    new = _grown(network, [(plan, touch)])
     attributes.keep(new, known[plan.size])
     return new
 
@@ -204,7 +214,7 @@ def rebuilt(network: nn.Module, plan: Plan, batch: Any, touch: Touch | None = No
 def rebuilt_at_once(
     network: nn.Module, plans: Sequence[tuple[Plan, Touch | None]], batch: Any
 ) -> tuple[nn.Module, list[attributes.Size]]:
-    """A copy of the network in which several couplings have grown together, and the sizes that its modules keep.
+    """A network in which several couplings have grown together, as `rebuilt`, and the sizes that its modules keep.
 
     So one number may serve several of them, as the width of heads does for queries and for values.
 
@@ -214,8 +224,8 @@ def rebuilt_at_once(
     places = [{(use.tensor, use.axis) for use in plan.coupling.uses} for plan, _ in plans]
     if twice := {place for i, some in enumerate(places) for place in some if any(place in o for o in places[:i])}:
         raise ValueError(f"{', '.join(sorted({tensor for tensor, _ in twice}))}: two couplings lie on one of its axes")
+    found = _sizes(network, [plan for plan, _ in plans], batch)
     new = _grown(network, plans)
-    found = _sizes(new, network, [plan for plan, _ in plans], batch)
     attributes.keep(new, found)
     return new, found
 
@@ -230,7 +240,7 @@ def transformed(tensors: Mapping[str, Tensor], plans: Iterable[tuple[Plan, Touch
 
 def _grown(network: nn.Module, plans: Sequence[tuple[Plan, Touch | None]]) -> nn.Module:
     """The network with the new tensors, and with sizes that do not fit them yet."""
-    new, own = copied(network), {name: tensor.detach() for name, tensor in named_tensors(network).items()}
+    new, own = sharing(network), {name: tensor.detach() for name, tensor in named_tensors(network).items()}
     for name, tensor in transformed(own, plans).items():
         put(new, name, tensor)
     for plan, _ in plans:
@@ -261,6 +271,6 @@ def _rescale_eps(network: nn.Module, plan: Plan) -> None:
             setattr(module, key, getattr(module, key) * plan.variance)
 
 
-def _sizes(new: nn.Module, old: nn.Module, plans: Sequence[Plan], batch: Any) -> list[attributes.Size]:
-    plain = transformed(named_tensors(old), [(plan, None) for plan in plans])
-    return sizes.found(new, old, plain, [(plan.coupling, plan.size) for plan in plans], called(old, batch))
+def _sizes(network: nn.Module, plans: Sequence[Plan], batch: Any) -> list[attributes.Size]:
+    plain = _grown(network, [(plan, None) for plan in plans])
+    return sizes.found(plain, network, [(plan.coupling, plan.size) for plan in plans], called(network, batch))

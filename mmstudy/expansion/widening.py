@@ -20,6 +20,8 @@ Widened = tuple[nn.Module, list[surgery.Plan], list[str]]  # the network, how it
 def widened(candidate, network, traced, stream, calls, batch, loss_fn) -> Widened:
     """The network whose couplings have grown as a candidate says; the arguments are those of `Candidate.grow`.
 
+    It shares the parameters that stay with the old one.
+
     Raises:
         DoesNotRun: the network does not run with the predicted shapes, or is another function.
         ValueError: a coupling is unknown, does not grow, or the operator does not fit it.
@@ -68,12 +70,12 @@ def _said(network: nn.Module, sizes: Iterable[Size]) -> list[str]:
 
 def _even_without_noise(candidate, network, new, plans, calls, traced) -> None:
     if OPERATORS[candidate.operator].preserves == UP_TO_NOISE:
-        own = named_tensors(network)
-        double = {name: tensor.double() for name, tensor in own.items() if tensor.is_floating_point()}
+        own, grown = named_tensors(network), {use.tensor for plan in plans for use in plan.coupling.uses}
+        double = {name: own[name].double() for name in grown if own[name].is_floating_point()}
         plain = surgery.transformed(double, [(plan, None) for plan in plans])
         same = {name: name for name in own}
         for call in calls:
-            wrong = exactness.broken(network, new, call, same, plain, traced.coarsest)
+            wrong = exactness.broken(exactness.Reference(network, call), new, same, plain, traced.coarsest)
             exact(candidate, wrong, ", even without noise")
 
 

@@ -80,6 +80,11 @@ class Coupling:
         """Those in the network that normalize other units than these."""
         return [norm for norm in self._trace.normalizations if norm not in self.normalizations]
 
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The operations of the call whose results have the units, in order."""
+        return tuple(name for name, axes in self._trace.shapes if any(self._axis in leaves(axis) for axis in axes))
+
     def parameters(self, size: int) -> int:
         """How many parameters the network would have with `size` units."""
         tensors = (self._trace.tensors[name] for name in self._trace.parameters)

@@ -100,6 +100,21 @@ def test_numbers_that_must_stay_are_found_around():
     assert needed(0, lambda chosen: float("nan"), EXACT) == frozenset()
 
 
+def test_what_is_dear_to_know_is_asked_only_of_what_runs_and_of_what_keeps_the_function():
+    asked = []
+
+    def outcome(chosen: frozenset[int]) -> float | None:
+        return None if not chosen else 0.0 if len(chosen) > 1 else 1.0
+
+    def confirmed(chosen: frozenset[int]) -> bool:
+        asked.append(chosen)
+        return 2 in chosen
+
+    assert needed(4, outcome, EXACT, confirmed) == {0, 2}
+    assert all(outcome(chosen) is not None for chosen in asked)
+    assert needed(4, outcome, EXACT, lambda chosen: False) is None
+
+
 def test_a_search_without_an_end_is_refused_by_its_numbers():
     with pytest.raises(ValueError, match=rf"{TRIES} tries did not tell which of 50 numbers must change"):
         needed(50, lambda chosen: None, EXACT)

@@ -121,3 +121,16 @@ def test_a_reason_names_its_own_group_where_another_one_of_its_kind_was_tried(co
         reason for row in covered[1].rows if row.location.startswith("blocks.1.") for reason in row.refused.values()
     ]
     assert any("blocks.1." in reason for reason in reasons) and not any("blocks.0." in reason for reason in reasons)
+
+
+def test_groups_among_other_operations_are_tried_each():
+    layers = nn.ModuleList(nn.ModuleDict({"up": nn.Linear(3, 4), "down": nn.Linear(4, 3)}) for _ in range(3))
+    network = Wired(
+        lambda net, x: sum(
+            layer["down"](way(layer["up"](x)))
+            for layer, way in zip(net.layers, (torch.relu, torch.sigmoid, torch.relu), strict=True)
+        ),
+        layers=layers,
+    )
+    found = mm.coverage(network, torch.randn(5, 3))
+    assert ["zero_incoming" in found[f"layers.{i}.up"].exact for i in range(3)] == [True, False, True]

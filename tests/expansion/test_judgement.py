@@ -7,7 +7,7 @@ from torch import nn
 
 from mmstudy.core.seeds import generator
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.expansion.exactness import broken, change, changes
+from mmstudy.expansion.exactness import Reference, broken, change, changes
 from mmstudy.expansion.operators import EXACTLY, OPERATORS
 from mmstudy.tracing.calls import Call
 from mmstudy.validation.preservation import FAMILIES
@@ -93,5 +93,6 @@ def test_changes_are_those_of_each_tensor():
 def test_a_network_is_the_same_as_itself_and_not_as_another():
     network, call = mlp(), Call((batch()[0],))
     names = {name: name for name, _ in network.named_parameters()}
-    assert broken(network, network, call, names) is None
-    assert "of how much they vary" in broken(network, mlp(seed=1), call, names)
+    reference = Reference(network, call)
+    assert broken(reference, network, names) is None
+    assert "of how much they vary" in broken(reference, mlp(seed=1), names)

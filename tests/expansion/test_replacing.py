@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmstudy.expansion.candidate import Candidate
+from mmstudy.expansion.replacing import parted, sharing
 
 CHANNELS_LAST = torch.channels_last
 
@@ -67,3 +68,25 @@ def test_an_eps_that_norms_of_other_units_share_is_not_changed_for_them():
     new = Candidate("lemon", ("embedding",), (8,)).expand(network, inputs)
     assert new.eps == pytest.approx(0.01 * 6 / 8)
     assert change(network, new, inputs) < 1e-5
+
+
+def test_a_copy_shares_its_parameters_until_it_is_kept_and_then_none():
+    network, _ = images()
+    shared = sharing(network)
+    shared[0] = nn.Conv2d(3, 6, 3, padding=1)
+    kept = parted(shared, network)
+    assert shared[2].weight is network[2].weight
+    assert kept[0].weight is shared[0].weight
+    places = [{p.data_ptr() for p in each.parameters()} for each in (network, kept)]
+    assert not places[0] & places[1]
+    assert torch.equal(kept[2].weight, network[2].weight)
+
+
+@pytest.mark.parametrize("candidate", [Candidate("lemon", ("0",), (9,)), Candidate("deeper_identity", ("2",), (1,))])
+def test_training_what_has_grown_leaves_the_old_network_as_it_was(candidate):
+    network, inputs = images()
+    before = [tensor.clone() for tensor in network.state_dict().values()]
+    grown = candidate.expand(network, inputs)
+    for tensor in grown.state_dict().values():
+        tensor.fill_(7)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.state_dict().values(), strict=True))

@@ -1,0 +1,85 @@
+"""A network that computes in float64, whose parameters take that much memory only while they are read."""
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from mmstudy.core.seeds import generator
+from mmstudy.expansion.replacing import put
+
+CHUNK = 2**22  # numbers that are moved at once
+
+
+class _Read(Tensor):
+    """A parameter that is in float64 whenever it is read, by a function; what changes it in place changes what it is.
+
+    All that is an alias of it has the same `source`, a list of that one function.
+    """
+
+    source: list[Callable[[], Tensor]]
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # ordinary tensors come of it
+
+    @staticmethod
+    def __new__(cls, like: Tensor, source: list[Callable[[], Tensor]]):
+        layout = like.shape, like.stride(), like.storage_offset()
+        made = Tensor._make_wrapper_subclass(cls, *layout, dtype=torch.float64, device=like.device)
+        made.source = source
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):  # type: ignore[override]
+        if operation is torch.ops.aten.detach.default:
+            return _Read(args[0], args[0].source)
+        given = args, kwargs or {}
+        if operation._schema.is_mutable:  # as an embedding with a largest norm
+            for each in tree_leaves(given):
+                if isinstance(each, _Read):
+                    each.source[0] = partial(_same, each.source[0]())
+        args, kwargs = tree_map_only(_Read, lambda each: each.source[0](), given)
+        return operation(*args, **kwargs)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def doubled(
+    network: nn.Module, instead: Mapping[str, Tensor] | None = None, moved: Collection[str] = (), eps: float = 0.0
+) -> nn.Module:
+    """A copy of the network in float64, which shares its parameters' memory: for calls without gradients.
+
+    Args:
+        instead: tensors by name, in float64, as they shall be instead.
+        moved: parameters that shall be moved as if by rounding with this `eps`; see `rounded`.
+    """
+    instead, known = instead or {}, dict[int, Tensor]()
+    for name, own in network.named_parameters():
+        if name in instead:
+            known[id(own)] = instead[name]
+        elif own.is_floating_point():
+            read = partial(rounded, own.detach(), torch.float64, eps, name) if name in moved else own.detach().double
+            known[id(own)] = _Read(own, [read])
+        else:
+            known[id(own)] = own.detach()
+    new = copy.deepcopy(network, known).double()
+    for name, _ in list(new.named_buffers()):
+        if name in instead:
+            put(new, name, instead[name])
+    return new
+
+
+def rounded(tensor: Tensor, kind: torch.dtype, eps: float, name: str) -> Tensor:
+    """The tensor in a type of numbers, each of them moved by eps of itself, up or down: at random, by the name."""
+    stream = generator("rounding", name)
+    new = tensor.to(kind, copy=True, memory_format=torch.contiguous_format)
+    more, less = new.new_tensor(1 + eps), new.new_tensor(1 - eps)
+    for part in new.view(-1).split(CHUNK):
+        draws = torch.randint(256, (-(-len(part) // 8),), generator=stream, dtype=torch.uint8)
+        up = torch.from_numpy(np.unpackbits(draws.numpy(), count=len(part))).to(part.device)
+        part.mul_(torch.where(up.bool(), more, less))
+    return new

@@ -1,0 +1,40 @@
+"""Products with the matrices of expansions, most of whose rows have one entry: copies, and no long sums."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A matrix (new, old) that has been looked at: which of its rows are copies."""
+
+    matrix: Tensor
+    source: Tensor  # the place of the largest entry of each row, (new, 1)
+    several: Tensor  # the rows that have more than one, (some,)
+    different: Tensor  # those that are not the same, (different, old): averages are
+    which: Tensor  # and which of them each is, (some,)
+
+    @staticmethod
+    def of(matrix: Tensor) -> "Rows":
+        """The rows of a matrix."""
+        entries = matrix.detach()
+        several = ((entries != 0).sum(1) > 1).nonzero().squeeze(1)
+        different, which = entries[several].unique(dim=0, return_inverse=True)
+        return Rows(matrix, entries.abs().argmax(1, keepdim=True), several, different, which)
+
+    def times(self, parted: Tensor) -> Tensor:
+        """The product with (outer, old, inner), units first: (new, outer, inner); a matrix that is learned is one."""
+        if self.matrix.requires_grad or len(self.different) == len(self.matrix):
+            return _summed(self.matrix, parted)
+        entries, device = self.matrix.gather(1, self.source).to(parted), parted.device
+        copies = parted.index_select(1, self.source.squeeze(1).to(device))
+        product = torch.addcmul(parted.new_zeros(()), copies, entries).transpose(0, 1)
+        if len(self.several):
+            product[self.several.to(device)] = _summed(self.different, parted)[self.which.to(device)]
+        return product
+
+
+def _summed(matrix: Tensor, parted: Tensor) -> Tensor:
+    return (matrix.to(parted) @ parted.transpose(0, 1).flatten(1)).view(len(matrix), len(parted), -1)
