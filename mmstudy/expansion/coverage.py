@@ -166,7 +166,7 @@ def _refused(
 
 def _kind(group: Coupling) -> object:
     """What groups have in common that are the same but for the numbers of their layers."""
-    uses = tuple((_starred(use.tensor), use.axis, use.outer, use.inner, use.role) for use in group.uses)
+    uses = tuple((_starred(use.tensor), use.axis, use.layout, use.role) for use in group.uses)
     norms = tuple((_starred(norm.module), norm.kind, norm.eps) for norm in group.normalizations)
     return group.size, uses, norms, len(group.pairings), bool(group.unread)
 

@@ -8,7 +8,7 @@ the function of the network.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod, sqrt
+from math import sqrt
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from mmstudy.expansion.replacing import copied, put
 from mmstudy.tracing.calls import called
 from mmstudy.tracing.couplings import Coupling, Use
 from mmstudy.tracing.graph import BIAS, CONSUMED, SCALE, VARIANCE, WEIGHT
+from mmstudy.tracing.layouts import others, places
 
 Touch = Callable[[Use, Tensor], Tensor]  # (use, tensor (new units, ...)) → what it becomes
 NEW = -1  # in `source`: a unit that is no copy
@@ -128,10 +129,9 @@ def transform(tensors: Mapping[str, Tensor], plan: Plan, touch: Touch | None = N
             return tensor
         if (row := plan.coupling.padding.get(use.tensor)) is None:
             return touch(use, tensor)
-        padding = slice(row * use.outer, (row + 1) * use.outer)  # it never learns, so that nothing is drawn for it
-        untouched = tensor[:, padding].clone()
+        untouched = tensor[:, row].clone()  # it never learns, so that nothing is drawn for it
         touched = touch(use, tensor)
-        touched[:, padding] = untouched
+        touched[:, row] = untouched
         return touched
 
     return _mapped(tensors, plan, partial(matrix, plan), finish)
@@ -163,25 +163,28 @@ def _mapped(
     tensors: Mapping[str, Tensor], plan: Plan, matrix_of: Callable[[Use], Tensor], finish: Touch
 ) -> dict[str, Tensor]:
     grown: dict[str, Tensor] = {}
-    places = {(use.tensor, use.axis): use for use in reversed(plan.coupling.uses)}  # a tied tensor: as what it makes
-    for use in reversed(places.values()):
+    axes = {(use.tensor, use.axis): use for use in reversed(plan.coupling.uses)}  # a tied tensor: as what it makes
+    for use in reversed(axes.values()):
         if use.tensor in tensors:
-            units, shape = units_first(grown.get(use.tensor, tensors[use.tensor]), use, plan.coupling.size)
+            tensor = grown.get(use.tensor, tensors[use.tensor])
+            units = units_first(tensor, use, plan.coupling.size)
             new = (matrix_of(use).to(units) @ units.flatten(1)).view(plan.size, *units.shape[1:])
-            grown[use.tensor] = _units_back(finish(use, new), use, shape)
+            grown[use.tensor] = _units_back(tensor, finish(use, new), use, plan.coupling.size)
     return grown
 
 
-def units_first(tensor: Tensor, use: Use, size: int) -> tuple[Tensor, list[int]]:
-    """The tensor with its `size` units, from (outer, units, inner) on `use.axis`, first; and the shape of the rest."""
-    before, after = list(tensor.shape[: use.axis]), list(tensor.shape[use.axis + 1 :])
-    parted = tensor.reshape(prod(before) * use.outer, size, use.inner * prod(after))
-    return parted.transpose(0, 1), [*before, use.outer, use.inner, *after]
+def units_first(tensor: Tensor, use: Use, size: int) -> Tensor:
+    """What a tensor has of each of `size` units on `use.axis`: (units, axes before, times on the axis, axes behind)."""
+    where = places(use.layout, size).to(tensor.device)
+    return tensor.index_select(use.axis, where.flatten()).unflatten(use.axis, where.shape).movedim(use.axis, 0)
 
 
-def _units_back(units: Tensor, use: Use, shape: list[int]) -> Tensor:
-    before, after = shape[: use.axis], shape[use.axis + 2 :]
-    return units.transpose(0, 1).reshape(*before, use.outer * len(units) * use.inner, *after).contiguous()
+def _units_back(tensor: Tensor, units: Tensor, use: Use, size: int) -> Tensor:
+    """The tensor with these units, as `units_first` has them, at their places on the axis; all others stay."""
+    axis, now, then = use.axis, others(use.layout, size), others(use.layout, len(units))
+    order = torch.cat([then, places(use.layout, len(units)).flatten()]).argsort().to(tensor.device)
+    rest = tensor.index_select(axis, now.to(tensor.device))
+    return torch.cat([rest, units.movedim(0, axis).flatten(axis, axis + 1)], axis).index_select(axis, order)
 
 
 def rebuilt(network: nn.Module, plan: Plan, batch: Any, touch: Touch | None = None) -> nn.Module:
@@ -211,8 +214,8 @@ def rebuilt_at_once(
     Raises:
         ValueError: as `rebuilt`; or two couplings lie on one axis of a tensor.
     """
-    places = [{(use.tensor, use.axis) for use in plan.coupling.uses} for plan, _ in plans]
-    if twice := {place for i, some in enumerate(places) for place in some if any(place in o for o in places[:i])}:
+    axes = [{(use.tensor, use.axis) for use in plan.coupling.uses} for plan, _ in plans]
+    if twice := {axis for i, some in enumerate(axes) for axis in some if any(axis in o for o in axes[:i])}:
         raise ValueError(f"{', '.join(sorted({tensor for tensor, _ in twice}))}: two couplings lie on one of its axes")
     new = _grown(network, plans)
     found = _sizes(new, network, [plan for plan, _ in plans], batch)

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import torch
 
-from mmstudy.tracing.axes import Axis, fix, leaves, unify
+from mmstudy.tracing.axes import Axis, fix, unify
+from mmstudy.tracing.layouts import NONE, Structure, structure
 
 # What a tensor does with the units on one of its axes.
 WEIGHT = "weight"  # makes each unit from the layer's input
@@ -100,14 +100,10 @@ class Trace:
     module: str = ""  # path of the module whose operation is being followed
     operation: object = ""  # the operation itself
 
-    def structure(
-        self, sizes: Mapping[Axis, int] = MappingProxyType({})
-    ) -> list[tuple[str, tuple[tuple[int, ...], ...]]]:
-        """(operation, its result's axes as products of the finest ones), in order; some may be given other sizes."""
-        return [
-            (name, tuple(tuple(sizes.get(leaf, leaf.size) for leaf in leaves(axis)) for axis in axes))
-            for name, axes in self.shapes
-        ]
+    def structure(self, sizes: Mapping[Axis, int] = NONE) -> list[tuple[str, tuple[Structure, ...]]]:
+        """(operation or tensor, its axes as made of the finest ones), in order; some may be given other sizes."""
+        every = (*self.shapes, *self.tensors.items())
+        return [(name, tuple(structure(axis, sizes) for axis in axes)) for name, axes in every]
 
     def fix(self, *axes: Axis, why: str) -> None:
         """None of the units on these axes may be added to, because of the operation that is being followed."""

@@ -18,6 +18,7 @@ from mmstudy.core.networks import evaluating
 from mmstudy.tracing.axes import Axis, fix, leaves
 from mmstudy.tracing.calls import Call, called, tensors, unnoticed
 from mmstudy.tracing.graph import SIZE, UNKNOWN, Normalization, Rules, Trace, Value, data
+from mmstudy.tracing.layouts import layout, places
 from mmstudy.tracing.rules import contractions, layers, norms, pieces, views
 
 RULES = Rules({**layers.RULES, **contractions.RULES, **pieces.RULES, **views.RULES})
@@ -254,8 +255,20 @@ def _unknown(result: Trace, node: fx.Node, operands: list[Value], why: str) -> A
     return _data_of(node, result.because(why)) if any(value.learned for value in operands) else _data_of(node)
 
 
+TOGETHER = {
+    "normalized": "it is normalized together with other units of a concatenated or cut axis, and they would feel it",
+    "paired": "queries and keys are summed over it and over other units, by whose number all of the sum is scaled",
+}
+
+
 def _settle(result: Trace) -> None:
-    """Fix the units of tensors of which no rule has said what they do with them."""
+    """Fix units that would be felt by others on their axis, and those of which no rule has said what a tensor does."""
+    shared = [(each.axis, TOGETHER["normalized"]) for each in result.normalizations]
+    shared += [(each.axis, TOGETHER["paired"]) for each in result.pairings if each.scaled]
+    for axis, why in shared:
+        for leaf in leaves(axis):
+            if places(layout(axis, leaf), leaf.size).numel() < axis.size:
+                fix(leaf, why=why)
     noted: dict[str, set[Axis]] = {}
     for note in result.notes:
         noted.setdefault(note.tensor, set()).update(leaves(note.axis))

@@ -19,14 +19,8 @@ def permuted(network, inputs, seed=1):
     """A copy with every coupling's units in a random order."""
     groups, stream = couplings(network, inputs), generator("order", seed)
     order = {name: torch.randperm(group.size, generator=stream) for name, group in groups.items()}
-    own = named_tensors(network)
-    layouts = matching._layouts(groups, own)
-    state = {
-        name: matching._ordered(t, layouts[name], order).reshape(t.shape) if name in layouts else t
-        for name, t in own.items()
-    }
     new = copy.deepcopy(network)
-    new.load_state_dict(state, strict=False)
+    matching.ordered(named_tensors(new), matching._pieces(groups, named_tensors(network)), order)
     return new
 
 

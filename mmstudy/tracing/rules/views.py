@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mmstudy.tracing.axes import ONE, Axis, product, regroup, unify
+from mmstudy.tracing.axes import ONE, Axis, fix, product, regroup, unify
 from mmstudy.tracing.graph import BIAS, SCALE, SHIFT, SIZE, VARIANCE, Rules, Trace, Value, data
 from mmstudy.tracing.rules import norms
 
@@ -111,7 +111,10 @@ def _broadcast(shape: list[int], *operands: object) -> Value:
             for i, axis in enumerate(value.axes, len(shape) - len(value.axes)):
                 if axes[i].size == axis.size and not (axis.size == 1 and axes[i].fixed):
                     unify(axes[i], axis)
-                elif axis.size > 1 or axes[i].size == 1:
+                    continue
+                if axes[i].size != axis.size:
+                    fix(axis if axis.size == 1 else axes[i], why="it is of size 1, and repeated along a longer axis")
+                if axis.size > 1 or axes[i].size == 1:
                     axes[i] = axis
     return Value(axes)
 
