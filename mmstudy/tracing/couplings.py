@@ -193,7 +193,7 @@ def _made(traced: Trace, fixed: bool, taken: tuple[str, ...] = ()) -> dict[Axis,
     """The groups of units that layers make, those that are fixed or the others, with names that are not taken yet."""
     groups: dict[Axis, str] = {}
     for note in traced.notes:
-        parts = _telling(note.axis)
+        parts = list(dict.fromkeys(_telling(note.axis)))
         for place, leaf in enumerate(parts):
             if note.role == WEIGHT and leaf.fixed == fixed and leaf not in groups:
                 path, suffix = note.tensor.rpartition(".")[0], f"[{place}]" if len(parts) > 1 else ""
