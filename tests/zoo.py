@@ -60,8 +60,8 @@ class Rotary(nn.Module):
         return scale * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))
 
     def turned(self, x, angles):
-        half = torch.cat([-x[..., 2:], x[..., :2]], -1)
-        return x * angles.cos() + half * angles.sin()
+        half = x.shape[-1] // 2
+        return x * angles.cos() + torch.cat([-x[..., half:], x[..., :half]], -1) * angles.sin()
 
     def forward(self, tokens):
         x = self.embedding(tokens)
@@ -248,8 +248,9 @@ class Animal:
 
 ZOO = {
     "RMS norms, rotary grouped-query attention": Animal(
-        Rotary, words, {"embedding": "lemon", "q[0]": "lemon", "gate": "zero_outgoing", "v[1]": "zero_outgoing"},
-        {"q[2]": "no layer writes the queries alone", "head": "network's output"},
+        Rotary, words,
+        {"embedding": "lemon", "q[0]": "lemon", "q[2]": "lemon", "gate": "zero_outgoing", "v[1]": "zero_outgoing"},
+        {"head": "network's output"},
     ),
     "U-Net": Animal(
         UNet, images,

@@ -1,5 +1,4 @@
-"""Axes as unknowns: two axes that an operation ties together become one; a view splits one into a product, a cut into
-ranges.
+"""Axes as unknowns: two that an operation ties together become one; a view splits one into a product, a cut in ranges.
 
 A small unification, like that of types in a compiler. Every axis of every tensor starts as an unknown of its own; each
 operation says which are the same. In the end, the axes that share an unknown must change together.

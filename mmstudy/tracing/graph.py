@@ -21,7 +21,10 @@ UNKNOWN = "what the operation does to units is not known"
 
 @dataclass
 class Value:
-    """A tensor of the graph: its axes, the parameters whose affine operation wrote it, the parameter that it is."""
+    """A tensor of the graph: its axes, the parameters that wrote it, the parameter that it is.
+
+    `writers` are those of an affine operation, or what follows it if that is linear in them, unit by unit.
+    """
 
     axes: list[Axis]
     writers: tuple[str, ...] = ()
@@ -30,6 +33,7 @@ class Value:
     passed: tuple[str, ...] = ()  # the writers of what it was before functions that keep a zero a zero
     normal: bool = False  # a normalization that is written by hand has made it, and perhaps scaled it
     learned: bool = False  # parameters, or buffers of numbers, reach it
+    trained: bool = False  # parameters do
     given: bool = False  # the network's inputs reach it
 
     @property
@@ -77,6 +81,7 @@ class Pairing:
 
     axis: Axis
     writers: tuple[str, ...]
+    queries: tuple[Axis, ...]  # all axes of the first one
     scaled: bool  # the sum is divided by the root of the number of units
 
 

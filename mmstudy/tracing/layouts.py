@@ -50,9 +50,9 @@ def spans(axis: Axis) -> Iterator[Axis]:
 def layout(axis: Axis, leaf: Axis) -> Layout:
     """Where the units of `leaf` lie on an axis: ranges of products, in which a number stands for all other units.
 
-    Heads of width 8, for instance, lie on the axis of a query weight as ((UNITS, 8),), their width as ((heads, UNITS),);
-    channels that are flattened before a linear layer lie on its weight as ((UNITS, height × width),), and those that
-    are concatenated behind 16 others as ((16,), (UNITS,)).
+    Heads of width 8, for instance, lie on the axis of a query weight as ((UNITS, 8),), their width as
+    ((heads, UNITS),); channels that are flattened before a linear layer lie on its weight as
+    ((UNITS, height × width),), and those that are concatenated behind 16 others as ((16,), (UNITS,)).
     """
     found: list[tuple] = []
     for term in terms(axis):

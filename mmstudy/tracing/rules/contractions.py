@@ -78,6 +78,6 @@ def _pair(t: Trace, q: Value, k: Value, scaled: bool) -> None:
     width, key_width = q.axes[-1], k.axes[-1]
     unify(width, key_width)
     if q.writers and not set(q.writers) & set(k.writers):
-        t.pairings.append(Pairing(width, q.writers, scaled))
+        t.pairings.append(Pairing(width, q.writers, tuple(q.axes), scaled))
     else:  # what makes up for more units in the sum cannot be put into the queries alone
         t.fix(width, why="queries and keys are summed over it, and no layer writes the queries alone")

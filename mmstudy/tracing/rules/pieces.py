@@ -43,8 +43,7 @@ def _range(t: Trace, x: Value, dim: int, start: int, count: int, step: int = 1) 
     why = CUT
     if count and step == 1 and not _data(axis):
         try:
-            piece = between(axis, start, start + count)  # what wrote the whole axis wrote other units too
-            return Value([*x.axes[:dim], piece, *x.axes[dim + 1 :]], tensor=x.tensor)
+            return Value([*x.axes[:dim], between(axis, start, start + count), *x.axes[dim + 1 :]], x.writers, x.tensor)
         except ValueError as error:
             why = f"{CUT}: {error}"
     t.fix(axis, why=why)
@@ -158,7 +157,8 @@ def _concatenated(t, shape, tensors, dim=0):
     whole = joined([value.axes[dim] for value in tensors])
     if _data(whole):
         whole = Axis(shape[dim], why=t.because("it is a concatenated axis"))
-    return Value([*tensors[0].axes[:dim], whole, *tensors[0].axes[dim + 1 :]])
+    writers = tensors[0].writers if len({value.writers for value in tensors}) == 1 else ()
+    return Value([*tensors[0].axes[:dim], whole, *tensors[0].axes[dim + 1 :]], writers)
 
 
 @RULES.of("stack")

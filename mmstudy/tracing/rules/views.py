@@ -80,6 +80,15 @@ def _sum(t, shape, x, y, **options):
     for one, other in ((x, y), (y, x)):
         if isinstance(one, Value) and isinstance(other, Value) and one.normal and other.tensor:
             result.writers = (*one.writers, other.tensor)
+    if isinstance(x, Value) and isinstance(y, Value) and x.writers and x.writers == y.writers:
+        result.writers = x.writers
+    return result
+
+
+@RULES.of("neg", "neg_")
+def _negative(t, shape, x):
+    result = pointwise(t, shape, x)
+    result.writers = x.writers
     return result
 
 
@@ -93,7 +102,14 @@ def _multiplied(t, shape, x, y, **options):
     result.writers = tuple(value.tensor for value in tensors if value.tensor)
     result.passed = next((value.silencers for value in tensors if value.silencers), ())
     result.normal = any(value.normal for value in tensors) and bool(result.writers)
+    if not result.writers:
+        result.writers = _scaled(x, y) or (_scaled(y, x) if str(t.operation).startswith("aten.mul") else ())
     return result
+
+
+def _scaled(x: object, factor: object) -> tuple[str, ...]:
+    """The writers of x times a factor: those of x, unless parameters reach the factor too."""
+    return x.writers if isinstance(x, Value) and not (isinstance(factor, Value) and factor.trained) else ()
 
 
 @RULES.of("prelu")
