@@ -5,10 +5,11 @@ import copy
 import cases
 import pytest
 import torch
+from zoo import ZOO
 
 from mmstudy.batched.connectivity import interpolated
 from mmstudy.batched.ensemble import losses, stack
-from mmstudy.core.networks import named_tensors
+from mmstudy.core.networks import initialize, named_tensors
 from mmstudy.core.seeds import generator
 from mmstudy.tracing import matching
 from mmstudy.tracing.couplings import couplings
@@ -59,3 +60,17 @@ def test_networks_of_other_widths_are_not_matched():
     inputs, _ = cases.batch()
     with pytest.raises(ValueError, match="one architecture"):
         matched(cases.mlp((6, 4)), cases.mlp((6, 5)), inputs)
+
+
+@pytest.mark.parametrize("name", ["U-Net", "DenseNet", "inception", "RMS norms, rotary grouped-query attention"])
+def test_units_in_ranges_are_matched_back_and_what_lies_within_heads_keeps_its_order(name):
+    animal = ZOO[name]
+    network = cases.uneven(initialize(animal.build(), generator("matched", name))).double()
+    inputs = animal.inputs(4)
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    other = permuted(network, inputs)
+    assert cases.change(network, other, inputs) < 1e-12
+    assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+    back = matched(other, network, inputs)
+    for expected, found in zip(network.state_dict().values(), back.state_dict().values(), strict=True):
+        assert torch.equal(expected, found)
