@@ -151,9 +151,12 @@ UNREAD = "no operation of this call reads it"
 
 def of_trace(traced: Trace) -> dict[str, Coupling]:
     """The couplings of a network that has been traced already; see `couplings`."""
-    found = {}
+    found, notes = {}, dict[Axis, list[Note]]()
+    for note in traced.notes:
+        for leaf in dict.fromkeys(leaves(note.axis)):
+            notes.setdefault(leaf, []).append(note)
     for leaf, name in _made(traced, fixed=False).items():
-        uses = tuple(dict.fromkeys(use for note in traced.notes for use in _uses(traced, note, leaf)))
+        uses = tuple(dict.fromkeys(use for note in notes[leaf] for use in _uses(traced, note, leaf)))
         together = tuple(n for n in traced.normalizations if leaf in leaves(n.axis))
         paired = tuple(p for p in traced.pairings if leaf in leaves(p.axis))
         if paired or any(use.role == CONSUMED for use in uses):
@@ -210,9 +213,7 @@ def _telling(axis: Axis) -> list[Axis]:
 
 
 def _uses(traced: Trace, note: Note, leaf: Axis) -> list[Use]:
-    """The places of `leaf` on the axis of a note, as the tensor itself is laid out."""
-    if leaf not in leaves(note.axis):
-        return []
+    """The places of a leaf of a note's axis, as the tensor itself is laid out."""
     own = traced.tensors[note.tensor]
     result = []
     for number, axis in enumerate(own):
