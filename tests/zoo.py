@@ -240,7 +240,7 @@ class Animal:
 
     build: Callable[[], nn.Module]
     inputs: Callable[[int], Tensor] = rows
-    grows: dict[str, str] = field(default_factory=dict)  # location → an exact operator
+    grows: dict[str, str] = field(default_factory=dict)  # location, or several joined by & → an exact operator
     refused: dict[str, str] = field(default_factory=dict)  # location → part of the reason
     whole: str = ""
     examples: tuple[int, int] = (4, 3)
@@ -268,11 +268,12 @@ ZOO = {
     "multi-head attention of torch": Animal(
         lambda: Wired(attended, stem=nn.Linear(3, 8), attention=nn.MultiheadAttention(8, 2, batch_first=True),
                       head=nn.Linear(8, 2)),
-        sentences, {}, {"stem": "does not run", "attention[1]": "does not run", "attention[2]": "queries and keys"},
+        sentences, {"stem&attention[1]": "lemon"},
+        {"stem": "does not run", "attention[1]": "does not run", "attention[2]": "both are made by attention.in_proj_weight"},
     ),
     "queries, keys, values sliced by hand": Animal(
         lambda: Wired(sliced, qkv=nn.Linear(3, 24), head=nn.Linear(8, 2), heads=2, width=8), sentences,
-        {"qkv[0]": "lemon", "qkv[2]": "zero_outgoing"}, {"qkv[1]": "queries and keys"},
+        {"qkv[0]": "lemon", "qkv[2]": "zero_outgoing"}, {"qkv[1]": "both are made by qkv.weight"},
     ),
     "units cut at a number, and data": Animal(
         lambda: Wired(sliced_by_numbers, body=nn.Linear(3, 8), head=nn.Linear(11, 2)), rows,

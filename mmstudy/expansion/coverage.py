@@ -30,6 +30,7 @@ HELP = {  # part of a reason → what would help
     "made with a size that is written in numbers": "a size computed from a tensor, e.g. torch.zeros_like(x)",
     "does not run with the predicted shapes": "sizes computed from tensors, or growing what shares a size together",
     "its weights are no parameter": "the computed weights as a parameter of their own (merge, remove parametrizations)",
+    "both are made by": "queries and keys that layers of their own make",
     "no rule says what it does": "mm.register_rule(operation, rule) for what reads this tensor",
     "is not exact here": "operators that promise no exactness, or another size",
 }
