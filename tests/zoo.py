@@ -269,7 +269,8 @@ ZOO = {
         lambda: Wired(attended, stem=nn.Linear(3, 8), attention=nn.MultiheadAttention(8, 2, batch_first=True),
                       head=nn.Linear(8, 2)),
         sentences, {"stem&attention[1]": "lemon"},
-        {"stem": "does not run", "attention[1]": "does not run", "attention[2]": "both are made by attention.in_proj_weight"},
+        {"stem": "does not run", "attention[1]": "does not run",
+         "attention[2]": "both are made by attention.in_proj_weight"},
     ),
     "queries, keys, values sliced by hand": Animal(
         lambda: Wired(sliced, qkv=nn.Linear(3, 24), head=nn.Linear(8, 2), heads=2, width=8), sentences,
