@@ -10,9 +10,9 @@ first factor has ranges is the ranges of products, (a + b) × c = a × c + b × 
 
 Two axes with ranges are unified by cutting each where the other has a border, and then range by range. So slices that
 overlap make ranges of what they have in common and of what they have not. What cannot be told in this way is refused
-here, and fixed by whoever follows the operation: a border within the units of a product's slowest axis, as of a reshape
-that mixes ranges, and a slice with a step. Whether the code cuts at the new borders after a range has grown is not known
-here; the grown network is run and traced again to see it.
+here, and fixed by whoever follows the operation: a border within the units of the slowest axis of a product, as of a
+reshape that mixes ranges, and a slice with a step. Whether the code cuts at the new borders after a range has grown is
+not known here; the grown network is run and traced again to see it.
 """
 
 from collections.abc import Iterable, Sequence
