@@ -255,7 +255,7 @@ ZOO = {
     "U-Net": Animal(
         UNet, images,
         {"down": "lemon", "inner[1]": "hypercloning", "deep": "lemon", "meet": "orthogonal", "up": "lemon",
-         "join": "zero_outgoing"},
+         "join": "zero_outgoing", "rise[0]": "lemon"},
         {"head": "network's output"},
     ),
     "DenseNet": Animal(

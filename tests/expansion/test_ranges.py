@@ -14,6 +14,7 @@ from mmstudy.core.networks import initialize
 from mmstudy.core.seeds import generator
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.optimizers import carried
+from mmstudy.expansion.receipt import receipt
 from mmstudy.tracing.couplings import couplings, of_trace
 from mmstudy.tracing.trace import trace
 
@@ -124,6 +125,16 @@ def test_the_history_of_an_optimizer_stays_with_its_units(make):
         if old.ndim == 2:
             assert torch.equal(state[key][:, :4], old[:, :4])
             assert torch.equal(state[key][:, 7:], old[:, 4:])
+
+
+def test_the_receipt_of_a_range_that_has_grown_counts_it_once():
+    network, inputs = of_two(), torch.randn(6, 3, dtype=torch.float64)
+    group = couplings(network, inputs)["two"]
+    found = receipt(network, Candidate("lemon", ("two",), (9,)).expand(network, inputs), inputs)
+    assert not found.wrong
+    assert found.parameters == (group.parameters(5), group.parameters(9)) == (62, 62 + 4 * (3 + 1 + 2))
+    assert found.differences["float64", "evaluation"][0] < 1e-14
+    assert not any(found.still.values())
 
 
 def test_ranges_that_one_number_serves_grow_one_after_another():
