@@ -25,14 +25,20 @@ class Recurrent(nn.Module):
 
 
 class UNet(nn.Module):
+    """Two levels down and up again, each joined with what went down; one join is normalized in groups."""
+
     def __init__(self):
         super().__init__()
         self.down, self.inner = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
+        self.deep, self.norm = nn.Conv2d(6, 5, 1), nn.GroupNorm(4, 12)
+        self.rise, self.meet = nn.ConvTranspose2d(5, 6, 2, stride=2), nn.Conv2d(12, 6, 1)
         self.up, self.join, self.head = nn.ConvTranspose2d(6, 4, 2, stride=2), nn.Conv2d(8, 5, 1), nn.Conv2d(5, 2, 1)
 
     def forward(self, x):
         one = self.down(x).relu()
         two = self.inner(F.max_pool2d(one, 2)).relu()
+        three = self.deep(F.max_pool2d(two, 2)).relu()
+        two = self.meet(self.norm(torch.cat([two, self.rise(three)], 1))).relu()
         return self.head(self.join(torch.cat([one, self.up(two)], 1)).relu())
 
 
@@ -54,8 +60,8 @@ class Rotary(nn.Module):
         return scale * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))
 
     def turned(self, x, angles):
-        half = torch.cat([-x[..., 2:], x[..., :2]], -1)
-        return x * angles.cos() + half * angles.sin()
+        half = x.shape[-1] // 2
+        return x * angles.cos() + torch.cat([-x[..., half:], x[..., :half]], -1) * angles.sin()
 
     def forward(self, tokens):
         x = self.embedding(tokens)
@@ -70,6 +76,21 @@ class Rotary(nn.Module):
         x = x + self.out(y.transpose(1, 2).flatten(2))
         y = self.norm(x, self.scale2)
         return self.head(x + self.down(F.silu(self.gate(y)) * self.up(y)))
+
+
+class Inception(nn.Module):
+    """Convolutions of several extents beside each other, and a pool, normalized together and read by one layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.small, self.narrow = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 3, 1), nn.Conv2d(4, 2, 1)
+        self.wide, self.norm = nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(12)
+        self.head = nn.Linear(12 * 16, 2)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        branches = [self.small(x), self.wide(self.narrow(x).relu()), F.avg_pool2d(x, 3, 1, 1)]
+        return self.head(self.norm(torch.cat(branches, 1)).relu().flatten(1))
 
 
 class Experts(nn.Module):
@@ -148,8 +169,18 @@ def excited(net, x):
 
 def sliced(net, x):
     qkv = net.qkv(x)
-    q, k, v = qkv[..., :4], qkv[..., 4:8], qkv[..., 8:]
-    return net.head(F.scaled_dot_product_attention(q, k, v))
+    q, k, v = qkv[..., : net.width], qkv[..., net.width : 2 * net.width], qkv[..., 2 * net.width :]
+    q, k, v = (part.unflatten(-1, (net.heads, -1)).transpose(1, 2) for part in (q, k, v))
+    return net.head(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def sliced_by_numbers(net, x):
+    y = net.body(x)
+    return net.head(torch.cat([y[..., :3].relu(), y[..., 3:].tanh(), x], -1))
+
+
+def normalized_together(net, x):
+    return net.head(net.norm(torch.cat([net.one(x), net.two(x)], -1)))
 
 
 def attended(net, x):
@@ -209,7 +240,7 @@ class Animal:
 
     build: Callable[[], nn.Module]
     inputs: Callable[[int], Tensor] = rows
-    grows: dict[str, str] = field(default_factory=dict)  # location → an exact operator
+    grows: dict[str, str] = field(default_factory=dict)  # location, or several joined by & → an exact operator
     refused: dict[str, str] = field(default_factory=dict)  # location → part of the reason
     whole: str = ""
     examples: tuple[int, int] = (4, 3)
@@ -217,23 +248,42 @@ class Animal:
 
 ZOO = {
     "RMS norms, rotary grouped-query attention": Animal(
-        Rotary, words, {"embedding": "lemon", "q[0]": "lemon", "gate": "zero_outgoing", "v[1]": "zero_outgoing"},
-        {"q[2]": "concatenated axis", "head": "network's output"},
+        Rotary, words,
+        {"embedding": "lemon", "q[0]": "lemon", "q[2]": "lemon", "gate": "zero_outgoing", "v[1]": "zero_outgoing"},
+        {"head": "network's output"},
     ),
     "U-Net": Animal(
-        UNet, images, {"inner": "lemon", "join": "zero_outgoing"}, {"down": "concatenated", "up": "concatenated"},
+        UNet, images,
+        {"down": "lemon", "inner[1]": "hypercloning", "deep": "lemon", "meet": "orthogonal", "up": "lemon",
+         "join": "zero_outgoing", "rise[0]": "lemon"},
+        {"head": "network's output"},
     ),
     "DenseNet": Animal(
         lambda: Wired(dense, layers=nn.ModuleList([nn.Conv2d(2, 3, 1), nn.Conv2d(5, 3, 1)]), head=nn.Conv2d(8, 2, 1)),
-        images, {}, {"layers.0": "concatenated"},
+        images, {"layers.0": "lemon", "layers.1": "zero_outgoing"},
+    ),
+    "inception": Animal(
+        Inception, images, {"stem": "lemon", "small": "zero_outgoing", "narrow": "lemon", "wide": "zero_incoming"},
     ),
     "multi-head attention of torch": Animal(
         lambda: Wired(attended, stem=nn.Linear(3, 8), attention=nn.MultiheadAttention(8, 2, batch_first=True),
                       head=nn.Linear(8, 2)),
-        sentences, {}, {"stem": "does not run", "attention[1]": "does not run", "attention[2]": "queries and keys"},
+        sentences, {"stem&attention[1]": "lemon"},
+        {"stem": "does not run", "attention[1]": "does not run",
+         "attention[2]": "both are made by attention.in_proj_weight"},
     ),
     "queries, keys, values sliced by hand": Animal(
-        lambda: Wired(sliced, qkv=nn.Linear(3, 12), head=nn.Linear(4, 2)), sentences, {}, {"qkv": "cut at a fixed"},
+        lambda: Wired(sliced, qkv=nn.Linear(3, 24), head=nn.Linear(8, 2), heads=2, width=8), sentences,
+        {"qkv[0]": "lemon", "qkv[2]": "zero_outgoing"}, {"qkv[1]": "both are made by qkv.weight"},
+    ),
+    "units cut at a number, and data": Animal(
+        lambda: Wired(sliced_by_numbers, body=nn.Linear(3, 8), head=nn.Linear(11, 2)), rows,
+        {"body[1]": "lemon"}, {"body[0]": "does not run"},
+    ),
+    "normalized together": Animal(
+        lambda: Wired(normalized_together, one=nn.Linear(3, 4), two=nn.Linear(3, 5), norm=nn.LayerNorm(9),
+                      head=nn.Linear(9, 2)),
+        rows, {}, {"one": "normalized together with other units", "two": "normalized together with other units"},
     ),
     "squeeze and excite": Animal(
         lambda: Wired(excited, stem=nn.Conv2d(2, 6, 1), down=nn.Linear(6, 3), up=nn.Linear(3, 6),

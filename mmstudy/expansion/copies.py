@@ -55,7 +55,7 @@ def bert2bert_advanced(growth: Growth) -> tuple[Plan, Touch | None]:
 
     def touch(use: Use, tensor: Tensor) -> Tensor:
         if use in makers:
-            later, _ = units_first(following[use.tensor], use, growth.size)
+            later = units_first(following[use.tensor], use, growth.size)
             tensor[growth.coupling.size :] = later[growth.coupling.size :]
         return tensor
 
@@ -147,7 +147,7 @@ def firefly(growth: Growth, noise: float = NOISE, steps: int = SPLIT_STEPS) -> t
         split = {name: tensor.requires_grad_() for name, tensor in transform(own, grown, touch).items()}
         slopes = torch.autograd.grad(growth.loss(network, split), [split[use.tensor] for use in makers])
         for use, slope in zip(makers, slopes, strict=True):
-            rows, _ = units_first(slope, use, growth.size)
+            rows = units_first(slope, use, growth.size)
             signed = rows * sign.to(rows).view(-1, *[1] * (rows.ndim - 1))
             bent = torch.zeros_like(rows[:n]).index_add_(0, source.clamp(min=0).to(rows.device), signed)
             norm = bent.flatten(1).norm(dim=1).view(-1, *[1] * (bent.ndim - 1))

@@ -31,6 +31,7 @@ HELP = {  # part of a reason → what would help
     "made with a size that is written in numbers": "a size computed from a tensor, e.g. torch.zeros_like(x)",
     "does not run with the predicted shapes": "sizes computed from tensors, or growing what shares a size together",
     "its weights are no parameter": "the computed weights as a parameter of their own (merge, remove parametrizations)",
+    "both are made by": "queries and keys that layers of their own make",
     "no rule says what it does": "mm.register_rule(operation, rule) for what reads this tensor",
     "is not exact here": "operators that promise no exactness, or another size",
 }
@@ -161,7 +162,7 @@ def _refused(
 
 def _kind(group: Coupling) -> object:
     """What groups have in common that are the same but for the numbers of their layers."""
-    uses = tuple((starred(use.tensor), use.axis, use.outer, use.inner, use.role) for use in group.uses)
+    uses = tuple((starred(use.tensor), use.axis, use.layout, use.role) for use in group.uses)
     norms = tuple((starred(norm.module), norm.kind, norm.eps) for norm in group.normalizations)
     return group.size, uses, norms, len(group.pairings), bool(group.unread), group.operations
 

@@ -18,6 +18,7 @@ from mmstudy.expansion.surgery import NEW, Plan, Touch
 from mmstudy.tracing.calls import Call, Output, of_loss
 from mmstudy.tracing.couplings import Coupling, Use
 from mmstudy.tracing.graph import CONSUMED
+from mmstudy.tracing.layouts import extent
 
 NOISE = 1e-2  # what parts copies, as a share of each tensor's standard deviation
 
@@ -104,7 +105,8 @@ def draw(growth: Growth, grown: Plan, *roles: str) -> Touch:
         if use.fan_in is None:
             bound = 3**0.5 * tensor[~new].std(correction=0)
         else:
-            bound = (use.fan_in * (growth.size / coupling.size if use.role == CONSUMED else 1)) ** -0.5
+            longer = extent(use.layout, growth.size) / extent(use.layout, coupling.size)
+            bound = (use.fan_in * (longer if use.role == CONSUMED else 1)) ** -0.5
         drawn = torch.rand(tensor[new].shape, generator=growth.generator, dtype=tensor.dtype).to(tensor.device)
         tensor[new] = (2 * drawn - 1) * bound
         return tensor

@@ -11,6 +11,7 @@ from mmstudy.expansion.growth import NOISE, Growth, copied, direction, draw, nor
 from mmstudy.expansion.surgery import NEW, Plan, Touch, plan, rebuilt, transform
 from mmstudy.tracing.couplings import Use
 from mmstudy.tracing.graph import BIAS, CONSUMED, WEIGHT
+from mmstudy.tracing.layouts import UNITS
 
 
 def random(growth: Growth) -> tuple[Plan, Touch | None]:
@@ -113,7 +114,7 @@ def gradmax(growth: Growth) -> tuple[Plan, Touch | None]:
 def _around(growth: Growth) -> tuple[tuple[nn.Module, Tensor], tuple[nn.Module, Tensor]]:
     """The layer that makes the units with its input, the one that reads them with the gradient at its output."""
     made, read = growth.coupling.of(WEIGHT), growth.coupling.of(CONSUMED)
-    plain = [use.outer * use.inner == 1 for use in (*made, *read)]
+    plain = [use.layout == ((UNITS,),) for use in (*made, *read)]
     layers = [growth.network.get_submodule(use.tensor.rpartition(".")[0]) for use in (*made, *read)]
     known = [isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) for layer in layers]
     if len(made) != 1 or len(read) != 1 or growth.coupling.pairings or not all(plain + known):

@@ -24,17 +24,17 @@ class Rows:
         different, which = entries[several].unique(dim=0, return_inverse=True)
         return Rows(matrix, entries.abs().argmax(1, keepdim=True), several, different, which)
 
-    def times(self, parted: Tensor) -> Tensor:
-        """The product with (outer, old, inner), units first: (new, outer, inner); a matrix that is learned is one."""
+    def times(self, units: Tensor) -> Tensor:
+        """The product with (old, ...): (new, ...); a matrix that is learned is one."""
         if self.matrix.requires_grad or len(self.different) == len(self.matrix):
-            return _summed(self.matrix, parted)
-        entries, device = self.matrix.gather(1, self.source).to(parted), parted.device
-        copies = parted.index_select(1, self.source.squeeze(1).to(device))
-        product = torch.addcmul(parted.new_zeros(()), copies, entries).transpose(0, 1)
+            return _summed(self.matrix, units)
+        entries, device = self.matrix.gather(1, self.source).to(units), units.device
+        copies = units.index_select(0, self.source.squeeze(1).to(device))
+        product = torch.addcmul(units.new_zeros(()), copies, entries.view(-1, *[1] * (units.ndim - 1)))
         if len(self.several):
-            product[self.several.to(device)] = _summed(self.different, parted)[self.which.to(device)]
+            product[self.several.to(device)] = _summed(self.different, units)[self.which.to(device)]
         return product
 
 
-def _summed(matrix: Tensor, parted: Tensor) -> Tensor:
-    return (matrix.to(parted) @ parted.transpose(0, 1).flatten(1)).view(len(matrix), len(parted), -1)
+def _summed(matrix: Tensor, units: Tensor) -> Tensor:
+    return (matrix.to(units) @ units.flatten(1)).view(len(matrix), *units.shape[1:])

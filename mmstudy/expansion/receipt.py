@@ -197,7 +197,7 @@ def _sum(outputs: Any) -> Tensor:
 def _parts(group: Coupling, tensors: Mapping[str, Tensor], made: bool = False) -> Tensor:
     """All that belongs to each unit of a coupling in these tensors, or to what makes it, (units, numbers)."""
     uses = {(use.tensor, use.axis): use for use in (group.makers() if made else group.uses) if use.tensor in tensors}
-    parts = [units_first(tensors[use.tensor].detach(), use, group.size)[0].flatten(1).double() for use in uses.values()]
+    parts = [units_first(tensors[use.tensor].detach(), use, group.size).flatten(1).double() for use in uses.values()]
     return torch.cat([part.cpu() for part in parts] or [torch.zeros(group.size, 1)], dim=1)
 
 

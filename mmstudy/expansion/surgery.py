@@ -8,7 +8,7 @@ the function of the network.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod, sqrt
+from math import sqrt
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from mmstudy.expansion.replacing import put, sharing
 from mmstudy.tracing.calls import called
 from mmstudy.tracing.couplings import Coupling, Use
 from mmstudy.tracing.graph import BIAS, CONSUMED, SCALE, VARIANCE, WEIGHT
+from mmstudy.tracing.layouts import around_units, others, places
 
 Touch = Callable[[Use, Tensor], Tensor]  # (use, tensor (new units, ...)) → what it becomes
 NEW = -1  # in `source`: a unit that is no copy
@@ -128,11 +129,10 @@ def transform(tensors: Mapping[str, Tensor], plan: Plan, touch: Touch | None = N
         if touch is None:
             return tensor
         if (row := plan.coupling.padding.get(use.tensor)) is None:
-            return touch(use, tensor.contiguous())
-        padding = slice(row * use.outer, (row + 1) * use.outer)  # it never learns, so that nothing is drawn for it
-        untouched = tensor[:, padding].clone()
-        touched = touch(use, tensor.contiguous())
-        touched[:, padding] = untouched
+            return touch(use, tensor)
+        untouched = tensor[:, row].clone()  # it never learns, so that nothing is drawn for it
+        touched = touch(use, tensor)
+        touched[:, row] = untouched
         return touched
 
     return _mapped(tensors, plan, partial(matrix, plan), finish)
@@ -165,32 +165,35 @@ def _mapped(
 ) -> dict[str, Tensor]:
     grown: dict[str, Tensor] = {}
     known: list[Rows] = []
-    places = {(use.tensor, use.axis): use for use in reversed(plan.coupling.uses)}  # a tied tensor: as what it makes
-    for use in reversed(places.values()):
+    axes = {(use.tensor, use.axis): use for use in reversed(plan.coupling.uses)}  # a tied tensor: as what it makes
+    for use in reversed(axes.values()):
         if use.tensor in tensors:
-            parted, shape = _parted(grown.get(use.tensor, tensors[use.tensor]), use, plan.coupling.size)
-            matrix = matrix_of(use)
+            tensor, matrix = grown.get(use.tensor, tensors[use.tensor]), matrix_of(use)
             if (rows := next((each for each in known if each.matrix is matrix), None)) is None:
                 known.append(rows := Rows.of(matrix))
-            grown[use.tensor] = _units_back(finish(use, rows.times(parted)), use, shape)
+            units = units_first(tensor, use, plan.coupling.size)
+            grown[use.tensor] = _units_back(tensor, finish(use, rows.times(units)), use, plan.coupling.size)
     return grown
 
 
-def units_first(tensor: Tensor, use: Use, size: int) -> tuple[Tensor, list[int]]:
-    """The tensor with its `size` units, from (outer, units, inner) on `use.axis`, first; and the shape of the rest."""
-    parted, shape = _parted(tensor, use, size)
-    return parted.transpose(0, 1), shape
+def units_first(tensor: Tensor, use: Use, size: int) -> Tensor:
+    """What a tensor has of each of `size` units on `use.axis`: (units, axes before, times on the axis, axes behind)."""
+    if around := around_units(use.layout):  # a view, where that can be
+        parted = tensor.unflatten(use.axis, (around[0], size, around[1]))
+        return parted.movedim(use.axis + 1, 0).flatten(use.axis + 1, use.axis + 2)
+    where = places(use.layout, size).to(tensor.device)
+    return tensor.index_select(use.axis, where.flatten()).unflatten(use.axis, where.shape).movedim(use.axis, 0)
 
 
-def _parted(tensor: Tensor, use: Use, size: int) -> tuple[Tensor, list[int]]:
-    before, after = list(tensor.shape[: use.axis]), list(tensor.shape[use.axis + 1 :])
-    parted = tensor.reshape(prod(before) * use.outer, size, use.inner * prod(after))
-    return parted, [*before, use.outer, use.inner, *after]
-
-
-def _units_back(units: Tensor, use: Use, shape: list[int]) -> Tensor:
-    before, after = shape[: use.axis], shape[use.axis + 2 :]
-    return units.transpose(0, 1).reshape(*before, use.outer * len(units) * use.inner, *after).contiguous()
+def _units_back(tensor: Tensor, units: Tensor, use: Use, size: int) -> Tensor:
+    """The tensor with these units, as `units_first` has them, at their places on the axis; all others stay."""
+    if around := around_units(use.layout):
+        parted = units.unflatten(use.axis + 1, around).movedim(0, use.axis + 1)
+        return parted.flatten(use.axis, use.axis + 2).contiguous()
+    axis, now, then = use.axis, others(use.layout, size), others(use.layout, len(units))
+    order = torch.cat([then, places(use.layout, len(units)).flatten()]).argsort().to(tensor.device)
+    rest = tensor.index_select(axis, now.to(tensor.device))
+    return torch.cat([rest, units.movedim(0, axis).flatten(axis, axis + 1)], axis).index_select(axis, order)
 
 
 def rebuilt(network: nn.Module, plan: Plan, batch: Any, touch: Touch | None = None) -> nn.Module:
@@ -221,8 +224,8 @@ def rebuilt_at_once(
     Raises:
         ValueError: as `rebuilt`; or two couplings lie on one axis of a tensor.
     """
-    places = [{(use.tensor, use.axis) for use in plan.coupling.uses} for plan, _ in plans]
-    if twice := {place for i, some in enumerate(places) for place in some if any(place in o for o in places[:i])}:
+    axes = [{(use.tensor, use.axis) for use in plan.coupling.uses} for plan, _ in plans]
+    if twice := {axis for i, some in enumerate(axes) for axis in some if any(axis in o for o in axes[:i])}:
         raise ValueError(f"{', '.join(sorted({tensor for tensor, _ in twice}))}: two couplings lie on one of its axes")
     found = _sizes(network, [plan for plan, _ in plans], batch)
     new = _grown(network, plans)

@@ -12,23 +12,19 @@ from typing import Any
 
 from torch import nn
 
-from mmstudy.tracing.axes import Axis, leaves
+from mmstudy.tracing.axes import Axis, leaves, terms
 from mmstudy.tracing.graph import BIAS, CONSUMED, WEIGHT, Normalization, Note, Pairing, Trace
+from mmstudy.tracing.layouts import Layout, Structure, extent, layout, length, spans
 from mmstudy.tracing.trace import trace
 
 
 @dataclass(frozen=True)
 class Use:
-    """One place where a tensor has the units of a coupling on an axis: that axis is (outer, units, inner), row-major.
-
-    Heads of width 8, for instance, lie on the axis of a query weight as (1, heads, 8), their width as (heads, 8, 1);
-    channels that are flattened before a linear layer lie on its weight as (1, channels, height × width).
-    """
+    """An axis of a tensor that has the units of a coupling; `layout` says where on it."""
 
     tensor: str
     axis: int
-    outer: int
-    inner: int
+    layout: Layout
     role: str  # see `tracing`
     fan_in: int | None
     reads: tuple[str, ...]
@@ -72,7 +68,7 @@ class Coupling:
         A head for training only, a branch that other batches take: they may belong to these units, and nothing shows
         it, so that they would not grow.
         """
-        lengths = {use.outer * self.size * use.inner for use in self.uses}
+        lengths = {extent(use.layout, self.size) for use in self.uses}
         return [name for name, shape in self._trace.unread.items() if lengths & set(shape)]
 
     @property
@@ -88,7 +84,7 @@ class Coupling:
     def parameters(self, size: int) -> int:
         """How many parameters the network would have with `size` units."""
         tensors = (self._trace.tensors[name] for name in self._trace.parameters)
-        return sum(prod(self._resized(axis, size) for axis in axes) for axes in tensors)
+        return sum(prod(length(axis, {self._axis: size}) for axis in axes) for axes in tensors)
 
     def of(self, *roles: str) -> list[Use]:
         """The uses in which the units have one of these roles."""
@@ -102,26 +98,18 @@ class Coupling:
         """Whether a tensor reads the units: it sums over them, or it makes the queries that keys are summed with."""
         return use.role == CONSUMED or any(use.tensor in pairing.writers for pairing in self.pairings)
 
-    def structure(self, size: int) -> list[tuple[str, tuple[tuple[int, ...], ...]]]:
-        """(operation, its result's axes as products) throughout the network, if there were `size` units."""
+    def structure(self, size: int) -> list[tuple[str, tuple[Structure, ...]]]:
+        """What `Trace.structure` says, if there were `size` units."""
         return self._trace.structure({self._axis: size})
 
     def lengths(self, module: str, size: int) -> dict[int, int]:
-        """Lengths of axes, or of runs of their factors, that involve the units in a module: now → with `size` units."""
-        found = {}
-        for axis in self._trace.seen.get(module, ()):
-            parts = leaves(axis)
-            for i in range(len(parts)):
-                for run in (parts[i:j] for j in range(i + 1, len(parts) + 1)):
-                    if self._axis in run:
-                        found[prod(p.size for p in run)] = prod(self._resized(p, size) for p in run)
-        return found
-
-    def _resized(self, axis: Axis, size: int) -> int:
-        return prod(size if leaf is self._axis else leaf.size for leaf in leaves(axis))
+        """Lengths of axes, or of runs of what they are made of, that involve the units in a module: now → then."""
+        seen = reversed(dict.fromkeys(axis.root() for axis in reversed(self._trace.seen.get(module, ()))))
+        each = [span for axis in seen if self._axis in leaves(axis) for span in spans(axis)]
+        return {span.size: length(span, {self._axis: size}) for span in each if self._axis in leaves(span)}
 
 
-def structure(sizes: Iterable[tuple[Coupling, int]]) -> list[tuple[str, tuple[tuple[int, ...], ...]]]:
+def structure(sizes: Iterable[tuple[Coupling, int]]) -> list[tuple[str, tuple[Structure, ...]]]:
     """What `Coupling.structure` says, if several couplings of one trace had other sizes."""
     several = list(sizes)
     return several[0][0]._trace.structure({coupling._axis: size for coupling, size in several})
@@ -168,9 +156,12 @@ UNREAD = "no operation of this call reads it"
 
 def of_trace(traced: Trace) -> dict[str, Coupling]:
     """The couplings of a network that has been traced already; see `couplings`."""
-    found = {}
+    found, notes = {}, dict[Axis, list[Note]]()
+    for note in traced.notes:
+        for leaf in dict.fromkeys(leaves(note.axis)):
+            notes.setdefault(leaf, []).append(note)
     for leaf, name in _made(traced, fixed=False).items():
-        uses = tuple(dict.fromkeys(use for note in traced.notes for use in _uses(traced, note, leaf)))
+        uses = tuple(dict.fromkeys(use for note in notes[leaf] for use in _uses(traced, note, leaf)))
         together = tuple(n for n in traced.normalizations if leaf in leaves(n.axis))
         paired = tuple(p for p in traced.pairings if leaf in leaves(p.axis))
         if paired or any(use.role == CONSUMED for use in uses):
@@ -210,7 +201,7 @@ def _made(traced: Trace, fixed: bool, taken: tuple[str, ...] = ()) -> dict[Axis,
     """The groups of units that layers make, those that are fixed or the others, with names that are not taken yet."""
     groups: dict[Axis, str] = {}
     for note in traced.notes:
-        parts = [leaf for leaf in leaves(note.axis) if leaf.size > 1] or leaves(note.axis)
+        parts = list(dict.fromkeys(_telling(note.axis)))
         for place, leaf in enumerate(parts):
             if note.role == WEIGHT and leaf.fixed == fixed and leaf not in groups:
                 path, suffix = note.tensor.rpartition(".")[0], f"[{place}]" if len(parts) > 1 else ""
@@ -219,16 +210,18 @@ def _made(traced: Trace, fixed: bool, taken: tuple[str, ...] = ()) -> dict[Axis,
     return groups
 
 
+def _telling(axis: Axis) -> list[Axis]:
+    """The finest axes that an axis is made of, but for factors of size 1."""
+    some = [[part for part in term if part.size > 1] or term for term in terms(axis)]
+    parts = [part for term in some for part in term]
+    return [leaf for part in parts for leaf in (_telling(part) if part.ranges else [part])]
+
+
 def _uses(traced: Trace, note: Note, leaf: Axis) -> list[Use]:
-    """The places of `leaf` on the axis of a note, as the tensor itself is laid out."""
-    if leaf not in leaves(note.axis):
-        return []
+    """The places of a leaf of a note's axis, as the tensor itself is laid out."""
     own = traced.tensors[note.tensor]
     result = []
     for number, axis in enumerate(own):
-        parts = leaves(axis)
-        if axis is note.axis or (leaf in parts and note.axis not in own):  # the note is about a view of the tensor
-            place = parts.index(leaf)
-            outer, inner = prod(p.size for p in parts[:place]), prod(p.size for p in parts[place + 1 :])
-            result.append(Use(note.tensor, number, outer, inner, note.role, note.fan_in, note.reads))
+        if axis is note.axis or (leaf in leaves(axis) and note.axis not in own):  # the note is about a view of it
+            result.append(Use(note.tensor, number, layout(axis, leaf), note.role, note.fan_in, note.reads))
     return result

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import torch
 
-from mmstudy.tracing.axes import Axis, fix, leaves, unify
+from mmstudy.tracing.axes import Axis, fix, unify
+from mmstudy.tracing.layouts import NONE, Structure, structure
 
 # What a tensor does with the units on one of its axes.
 WEIGHT = "weight"  # makes each unit from the layer's input
@@ -21,7 +21,10 @@ UNKNOWN = "what the operation does to units is not known"
 
 @dataclass
 class Value:
-    """A tensor of the graph: its axes, the parameters whose affine operation wrote it, the parameter that it is."""
+    """A tensor of the graph: its axes, the parameters that wrote it, the parameter that it is.
+
+    `writers` are those of an affine operation, or what follows it if that is linear in them, unit by unit.
+    """
 
     axes: list[Axis]
     writers: tuple[str, ...] = ()
@@ -30,6 +33,7 @@ class Value:
     passed: tuple[str, ...] = ()  # the writers of what it was before functions that keep a zero a zero
     normal: bool = False  # a normalization that is written by hand has made it, and perhaps scaled it
     learned: bool = False  # parameters, or buffers of numbers, reach it
+    trained: bool = False  # parameters do
     given: bool = False  # the network's inputs reach it
 
     @property
@@ -77,6 +81,7 @@ class Pairing:
 
     axis: Axis
     writers: tuple[str, ...]
+    queries: tuple[Axis, ...]  # all axes of the first one
     scaled: bool  # the sum is divided by the root of the number of units
 
 
@@ -100,14 +105,10 @@ class Trace:
     module: str = ""  # path of the module whose operation is being followed
     operation: object = ""  # the operation itself
 
-    def structure(
-        self, sizes: Mapping[Axis, int] = MappingProxyType({})
-    ) -> list[tuple[str, tuple[tuple[int, ...], ...]]]:
-        """(operation, its result's axes as products of the finest ones), in order; some may be given other sizes."""
-        return [
-            (name, tuple(tuple(sizes.get(leaf, leaf.size) for leaf in leaves(axis)) for axis in axes))
-            for name, axes in self.shapes
-        ]
+    def structure(self, sizes: Mapping[Axis, int] = NONE) -> list[tuple[str, tuple[Structure, ...]]]:
+        """(operation or tensor, its axes as made of the finest ones), in order; some may be given other sizes."""
+        every = (*self.shapes, *self.tensors.items())
+        return [(name, tuple(structure(axis, sizes) for axis in axes)) for name, axes in every]
 
     def fix(self, *axes: Axis, why: str) -> None:
         """None of the units on these axes may be added to, because of the operation that is being followed."""

@@ -15,10 +15,11 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from mmstudy.core.networks import evaluating
-from mmstudy.tracing.axes import Axis, fix, leaves
+from mmstudy.tracing.axes import Axis, fix
 from mmstudy.tracing.calls import Call, called, tensors, unnoticed
 from mmstudy.tracing.graph import SIZE, UNKNOWN, Normalization, Rules, Trace, Value, data
 from mmstudy.tracing.rules import contractions, layers, norms, pieces, views
+from mmstudy.tracing.settling import settle
 
 RULES = Rules({**layers.RULES, **contractions.RULES, **pieces.RULES, **views.RULES})
 
@@ -71,9 +72,10 @@ def trace(network: nn.Module, batch: Any) -> Trace:
             given.append(_data_of(node, "it is an axis of the network's inputs", given=True))
             continue
         name, axes = names[node.name], [Axis(size) for size in node.meta["val"].shape]
-        given.append(Value(axes, tensor=name, learned=node.meta["val"].is_floating_point()))
+        trained = node.name in signature.inputs_to_parameters
+        given.append(Value(axes, tensor=name, learned=node.meta["val"].is_floating_point(), trained=trained))
         result.tensors[name] = axes
-        if node.name in signature.inputs_to_parameters:
+        if trained:
             result.parameters.add(name)
         if not node.meta["val"].is_floating_point():
             fix(*axes, why="it holds whole numbers, which are no weights")
@@ -83,7 +85,7 @@ def trace(network: nn.Module, batch: Any) -> Trace:
             result.seen.setdefault(alias.rpartition(".")[0], []).extend(axes)
     outputs = _walk(result, program.graph_module, given)
     fix(*(axis for value in _values(outputs) for axis in value.axes), why=OUTPUT)
-    _settle(result)
+    settle(result)
     own = (*network.named_parameters(), *network.named_buffers())
     result.unread = {name: tuple(t.shape) for name, t in own if t.is_floating_point() and name not in read}
     return result
@@ -211,11 +213,11 @@ def _follow(result: Trace, node: fx.Node, values: Mapping[fx.Node, Any], by_hand
         axis = values[found.of].axes[found.dim]
         result.normalizations.append(Normalization(axis, found.kind, scale, None, found.eps, result.module))
         value.normal = True
-    learned, given = (any(getattr(part, kind) for part in operands) for kind in ("learned", "given"))
+    learned, trained, given = (any(getattr(o, kind) for o in operands) for kind in ("learned", "trained", "given"))
     for one, made in zip(_parts(value), _parts(node.meta.get("val")), strict=True):
         if one is None:
             continue
-        one.learned, one.given = one.learned or learned, one.given or given
+        one.learned, one.trained, one.given = one.learned or learned, one.trained or trained, one.given or given
         if learned and given and made.is_floating_point():
             result.coarsest = max(result.coarsest, torch.finfo(made.dtype).eps)
         result.seen.setdefault(result.module, []).extend(one.axes)
@@ -252,14 +254,3 @@ def _unknown(result: Trace, node: fx.Node, operands: list[Value], why: str) -> A
     """Fix all that an operation reads and returns; if no parameter reaches it, it is data that leads to data."""
     result.fix(*(axis for value in operands for axis in value.axes), why=why)
     return _data_of(node, result.because(why)) if any(value.learned for value in operands) else _data_of(node)
-
-
-def _settle(result: Trace) -> None:
-    """Fix the units of tensors of which no rule has said what they do with them."""
-    noted: dict[str, set[Axis]] = {}
-    for note in result.notes:
-        noted.setdefault(note.tensor, set()).update(leaves(note.axis))
-    for name, axes in result.tensors.items():
-        for leaf in (leaf for axis in axes for leaf in leaves(axis)):
-            if leaf not in noted.get(name, ()):
-                fix(leaf, why=f"{name} has it too, and no rule says what it does with these units")

@@ -21,6 +21,7 @@ from mmstudy.core.seeds import generator
 from mmstudy.expansion.candidate import Candidate, Expansion
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE
 from mmstudy.tracing.couplings import Coupling, of_trace
+from mmstudy.tracing.layouts import places
 from mmstudy.tracing.trace import trace
 
 
@@ -153,9 +154,8 @@ def _compare(candidate, before, after, expansion: Expansion, grown: Coupling | N
         layer, _, _ = place.partition("[")
         for use in grown.uses:
             if use.tensor in new:
-                unit = torch.arange(new[use.tensor].shape[use.axis]) // use.inner % candidate.sizes[0]
-                shape = [-1 if d == use.axis else 1 for d in range(new[use.tensor].ndim)]
-                new[use.tensor] = new[use.tensor].maximum((unit >= grown.size).view(shape).to(new[use.tensor]))
+                added = places(use.layout, candidate.sizes[0])[grown.size :].flatten()
+                new[use.tensor].index_fill_(use.axis, added, 1)
     share = {name: (g * new[name], g * (1 - new[name])) for name, g in gradient.items()}
     return {
         "change": _change(before["outputs"], after["outputs"]),

@@ -134,7 +134,7 @@ def test_new_units_part_or_do_not_as_promised(name, operator):
             optimizer.step()
     tensors = dict(new.named_parameters())
     group = couplings(new, inputs)[place]
-    incoming = [units_first(tensors[u.tensor].detach(), u, size)[0].flatten(1) for u in group.makers()]
+    incoming = [units_first(tensors[u.tensor].detach(), u, size).flatten(1) for u in group.makers()]
     apart = torch.cdist(torch.cat(incoming, 1), torch.cat(incoming, 1), compute_mode="donot_use_mm_for_euclid_dist")
     apart.fill_diagonal_(torch.inf)
     nearest = float(apart[old_size:].min())

@@ -9,6 +9,7 @@ from mmstudy.expansion import new_units
 from mmstudy.expansion.growth import Growth
 from mmstudy.expansion.surgery import rebuilt
 from mmstudy.tracing.couplings import couplings
+from mmstudy.tracing.layouts import places
 from mmstudy.validation.preservation import FAMILIES, trained
 
 DOUBLE = torch.float64
@@ -125,8 +126,7 @@ def test_orthogonal_works_on_convolutions_and_on_heads():
         assert change(network, new, inputs) < 1e-12
         group = couplings(network, inputs)[place]
         for use in group.makers("weight"):
-            rows = new.get_parameter(use.tensor).detach().unflatten(use.axis, (use.outer, size, use.inner))
-            rows = rows.movedim(use.axis + 1, 0).flatten(1)
+            rows = new.get_parameter(use.tensor).detach().movedim(use.axis, 0)[places(use.layout, size)].flatten(1)
             overlap = rows[group.size :] @ rows[: group.size].mT
             assert overlap.abs().max() < 1e-12
 

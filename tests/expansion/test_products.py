@@ -19,8 +19,8 @@ def matrices() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", matrices())
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_product_is_that_of_the_dense_matrix(kind, dtype):
-    matrix, parted = matrices()[kind], torch.randn(3, 7, 5, generator=STREAM).to(dtype)
-    expected = torch.einsum("no,aoi->nai", matrix.to(dtype).double(), parted.double()).to(dtype)
+    matrix, parted = matrices()[kind], torch.randn(7, 3, 5, generator=STREAM).to(dtype)
+    expected = torch.einsum("no,oai->nai", matrix.to(dtype).double(), parted.double()).to(dtype)
     found = Rows.of(matrix).times(parted)
     if kind in ("copies", "nothing"):
         assert torch.equal(found, expected)
@@ -29,9 +29,9 @@ def test_a_product_is_that_of_the_dense_matrix(kind, dtype):
 
 def test_a_matrix_and_a_tensor_that_are_learned_get_their_gradients():
     for kind, matrix in matrices().items():
-        parted = torch.randn(3, 7, 5, generator=STREAM, dtype=torch.float64, requires_grad=True)
+        parted = torch.randn(7, 3, 5, generator=STREAM, dtype=torch.float64, requires_grad=True)
         Rows.of(matrix).times(parted).square().sum().backward()
-        (expected,) = torch.autograd.grad(torch.einsum("no,aoi->nai", matrix, parted).square().sum(), parted)
+        (expected,) = torch.autograd.grad(torch.einsum("no,oai->nai", matrix, parted).square().sum(), parted)
         assert torch.allclose(parted.grad, expected), kind
         learned = matrix.clone().requires_grad_()
         Rows.of(learned).times(parted.detach()).square().sum().backward()

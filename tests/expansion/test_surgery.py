@@ -13,6 +13,7 @@ from mmstudy.core.networks import ViT
 from mmstudy.core.seeds import generator
 from mmstudy.expansion.surgery import NEW, matrix, plan, put, rebuilt, transform, transported, units_first
 from mmstudy.tracing.couplings import Use, couplings
+from mmstudy.tracing.layouts import UNITS
 
 DOUBLE = torch.float64
 
@@ -33,7 +34,7 @@ def test_units_come_first_and_each_keeps_what_is_its_own(outer, units, inner, ax
     shape = [2, 3, 2]
     shape[axis] = outer * units * inner
     tensor = torch.arange(prod(shape)).view(shape)
-    rows, _ = units_first(tensor, Use("w", axis, outer, inner, "weight", None, ()), units)
+    rows = units_first(tensor, Use("w", axis, ((outer, UNITS, inner),), "weight", None, ()), units)
     for unit in range(units):
         mine = [o * units * inner + unit * inner + i for o in range(outer) for i in range(inner)]
         expected = tensor.index_select(axis, torch.tensor(mine))

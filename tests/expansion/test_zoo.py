@@ -34,7 +34,8 @@ def test_what_grows_keeps_the_function_and_what_does_not_says_why(name):
         with pytest.raises(ValueError, match=rf"{re.escape(place)} cannot grow.*{part}"):
             Candidate("lemon", (place,), (2 * size,)).grow(network, inputs, traced=traced, also=[other])
     for place, operator in animal.grows.items():
-        candidate = Candidate(operator, (place,), (2 * groups[place].size,))
+        places = tuple(place.split("&"))  # some must grow together
+        candidate = Candidate(operator, places, tuple(2 * groups[each].size for each in places))
         new = candidate.grow(network, inputs, traced=traced, also=[other]).network
         for batch in (inputs, other):
             assert change(network, new, batch) < 1e-12, place

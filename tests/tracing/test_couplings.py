@@ -10,6 +10,7 @@ from torch import nn
 from mmstudy.core.networks import MLP, Decoder, ResNet, ViT, count_parameters
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.tracing.couplings import Use, couplings, fixed, fixed_in, of_trace
+from mmstudy.tracing.layouts import UNITS, places
 from mmstudy.tracing.trace import trace
 from mmstudy.validation.preservation import FAMILIES
 
@@ -25,13 +26,13 @@ def renumber(network: nn.Module, uses: list[Use], order: torch.Tensor) -> nn.Mod
     """A copy of the network whose units have another order on these axes."""
     new = copy.deepcopy(network)
     tensors = {**dict(new.named_parameters()), **dict(new.named_buffers())}
-    for tensor, axis, outer, inner in {(use.tensor, use.axis, use.outer, use.inner) for use in uses}:
-        old = tensors[tensor].detach()
-        parted = old.unflatten(axis, (outer, len(order), inner)).index_select(axis + 1, order)
-        old.copy_(parted.flatten(axis, axis + 2))
+    for tensor, axis, layout in {(use.tensor, use.axis, use.layout) for use in uses}:
+        old, where = tensors[tensor].detach(), places(layout, len(order))
+        old.index_copy_(axis, where.flatten(), old.index_select(axis, where[order].flatten()))
     return new
 
 
+ALONE = ((UNITS,),)  # an axis of the units alone
 SHIFTING = ("k.bias", "key.bias")  # each adds the same to all logits of a query: the softmax does not see it
 
 
@@ -51,9 +52,9 @@ def test_couplings_of_an_mlp_are_those_written_down_by_hand():
     groups = couplings(mlp((6, 4)), batch()[0])
     assert list(groups) == ["hidden.0", "hidden.1"]
     assert groups["hidden.0"].uses == (
-        Use("hidden.0.weight", 0, 1, 1, "weight", 7, ()),
-        Use("hidden.0.bias", 0, 1, 1, "bias", 7, ()),
-        Use("hidden.1.weight", 1, 1, 1, "consumed", 6, ()),
+        Use("hidden.0.weight", 0, ALONE, "weight", 7, ()),
+        Use("hidden.0.bias", 0, ALONE, "bias", 7, ()),
+        Use("hidden.1.weight", 1, ALONE, "consumed", 6, ()),
     )
     assert [use.tensor for use in groups["hidden.1"].of("consumed")] == ["head.weight"]
     assert [group.size for group in groups.values()] == [6, 4]

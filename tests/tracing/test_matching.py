@@ -5,10 +5,11 @@ import copy
 import cases
 import pytest
 import torch
+from zoo import ZOO
 
 from mmstudy.batched.connectivity import interpolated
 from mmstudy.batched.ensemble import losses, stack
-from mmstudy.core.networks import named_tensors
+from mmstudy.core.networks import initialize, named_tensors
 from mmstudy.core.seeds import generator
 from mmstudy.tracing import matching
 from mmstudy.tracing.couplings import couplings
@@ -19,14 +20,8 @@ def permuted(network, inputs, seed=1):
     """A copy with every coupling's units in a random order."""
     groups, stream = couplings(network, inputs), generator("order", seed)
     order = {name: torch.randperm(group.size, generator=stream) for name, group in groups.items()}
-    own = named_tensors(network)
-    layouts = matching._layouts(groups, own)
-    state = {
-        name: matching._ordered(t, layouts[name], order).reshape(t.shape) if name in layouts else t
-        for name, t in own.items()
-    }
     new = copy.deepcopy(network)
-    new.load_state_dict(state, strict=False)
+    matching.ordered(named_tensors(new), matching._pieces(groups, named_tensors(network)), order)
     return new
 
 
@@ -65,3 +60,17 @@ def test_networks_of_other_widths_are_not_matched():
     inputs, _ = cases.batch()
     with pytest.raises(ValueError, match="one architecture"):
         matched(cases.mlp((6, 4)), cases.mlp((6, 5)), inputs)
+
+
+@pytest.mark.parametrize("name", ["U-Net", "DenseNet", "inception", "RMS norms, rotary grouped-query attention"])
+def test_units_in_ranges_are_matched_back_and_what_lies_within_heads_keeps_its_order(name):
+    animal = ZOO[name]
+    network = cases.uneven(initialize(animal.build(), generator("matched", name))).double()
+    inputs = animal.inputs(4)
+    inputs = inputs.double() if inputs.is_floating_point() else inputs
+    other = permuted(network, inputs)
+    assert cases.change(network, other, inputs) < 1e-12
+    assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+    back = matched(other, network, inputs)
+    for expected, found in zip(network.state_dict().values(), back.state_dict().values(), strict=True):
+        assert torch.equal(expected, found)

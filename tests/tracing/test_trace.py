@@ -1,5 +1,6 @@
 import linecache
 import re
+from math import prod
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from torch.nn import functional as F
 
 from mmstudy.core.networks import evaluating
 from mmstudy.tracing.axes import leaves
-from mmstudy.tracing.couplings import couplings, fixed, of_trace
+from mmstudy.tracing.couplings import Use, couplings, fixed, of_trace
 from mmstudy.tracing.graph import Value, data
+from mmstudy.tracing.layouts import UNITS, length
 from mmstudy.tracing.trace import RULES, register_rule, trace
 from mmstudy.validation.preservation import FAMILIES
 
@@ -51,7 +53,8 @@ def test_axes_have_the_sizes_of_the_tensors(name):
         assert [axis.size for axis in axes] == list(network.state_dict()[tensor].shape)
     for axes in (*traced.tensors.values(), *(axes for _, axes in traced.shapes)):
         for axis in axes:
-            assert torch.tensor([leaf.size for leaf in leaves(axis)]).prod() == axis.size
+            assert length(axis, {}) == axis.size
+            assert len({leaf for leaf in leaves(axis) if leaf.parts or leaf.ranges or leaf.same_as}) == 0
 
 
 KEEPING = {
@@ -153,17 +156,46 @@ MIXING = {
     "reversed": lambda net, x: x.flip(-1),
     "chosen": lambda net, x: x[..., torch.tensor([2, 0, 1, 3, 4])],
     "padded": lambda net, x: F.pad(x, (1, -1)),
-    "uneven": lambda net, x: torch.cat(x.split([2, 3], -1), -1),
     "masked weights": lambda net, x: F.linear(x, net.b.weight * torch.ones(2, 5), net.b.bias).repeat(1, 1, 3)[..., :5],
     "mean of all": lambda net, x: x - x.mean(),
-    "one unit": lambda net, x: x * x[..., :1],
     "one unit, selected": lambda net, x: x * x.select(-1, 2).unsqueeze(-1),
     "four units": lambda net, x: F.linear(x[..., 1:], torch.ones(5, 4)),
-    "joined": lambda net, x: torch.cat([x[..., :2], x[..., 2:]], -1),
     "with a constant": lambda net, x: x + torch.arange(5.0),
     "product of units": lambda net, x: (x @ x.mT) @ x,
     "of a fixed number": lambda net, x: x * torch.ones(5),
 }
+
+
+RANGES = {  # the sizes of groups, in the order of their ranges
+    "uneven": (lambda net, x: torch.cat(x.split([2, 3], -1), -1), [2, 3]),
+    "joined": (lambda net, x: torch.cat([x[..., :2], x[..., 2:]], -1), [2, 3]),
+    "narrowed": (lambda net, x: torch.cat([x.narrow(-1, 0, 1), x.narrow(-1, -4, 4)], -1), [1, 4]),
+    "split at places": (lambda net, x: torch.cat(x.tensor_split([1, 3], -1), -1), [1, 2, 2]),
+    "one unit for all": (lambda net, x: x * x[..., :1], [4]),
+    "overlapping": (lambda net, x: torch.cat([x[..., :3], x[..., 1:]], -1)[..., :5], [1, 2]),
+    "the other way round": (lambda net, x: torch.cat([x[..., 3:], x[..., :3]], -1), [3, 2]),
+    "added the other way round": (lambda net, x: x + torch.cat([x[..., 3:], x[..., :3]], -1), [1]),
+    "some of them": (lambda net, x: torch.cat([x[..., :2].relu(), x[..., 2:]], -1), [2, 3]),
+    "with data": (lambda net, x: torch.cat([x[..., :3], torch.ones(len(x), 4, 2)], -1), [3]),
+    "a range of a range": (lambda net, x: torch.cat([x[..., 1:][..., :2], x[..., :3]], -1), [1, 2]),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_ranges_of_an_axis_are_groups_of_their_own(name):
+    function, expected = RANGES[name]
+    found = groups(between(function), 4, 3)
+    assert list(found.values()) == expected
+
+
+def test_a_slice_with_a_step_and_a_cut_within_heads_fix_what_they_cut():
+    def within(net, x):
+        return x.unflatten(-1, (3, 4)).flatten(2)[..., :6]
+
+    network = Wired(lambda net, x: net.b(within(net, net.a(x))), a=nn.Linear(3, 12), b=nn.Linear(6, 2))
+    reasons = fixed(network, torch.randn(3, 4, 3))
+    assert "it is cut at a fixed place: an axis of 12 cannot be cut at 6: 4 units belong together" in reasons["a[0]"]
+    assert groups(between(lambda net, x: x[..., ::2], b=nn.Linear(3, 2)), 4, 3) == {}
 
 
 def used_again(x: torch.Tensor) -> torch.Tensor:
@@ -190,10 +222,17 @@ def test_all_outputs_are_followed():
     ]  # fmt: skip
 
 
+def around(use: Use) -> tuple[int, int]:
+    """(outer, inner) of an axis that is their product with the units between."""
+    (term,) = use.layout
+    place = term.index(UNITS)
+    return prod(term[:place]), prod(term[place + 1 :])
+
+
 def layout(network: nn.Module, name: str, *shape: int) -> dict[tuple[str, int, str], tuple[int, int]]:
     """(tensor, axis, role) → (outer, inner) of the coupling."""
     group = couplings(network, torch.randn(3, *shape))[name]
-    return {(use.tensor, use.axis, use.role): (use.outer, use.inner) for use in group.uses}
+    return {(use.tensor, use.axis, use.role): around(use) for use in group.uses}
 
 
 def test_flattened_channels_lie_on_the_next_layer_in_runs_of_positions():
@@ -225,18 +264,17 @@ def test_a_grouped_convolution_has_groups_and_units_within():
 def test_heads_of_a_fused_attention_grow_in_all_three_parts_and_their_widths_not(name):
     network, inputs = CASES[name].network(), CASES[name].inputs()
     heads = couplings(network, inputs)["qkv[1]"]
-    assert [(use.tensor, use.outer, use.inner) for use in heads.uses if use.axis == 0] == [
-        ("qkv.weight", 3, 4), ("qkv.bias", 3, 4)
+    assert [(use.tensor, around(use)) for use in heads.uses if use.axis == 0] == [
+        ("qkv.weight", (3, 4)), ("qkv.bias", (3, 4))
     ]  # fmt: skip
-    assert [(use.tensor, use.outer, use.inner) for use in heads.of("consumed")] == [("out.weight", 1, 4)]
+    assert [(use.tensor, around(use)) for use in heads.of("consumed")] == [("out.weight", (1, 4))]
 
 
 @pytest.mark.parametrize("name", ["few keys", "few keys, repeated"])
 def test_shared_keys_are_the_slow_axis_of_the_queries(name):
     network, inputs = CASES[name].network(), CASES[name].inputs()
     uses = {
-        place: {use.tensor: (use.outer, use.inner) for use in group.uses}
-        for place, group in couplings(network, inputs).items()
+        place: {use.tensor: around(use) for use in group.uses} for place, group in couplings(network, inputs).items()
     }
     assert uses["q[0]"]["q.weight"] == (1, 12)  # heads of keys, the heads of queries of each, their width
     assert uses["q[0]"]["k.weight"] == uses["q[0]"]["v.weight"] == (1, 4)

@@ -77,7 +77,9 @@ def _attention(t, shape, q, k, v, mask=None, dropout_p=0.0, is_causal=False, sca
 def _pair(t: Trace, q: Value, k: Value, scaled: bool) -> None:
     width, key_width = q.axes[-1], k.axes[-1]
     unify(width, key_width)
-    if q.writers and not set(q.writers) & set(k.writers):
-        t.pairings.append(Pairing(width, q.writers, scaled))
+    both = " and ".join(name for name in q.writers if name in k.writers)
+    if q.writers and not both:
+        t.pairings.append(Pairing(width, q.writers, tuple(q.axes), scaled))
     else:  # what makes up for more units in the sum cannot be put into the queries alone
-        t.fix(width, why="queries and keys are summed over it, and no layer writes the queries alone")
+        alone = f"both are made by {both}" if both else "no layer writes the queries alone"
+        t.fix(width, why=f"queries and keys are summed over it, and {alone}")

@@ -117,8 +117,9 @@ def _rms_norm(t, shape, x, normalized, scale=None, eps=None):
 
 @RULES.of("group_norm")
 def _group_norm(t, shape, x, groups, scale=None, shift=None, eps=1e-5, *options):
-    each = Axis(shape[1] // groups)
-    unify(x.axes[1], product([Axis(groups), each]))
+    number, each = Axis(groups), Axis(shape[1] // groups)
+    unify(x.axes[1], product([number, each]))
+    t.seen.setdefault(t.module, []).append(number)
     for value, role in ((scale, SCALE), (shift, SHIFT)):
         if value is not None:
             unify(value.axes[0], x.axes[1])

@@ -1,11 +1,12 @@
-"""What cutting, picking and joining do to axes: pieces of one length keep their units apart, other cuts fix them."""
+"""What cutting, picking and joining do to axes: each piece of an axis is a range of it, or all have the same units."""
 
 import operator
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 from torch import Tensor
 
-from mmstudy.tracing.axes import Axis, product, unify
+from mmstudy.tracing.axes import Axis, between, joined, leaves, product, unify
 from mmstudy.tracing.graph import BIAS, Rules, Trace, Value, alike, data
 
 RULES = Rules()
@@ -13,22 +14,54 @@ CUT = "it is cut at a fixed place"
 MOVED = "its units are moved, repeated or picked by their numbers"
 
 
-@RULES.of("slice", "select", "narrow")
-def _sliced(t, shape, x, dim=0, *options):
-    dim %= len(x.axes)
-    if len(shape) == len(x.axes):
-        if shape[dim] == x.axes[dim].size:
-            return Value(x.axes, x.writers, x.tensor)
-        t.fix(x.axes[dim], why=CUT)
-        piece = Axis(shape[dim], why=t.because(CUT))
-        return Value([*x.axes[:dim], piece, *x.axes[dim + 1 :]], x.writers, x.tensor)
+@RULES.of("slice")
+def _sliced(t, shape, x, dim=0, start=None, end=None, step=1):
+    first, _, step = slice(start, end, step).indices(x.axes[dim].size)
+    return _range(t, x, dim, first, shape[dim], step)
+
+
+@RULES.of("narrow")
+def _narrowed(t, shape, x, dim, start, count):
+    if isinstance(start, Value):
+        t.fix(x.axes[dim], why="it is cut at a place that is computed")
+        start = 0
+    return _range(t, x, dim, start % x.axes[dim].size, count)
+
+
+@RULES.of("select")
+def _selected_one(t, shape, x, dim, place):
     t.fix(x.axes[dim], why=CUT)
-    return Value([*x.axes[:dim], *x.axes[dim + 1 :]], x.writers, x.tensor)
+    return Value([axis for i, axis in enumerate(x.axes) if i != dim % len(x.axes)], x.writers, x.tensor)
 
 
-@RULES.of("chunk", "split", "split_with_sizes")
+def _range(t: Trace, x: Value, dim: int, start: int, count: int, step: int = 1) -> Value:
+    """`x` from a place of an axis on: a range of it, which is fixed if it cannot be cut there, or is data anyway."""
+    dim %= len(x.axes)
+    axis = x.axes[dim]
+    if count == axis.size:
+        return Value(x.axes, x.writers, x.tensor)
+    why = CUT
+    if count and step == 1 and not _data(axis):
+        try:
+            return Value([*x.axes[:dim], between(axis, start, start + count), *x.axes[dim + 1 :]], x.writers, x.tensor)
+        except ValueError as error:
+            why = f"{CUT}: {error}"
+    t.fix(axis, why=why)
+    return Value([*x.axes[:dim], Axis(count, why=t.because(why)), *x.axes[dim + 1 :]], x.writers, x.tensor)
+
+
+def _data(axis: Axis) -> bool:
+    """Whether none of it can grow anyway."""
+    return all(leaf.fixed for leaf in leaves(axis))
+
+
+@RULES.of("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
 def _chunked(t, shapes, x, size, dim=0):
-    return _pieces(t, shapes, x, dim, kept=True)
+    lengths = [piece.shape[dim] for piece in shapes]
+    if len(set(lengths)) == 1:
+        return _pieces(t, shapes, x, dim, kept=True)
+    places = pairwise(accumulate(lengths, initial=0))
+    return [_range(t, x, dim, start, end - start) for start, end in places]
 
 
 @RULES.of("unbind")
@@ -37,12 +70,8 @@ def _unbound(t, shapes, x, dim=0):
 
 
 def _pieces(t: Trace, shapes: Sequence[Tensor], x: Value, dim: int, kept: bool) -> list[Value]:
-    """`x`, cut along an axis, which each piece has (shorter) or has not."""
+    """`x`, cut evenly along an axis, which each piece has (shorter) or has not."""
     dim, count = dim % len(x.axes), len(shapes)
-    if len({tuple(piece.shape) for piece in shapes}) > 1:
-        t.fix(x.axes[dim], why="it is cut into uneven pieces")
-        cut = [[*x.axes[:dim], *data([piece.shape[dim]]), *x.axes[dim + 1 :]] for piece in shapes]
-        return [Value(axes, x.writers, x.tensor) for axes in cut]
     pieces, each = Axis(count, why="it counts the pieces that an axis is cut into"), Axis(x.axes[dim].size // count)
     unify(x.axes[dim], product([pieces, each]))
     axes = [*x.axes[:dim], *([each] if kept else []), *x.axes[dim + 1 :]]
@@ -118,17 +147,18 @@ def _indexed(t, shape, x, places):
     return Value([*rest[:first], *picked, *rest[first:]], x.writers, x.tensor)
 
 
-@RULES.of("cat")
+@RULES.of("cat", "concat", "concatenate")
 def _concatenated(t, shape, tensors, dim=0):
     dim %= len(shape)
     tensors = [value for value in tensors if value.shape != [0]]
     if len(tensors) == 1:  # and nothing, as in a cache that is empty
         return Value(tensors[0].axes)
-    for value in tensors:
-        t.fix(value.axes[dim], why="it is one part of a concatenated axis")
     _joined(t, tensors, dim)
-    whole = Axis(shape[dim], why=t.because("it is a concatenated axis"))
-    return Value([*tensors[0].axes[:dim], whole, *tensors[0].axes[dim + 1 :]])
+    whole = joined([value.axes[dim] for value in tensors])
+    if _data(whole):
+        whole = Axis(shape[dim], why=t.because("it is a concatenated axis"))
+    writers = tensors[0].writers if len({value.writers for value in tensors}) == 1 else ()
+    return Value([*tensors[0].axes[:dim], whole, *tensors[0].axes[dim + 1 :]], writers)
 
 
 @RULES.of("stack")

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from mmstudy.tracing.axes import ONE, Axis, product, regroup, unify
+from mmstudy.tracing.axes import ONE, Axis, fix, product, regroup, unify
 from mmstudy.tracing.graph import BIAS, SCALE, SHIFT, SIZE, VARIANCE, Rules, Trace, Value, data
 from mmstudy.tracing.rules import norms
 
@@ -80,6 +80,15 @@ def _sum(t, shape, x, y, **options):
     for one, other in ((x, y), (y, x)):
         if isinstance(one, Value) and isinstance(other, Value) and one.normal and other.tensor:
             result.writers = (*one.writers, other.tensor)
+    if isinstance(x, Value) and isinstance(y, Value) and x.writers and x.writers == y.writers:
+        result.writers = x.writers
+    return result
+
+
+@RULES.of("neg", "neg_")
+def _negative(t, shape, x):
+    result = pointwise(t, shape, x)
+    result.writers = x.writers
     return result
 
 
@@ -93,7 +102,14 @@ def _multiplied(t, shape, x, y, **options):
     result.writers = tuple(value.tensor for value in tensors if value.tensor)
     result.passed = next((value.silencers for value in tensors if value.silencers), ())
     result.normal = any(value.normal for value in tensors) and bool(result.writers)
+    if not result.writers:
+        result.writers = _scaled(x, y) or (_scaled(y, x) if str(t.operation).startswith("aten.mul") else ())
     return result
+
+
+def _scaled(x: object, factor: object) -> tuple[str, ...]:
+    """The writers of x times a factor: those of x, unless parameters reach the factor too."""
+    return x.writers if isinstance(x, Value) and not (isinstance(factor, Value) and factor.trained) else ()
 
 
 @RULES.of("prelu")
@@ -111,7 +127,10 @@ def _broadcast(shape: list[int], *operands: object) -> Value:
             for i, axis in enumerate(value.axes, len(shape) - len(value.axes)):
                 if axes[i].size == axis.size and not (axis.size == 1 and axes[i].fixed):
                     unify(axes[i], axis)
-                elif axis.size > 1 or axes[i].size == 1:
+                    continue
+                if axes[i].size != axis.size:
+                    fix(axis if axis.size == 1 else axes[i], why="it is of size 1, and repeated along a longer axis")
+                if axis.size > 1 or axes[i].size == 1:
                     axes[i] = axis
     return Value(axes)
 
