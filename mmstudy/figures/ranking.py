@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mmstudy.expansion.operators import OPERATORS
-from mmstudy.figures.style import COLUMN, for_a_column, operator_color, short_tasks
+from mmstudy.figures.style import COLUMN, NUMBER, for_a_column, operator_color, short_tasks
 from mmstudy.ranking.report import OWN
 
 ROW = 0.13  # inches
@@ -78,7 +78,7 @@ def advice(told: xr.Dataset) -> Figure:
         chosen, best = int(one["chosen"].values.argmax()), int(np.nanargmax(one["test_score"].values))
         axis.plot(came[chosen], gain[chosen], "v", color="k", ms=4, fillstyle="none")
         axis.plot(came[best], gain[best], "*", color="k", ms=5, fillstyle="none")
-        axis.set_title(f"{short_tasks([case])[0]}, {float(one['share'].values[0]):.0%}", fontsize="small")
+        axis.set_title(f"{short_tasks([case])[0]}, {float(one['share'].values[0]):.0%}", fontsize=NUMBER)
         if j == 0:
             axis.set_ylabel("expected gain")
         if i + 1 == len(cases):

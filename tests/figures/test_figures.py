@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 from matplotlib.text import Text
 
-from mmstudy.figures import answer, beyond, families, rankings, regimes, style, training
+from mmstudy.figures import answer, beyond, families, ranking, rankings, regimes, style, training
 from mmstudy.study import intervals, summaries
 from mmstudy.study.derived import LEVELS
 from mmstudy.study.predictors import FAMILIES
@@ -355,3 +355,56 @@ def test_losses_have_a_line_for_each_way_and_a_thin_one_for_each_seed():
     assert set(named) == {"small", "large"} and len(axis.lines) == 2 * 3
     expected = losses[0].mean(0)
     assert named["small"].get_ydata() == pytest.approx([expected[0], *((expected[1:] + expected[:-1]) / 2)])
+
+
+def test_a_ranking_has_a_row_for_each_network_and_an_interval_where_the_gain_is_not_known(rng):
+    names = ["a", "b", "c", "train on"]
+    data = xr.Dataset(
+        {
+            "gain": ("candidate", [0.2, 0.1, -0.1, 0.0]),
+            "low": ("candidate", [0.2, 0.0, -0.3, 0.0]),
+            "high": ("candidate", [0.2, 0.3, 0.1, 0.0]),
+        },
+        {
+            "candidate": names,
+            "operator": ("candidate", ["net2net", "random", "lemon", "train on"]),
+            "status": ("candidate", ["trained", "probed", "diverged", "trained"]),
+        },
+    )
+    figure = ranking.ranking(data)
+    (axis,) = figure.axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == names
+    bars = {tuple(line.get_xdata()) for line in axis.lines if len(line.get_xdata()) == 2}
+    assert {(0.2, 0.2), (0.0, 0.3), (0.0, 0.0)} <= bars
+    assert (-0.3, 0.1) not in bars
+    assert {"trained to the end", "expected", "diverged"} <= {*texts(figure)}
+    assert_legible(figure)
+
+
+def test_advice_is_shown_against_what_came_for_each_case_and_budget(rng):
+    row, cases = ("anchored", "row"), ["digits 200, 4-4, seed 1", "convolutional"]
+    labels = ["a", "b", "train on"] * 2
+    gain = rng.normal(size=(2, 6))
+    told = xr.Dataset(
+        {
+            "gain": (row, gain),
+            "low": (row, gain - 0.1),
+            "high": (row, gain + 0.1),
+            "trained": (row, [[False] * 6, [False, True, True] * 2]),
+            "chosen": (row, [[True, False, False] * 2] * 2),
+            "share": (row, [[0.1] * 6, [0.25] * 6]),
+            "final_score": ("row", rng.normal(size=6)),
+            "test_score": ("row", rng.normal(size=6)),
+        },
+        {
+            "anchored": [False, True],
+            "label": ("row", labels),
+            "case": ("row", np.repeat(cases, 3)),
+            "operator": ("row", ["net2net", "random", "train on"] * 2),
+        },
+    )
+    figure = ranking.advice(told)
+    points = [sum(line.get_marker() == "o" for line in axis.lines) for axis in figure.axes]
+    assert points == [2, 1, 2, 1]  # what was trained to the end is no prediction
+    assert {"digits 200, 4-4, 10%", "convolutional, 25%", "chosen", "best"} <= {*texts(figure)}
+    assert_legible(figure)
