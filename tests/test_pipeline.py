@@ -140,7 +140,8 @@ def test_second_make_does_nothing(project):
 
 
 RESULTS = {"5_relation", "6_prediction", "7_choice"}
-FIGURES = {"0_your_network", "1_expansion", "2_estimators", "3_manifold", "8_answer", "9_beyond"} | RESULTS
+OWN = {"0_your_network", "1_expansion", "2_estimators", "3_manifold", "10_ranking", "11_advice"}
+FIGURES = OWN | {"8_answer", "9_beyond"} | RESULTS
 EXPERIMENT = {"4_experiment", "8_answer", "9_beyond"} | RESULTS
 ALL = FIGURES | EXPERIMENT
 

@@ -60,7 +60,7 @@ def doubled(
     instead, known = instead or {}, dict[int, Tensor]()
     for name, own in network.named_parameters():
         if name in instead:
-            known[id(own)] = instead[name]
+            known[id(own)] = instead[name].detach()
         elif own.is_floating_point():
             read = partial(rounded, own.detach(), torch.float64, eps, name) if name in moved else own.detach().double
             known[id(own)] = _Read(own, [read])

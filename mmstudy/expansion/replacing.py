@@ -5,9 +5,12 @@ A copy shares the parameters that stay until it is to be kept: so what is only t
 
 import copy
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def sharing(network: nn.Module) -> nn.Module:
@@ -15,7 +18,7 @@ def sharing(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, _themselves(network.parameters()))
 
 
-def parted(network: nn.Module, old: nn.Module) -> nn.Module:
+def parted(network: Network, old: nn.Module) -> Network:
     """A copy that shares no parameter with the old network, but those that are new with the network itself.
 
     Parameters keep their hooks and attributes, which a deep copy drops.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification, losses, stack
-from mmstudy.core import processes, results
+from mmstudy.core import processes, results, sources
 from mmstudy.core.seeds import seed_of
 from mmstudy.core.tasks import Task, load
 from mmstudy.core.tasks import base as new_base
@@ -142,7 +142,8 @@ def outcome(case: Case, folder: str | Path) -> xr.Dataset:
     Raises:
         ValueError: what `rank_expansions` refuses.
     """
-    place = Path(folder) / f"{seed_of(case.name):x}"
+    code = sources.fingerprint("import mmstudy.ranking.rows")  # what other code has trained is left aside
+    place = Path(folder) / f"{seed_of(case.name, case.options['full_steps'], code):x}"
 
     def ranked(budget: float) -> Ranking:
         options = {"metric": case.metric, "budget": budget, "folder": place, "say": lambda text: None, **case.options}

@@ -18,6 +18,7 @@ from torch import nn
 from mmstudy.core.networks import MLP
 from mmstudy.core.seeds import generator as substream
 from mmstudy.expansion import surgery
+from mmstudy.expansion.replacing import parted
 from mmstudy.tracing.couplings import couplings
 
 Symmetry = Callable[[MLP, torch.Generator], MLP]
@@ -65,13 +66,13 @@ def duplicated(network: MLP, every: bool = False) -> MLP:
     It has more parameters, among them flat directions: the shares of two copies may move against each other.
     """
     weight = network.hidden[0].weight if isinstance(network.hidden[0], nn.Linear) else network.hidden[0][0].weight
-    inputs = weight.new_zeros(2, weight.shape[1])
+    inputs, wider = weight.new_zeros(2, weight.shape[1]), network
     for name in couplings(network, inputs):
-        coupling = couplings(network, inputs)[name]
+        coupling = couplings(wider, inputs)[name]
         units = torch.arange(coupling.size)
         source = torch.cat([units, units if every else units[:1]])
-        network = surgery.rebuilt(network, surgery.plan(coupling, source), inputs)
-    return network
+        wider = surgery.rebuilt(wider, surgery.plan(coupling, source), inputs)
+    return parted(wider, network)
 
 
 SYMMETRIES: dict[str, Symmetry] = {

@@ -1,5 +1,8 @@
 """Advice is held against what came: every number of a verdict is what its name says."""
 
+from dataclasses import astuple
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ import xarray as xr
 
 from mmstudy.core import results
 from mmstudy.core.tasks import Task, load
+from mmstudy.ranking.priors import PRIORS
 from mmstudy.ranking.report import OWN
 from mmstudy.study import advice, design
 
@@ -107,3 +111,10 @@ def test_a_minibatch_loader_leaves_the_ragged_end_out():
 def test_no_case_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no case to hold the advice against"):
         advice.outcomes([], tmp_path)
+
+
+def test_the_committed_priors_are_what_the_calibration_teaches():
+    told = results.load(Path(__file__).parents[2] / "outputs" / "reference" / "data" / "advice.nc")
+    fitted = advice.priors(told.isel(row=told["part"].values == "calibration"))
+    for anchored, prior in fitted.items():
+        assert astuple(prior) == pytest.approx(astuple(PRIORS[anchored]), abs=0.05)
