@@ -37,6 +37,16 @@ def test_every_file_explains_itself(name, stored):
     assert "+changes" not in stored[name].attrs["commit"]
 
 
+def test_the_readme_says_how_good_the_advice_was(stored):
+    mean = stored["verdicts"].mean("case")
+    found = [round(100 * float(mean[name].sel(anchored=a))) for name in ("share", "regret_share", "coverage")
+             for a in (True, False)]  # fmt: skip
+    text = README.read_text().partition("On four new cases, ")[2]
+    took, lost, took_without, lost_without, drawn, _, held, held_without = map(int, re.findall(r"(\d+)%", text)[:8])
+    assert [took, took_without, lost, lost_without, held, held_without] == found
+    assert drawn == round(100 * float(mean["random"].mean()))
+
+
 def test_the_reference_stays_small():
     assert sum(path.stat().st_size for path in REFERENCE.rglob("*") if path.is_file()) < 21e6
 

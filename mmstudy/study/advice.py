@@ -34,6 +34,7 @@ BUDGETS = {False: 0.1, True: 0.25}  # without and with anchors
 VERDICTS = {
     "regret": ("score", "test score lost against the best of the pool"),
     "regret_share": ("1", "the same in ranges of the pool's test scores"),
+    "random": ("1", "what a row drawn at random loses, in these ranges"),
     "spearman": ("1", "Spearman's ρ of the expected gains with the test scores"),
     "coverage": ("1", f"share of the open gains that the {LEVEL:.0%} intervals held"),
     "open": ("1", "candidates that were not trained to the end"),
@@ -237,7 +238,7 @@ def verdicts(told: xr.Dataset) -> xr.Dataset:
     """How good the advice was in each case and at each budget, over (case, anchored).
 
     `regret`: the test score that the best row has more than the chosen one, and `regret_share`, in ranges of the case's
-    test scores; `spearman`: of the expected gains with the test scores, over all candidates; `coverage`: the share of
+    test scores; `random`: what a row drawn at random loses in these; `spearman`: of the expected gains with the test scores, over all candidates; `coverage`: the share of
     those that were not trained to the end whose gain the interval held, of `open` such candidates; `share`: what the
     advice took.
     """
@@ -255,10 +256,11 @@ def _verdict(one: xr.Dataset) -> dict[str, float]:
     open_rows = ~one["trained"].values
     open_rows[-1] = False
     held = ((one["low"].values <= actual) & (actual <= one["high"].values))[open_rows]
-    regret = float(np.nanmax(test) - test[one["chosen"].values][0])
+    regret, spread = float(np.nanmax(test) - test[one["chosen"].values][0]), float(np.nanmax(test) - np.nanmin(test))
     return {
         "regret": regret,
-        "regret_share": regret / (float(np.nanmax(test) - np.nanmin(test)) or 1.0),
+        "regret_share": regret / (spread or 1.0),
+        "random": float(np.nanmax(test) - np.nanmean(test)) / (spread or 1.0),
         "spearman": float(spearman(gain[None, :-1], test[:-1])[0]),
         "coverage": float(held.mean()) if held.size else np.nan,
         "open": float(open_rows.sum()),

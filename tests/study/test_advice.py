@@ -88,6 +88,7 @@ def test_a_verdict_is_what_its_names_say():
     found = advice.verdicts(known(1, [False] * 4)).sel(case="one").isel(anchored=0)
     assert float(found["regret"]) == pytest.approx(0.05)
     assert float(found["regret_share"]) == pytest.approx(0.05 / 0.4)
+    assert float(found["random"]) == pytest.approx((0.7 - 0.5375) / 0.4)
     assert float(found["spearman"]) == pytest.approx(0.5)
     assert float(found["coverage"]) == pytest.approx(2 / 3)  # 0.1 lies below [0.2, 0.3]
     assert int(found["open"]) == 3
