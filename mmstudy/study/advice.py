@@ -238,9 +238,9 @@ def verdicts(told: xr.Dataset) -> xr.Dataset:
     """How good the advice was in each case and at each budget, over (case, anchored).
 
     `regret`: the test score that the best row has more than the chosen one, and `regret_share`, in ranges of the case's
-    test scores; `random`: what a row drawn at random loses in these; `spearman`: of the expected gains with the test scores, over all candidates; `coverage`: the share of
-    those that were not trained to the end whose gain the interval held, of `open` such candidates; `share`: what the
-    advice took.
+    test scores; `random`: what a row drawn at random loses in these; `spearman`: of the expected gains with the test
+    scores, over all candidates; `coverage`: the share of those that were not trained to the end whose gain the interval
+    held, of `open` such candidates; `share`: what the advice took.
     """
     tables = {}
     for name, both in by_case(told).items():
