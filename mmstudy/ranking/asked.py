@@ -26,7 +26,7 @@ from mmstudy.ranking import pool as pools
 from mmstudy.ranking.policy import Plan
 from mmstudy.ranking.posterior import Pool, posterior, standardized
 from mmstudy.ranking.priors import PRIORS
-from mmstudy.ranking.report import OWN, Ranking, Seen, concluded
+from mmstudy.ranking.report import OWN, Ranking, Seen, concluded, early_order
 from mmstudy.ranking.rows import Metric, Row, Rows, accuracy
 from mmstudy.ranking.training import Loop, Training, device_of, epoch_of, moved, random_kept
 
@@ -173,13 +173,11 @@ def _carried_out(rows: Rows, how: Plan, full_steps: int, sizes: list[pools.Size]
 
 def pool_of(early: list[Row], sizes: list[pools.Size], operators: list[str], how: Plan) -> Pool:
     """What the early looks say of a pool; the last row is the network that is only trained on."""
-    score, loss = (np.array([getattr(row, name) for row in early]) for name in ("score", "minibatch_loss"))
-    parameters = np.array([float(size.parameters) for size in sizes])
-    value = policy.order(how.anchored, score, loss, parameters)
-    ranked = standardized(policy.shares(value))
+    score, _, value = early_order(early, sizes, how.anchored)
+    ranked, width = (standardized(each) for each in (policy.shares(value), np.log([size.parameters for size in sizes])))
     spread = float(np.nanstd(score[:-1])) if np.isfinite(score[:-1]).any() else 0.0
     now = score[-1] if math.isfinite(score[-1]) else float(np.nanmean(score))
-    return Pool(ranked, standardized(np.log(parameters)), operators, float(now), spread or abs(now) or 1.0)
+    return Pool(ranked, width, operators, float(now), spread or abs(now) or 1.0)
 
 
 def scores_of(final: list[Row | None]) -> np.ndarray:
@@ -237,7 +235,7 @@ def first_batches(loader: Iterable[Batch], seed: int, name: str) -> list[Batch]:
         one, two = ([moved(b, torch.device("cpu")) for b in islice(epoch_of(loader, seed, 0), SAME)] for _ in range(2))
     if not one:
         raise ValueError(f"{name} gives no batch")
-    if settings.of_batches(one) != settings.of_batches(two):
+    if settings.hash_of(one) != settings.hash_of(two):
         raise ValueError(
             f"{name} gives other batches at each reading, under one seed of torch, numpy and Python: its dataset or "
             "sampler draws random numbers of its own. Seed them from one of these"

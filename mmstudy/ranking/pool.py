@@ -25,7 +25,7 @@ class Size:
     """How large a network is."""
 
     parameters: int
-    flops: int  # of a forward pass of one example; 0 where they cannot be counted
+    flops: int  # of a forward pass of one example
 
 
 def default(network: nn.Module, batch: Batch, loss_fn: LossFn, covered: Coverage) -> dict[str, Candidate]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import xarray as xr
+from jaxtyping import Float
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -31,7 +32,7 @@ WORDS = {
     "early_score": ("score", "validation score after the first part of the training"),
     "early_loss": ("nat", "mean minibatch loss at the end of that part"),
     "final_score": ("score", "validation score after the full training, where it was done"),
-    "order": ("1", "what the candidates were ordered by early, standardized ranks"),
+    "order": ("1", "what the candidates were ordered by early: sums of ranks as shares"),
     "parameters": ("1", "number of parameters"),
     "flops": ("1", "floating-point operations of a forward pass of one example"),
     "steps": ("1", "steps that it was trained"),
@@ -71,13 +72,21 @@ class Seen:
         return max(trained, key=lambda i: self.told.mean[i]) if trained else int(self.told.mean.argmax())
 
 
+def early_order(
+    early: Sequence[Row], sizes: Sequence[Size], anchored: bool
+) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, " row"], Float[np.ndarray, " row"]]:
+    """The early scores, the minibatch losses, and the order of rows that follows (`policy.order`)."""
+    score, loss = (np.array([getattr(row, name) for row in early]) for name in ("score", "minibatch_loss"))
+    parameters = np.array([float(size.parameters) for size in sizes])
+    return score, loss, policy.order(anchored, score, loss, parameters)
+
+
 def concluded(rows: Rows, how: Plan, full_steps: int, seen: Seen, refused: Mapping[str, str]) -> xr.Dataset:
     """What follows for every row, best first."""
     early, final, told, status, chosen = seen.early, seen.final, seen.told, seen.status, seen.chosen
     gain, low, high = told.gains(LEVEL)
     draws = told.draws()
-    score, loss = (np.array([getattr(row, name) for row in early]) for name in ("score", "minibatch_loss"))
-    parameters = np.array([float(size.parameters) for size in seen.sizes])
+    score, loss, order = early_order(early, seen.sizes, how.anchored)
     last = [late or first for first, late in zip(early, final, strict=True)]
     columns = {
         "gain": gain,
@@ -88,7 +97,7 @@ def concluded(rows: Rows, how: Plan, full_steps: int, seen: Seen, refused: Mappi
         "early_score": score,
         "early_loss": loss,
         "final_score": np.array([math.nan if row is None else row.score for row in final]),
-        "order": policy.order(how.anchored, score, loss, parameters),
+        "order": order,
         "parameters": np.array([size.parameters for size in seen.sizes]),
         "flops": np.array([size.flops for size in seen.sizes]),
         "steps": np.array([row.steps for row in last]),

@@ -80,14 +80,12 @@ class Rows:
         """A row before its training, the optimizer's state carried along."""
         candidate = self.candidates[label]
         if candidate is None:
-            grown = unchanged(self.network)
-        else:
-            grown = candidate.grow(self.network, self.batch, self.training.loss_fn)
-        return begun(grown.network, self._optimizer(grown), self.training)
+            return self._begun(unchanged(self.network))
+        return self._begun(candidate.grow(self.network, self.batch, self.training.loss_fn))
 
     def seconds_a_step(self, steps: int) -> float:
         """How long a step of the network itself takes, measured on a few; nothing of it is kept."""
-        run = begun(*self._alone(), self.training)
+        run = self._begun(unchanged(self.network))
         path = self.folder / ".timed"
         advance(run, self.training, 1, path)  # the first is slower
         began = time.perf_counter()
@@ -95,9 +93,8 @@ class Rows:
         path.unlink(missing_ok=True)
         return (time.perf_counter() - began) / steps
 
-    def _alone(self) -> tuple[nn.Module, Optimizer | None]:
-        grown = unchanged(self.network)
-        return grown.network, self._optimizer(grown)
+    def _begun(self, grown: Expansion) -> Run:
+        return begun(grown.network, self._optimizer(grown), self.training)
 
     def _optimizer(self, grown: Expansion) -> Optimizer | None:
         made = self.training.optimizer

@@ -37,11 +37,11 @@ def of(
     ]
     state = optimizer.state_dict()["state"] if optimizer else {}
     return {
-        "network": _hash(type(network).__qualname__, network.state_dict()),
-        "pool": _hash(*(f"{label}: {candidate}, {candidate.seed}" for label, candidate in pool.items())),
-        "loader": _hash(list(batches)),
-        "validation data": _hash(measured),
-        "optimizer": _hash(type(optimizer).__name__, repr(options), state),
+        "network": hash_of(type(network).__qualname__, network.state_dict()),
+        "pool": hash_of(*(f"{label}: {candidate}, {candidate.seed}" for label, candidate in pool.items())),
+        "loader": hash_of(list(batches)),
+        "validation data": hash_of(measured),
+        "optimizer": hash_of(type(optimizer).__name__, repr(options), state),
         "loss_fn": _code(training.loss_fn),
         "schedule": _code(training.schedule),
         "train": _code(training.train),
@@ -80,17 +80,13 @@ def claim(folder: Path, settings: Mapping[str, str]) -> None:
         raise ValueError(f"{folder} holds another ranking: {', '.join(details)} changed since. Give a new folder")
 
 
-def of_batches(batches: Any) -> str:
-    """A hash of batches."""
-    return _hash(batches)
-
-
 def name_of(label: str, candidate: Candidate | None) -> str:
     """A file name for a candidate."""
     return hashlib.sha256(f"{label}: {candidate}".encode()).hexdigest()[:16]
 
 
-def _hash(*things: Any) -> str:
+def hash_of(*things: Any) -> str:
+    """A hash of tensors and plain values, in trees of any form."""
     digest = hashlib.sha256()
     for leaf in tree_leaves(things):
         if isinstance(leaf, Tensor):

@@ -89,8 +89,9 @@ def advance(
         return
     began, kept = time.perf_counter() - run.seconds, time.perf_counter()
     if training.train is not None:
-        _own_loop(run, training, steps)
-        stepped(steps)
+        missing = steps - len(run.losses)
+        _own_loop(run, training, missing)
+        stepped(missing)
     else:
         with random_kept(), evaluating(run.network):
             run.network.train()
@@ -107,9 +108,8 @@ def advance(
     keep(run, path)
 
 
-def _own_loop(run: Run, training: Training, steps: int) -> None:
+def _own_loop(run: Run, training: Training, missing: int) -> None:
     assert training.train is not None
-    missing = steps - len(run.losses)
     with random_kept():
         _seed_all(seed_of(training.seed, "own loop", len(run.losses)))
         found = training.train(run.network, run.own, missing, training.seed)

@@ -21,6 +21,7 @@ from mmstudy.core import processes, results, sources
 from mmstudy.core.seeds import seed_of
 from mmstudy.core.tasks import Task, load
 from mmstudy.core.tasks import base as new_base
+from mmstudy.ranking import report
 from mmstudy.ranking.asked import pool_of, rank_expansions
 from mmstudy.ranking.policy import Plan
 from mmstudy.ranking.pool import Size
@@ -40,18 +41,13 @@ VERDICTS = {
     "open": ("1", "candidates that were not trained to the end"),
     "share": ("1", "share of training all to the end that the advice took"),
 }
-WORDS = {
-    "early_score": ("score", "validation score after the first part of the training"),
-    "early_loss": ("nat", "mean minibatch loss at the end of that part"),
+WORDS = {name: report.WORDS[name] for name in ("early_score", "early_loss", "low", "high", "parameters")} | {
     "final_score": ("score", "validation score after the full training"),
     "test_score": ("score", "the same on test data"),
     "gain": ("score", "gain over training on that the advice expects at this budget"),
-    "low": ("score", f"lower end of its {LEVEL:.0%} interval"),
-    "high": ("score", f"upper end of its {LEVEL:.0%} interval"),
     "trained": ("1", "whether it was trained to the end at this budget"),
     "chosen": ("1", "whether the advice is to take it"),
     "share": ("1", "share of training all to the end that the advice took"),
-    "parameters": ("1", "number of parameters"),
 }
 
 
