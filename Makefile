@@ -36,6 +36,9 @@ export OPENBLAS_NUM_THREADS := 1
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 4294967296
 
+# No progress bars in what executed notebooks keep; the runner names the terminal that shows them.
+export MMSTUDY_TERMINAL := /dev/null
+
 # ---- What each notebook makes, and the files of the package that it imports, directly or not -----------------------
 
 OUT := outputs/$(PROFILE)

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import measuring
+from mmstudy.core import progress
 from mmstudy.core.networks import count_flops, count_parameters
 from mmstudy.expansion import asked, pools
 from mmstudy.expansion.candidate import Candidate
@@ -72,11 +72,13 @@ def sizes(
 ) -> tuple[dict[str, Size], dict[str, str]]:
     """The size of each candidate's network, and why others cannot be built; each is built once, and let go."""
     found, refused = {}, {}
-    for label, candidate in tqdm(pool.items(), desc="building", disable=None, leave=False):
-        try:
-            found[label] = size(candidate.expand(network, batch, loss_fn), batch, loss_fn)
-        except (ValueError, NotImplementedError) as error:
-            refused[label] = str(error)
+    with progress.bar(len(pool), "building") as bar:
+        for label, candidate in pool.items():
+            try:
+                found[label] = size(candidate.expand(network, batch, loss_fn), batch, loss_fn)
+            except (ValueError, NotImplementedError) as error:
+                refused[label] = str(error)
+            bar.update()
     return found, refused
 
 

@@ -12,12 +12,11 @@ import pandas as pd
 import torch
 import xarray as xr
 from torch import nn
-from tqdm import tqdm
 
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification, losses, stack
-from mmstudy.core import processes, results, sources
+from mmstudy.core import processes, progress, results, sources
 from mmstudy.core.seeds import seed_of
 from mmstudy.core.tasks import Task, load
 from mmstudy.core.tasks import base as new_base
@@ -180,8 +179,9 @@ def outcomes(cases: Sequence[str | Sequence[Any]], folder: str | Path, steps: in
         raise ValueError("no case to hold the advice against")
     with processes.pool() as executor:
         futures = [executor.submit(_outcome, case, str(folder), steps) for case in cases]
-        for _ in tqdm(as_completed(futures), total=len(futures), desc="cases", disable=None):
-            pass
+        with progress.bar(len(futures), "cases") as bar:
+            for _ in as_completed(futures):
+                bar.update()
         found = [future.result() for future in futures]
     joined = results.describe(xr.concat(found, "row", **experiments.ALIGNED), WORDS)
     joined.attrs = results.provenance({"cases": list(map(str, cases)), "steps": steps})

@@ -3,8 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
@@ -14,13 +12,13 @@ from pathlib import Path
 
 import torch
 import xarray as xr
-from tqdm import tqdm
 
 from mmstudy.batched.replay import ALONE
-from mmstudy.core import processes, results, sources, tasks
+from mmstudy.core import processes, progress, results, sources, tasks
 from mmstudy.core.tasks import Data, Task, load
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS
+from mmstudy.expansion.pools import architectures
 from mmstudy.study import entries, experiments, predictors
 from mmstudy.study.protocol import Protocol
 from mmstudy.study.statistics import EXPANSION, REFERENCE
@@ -127,18 +125,6 @@ def _about(
     return whole.assign_coords(named | extra)
 
 
-def architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candidate], ...]]:
-    """The pool in groups of one architecture: same locations and sizes, all wider or all deeper, step by step."""
-    groups: dict[tuple, list[tuple[str, Candidate]]] = {}
-    for label, candidate in pool.items():
-        step, shape = candidate, []
-        while step:
-            shape.append((OPERATORS[step.operator].widens, step.locations, step.sizes))
-            step = step.then
-        groups.setdefault(tuple(shape), []).append((label, candidate))
-    return [tuple(group) for group in groups.values()]
-
-
 def _finish(executor: Executor, jobs: dict, cache: str | Path, given, title: str, device: str) -> dict:
     """The results of all jobs, by key: read from the cache where they are, computed and kept where they are not."""
     outside = entries.from_outside()
@@ -147,10 +133,7 @@ def _finish(executor: Executor, jobs: dict, cache: str | Path, given, title: str
     done = {key: results.read(path) for key, path in paths.items() if path.exists()}
     waiting = sorted(jobs.keys() - done.keys(), key=lambda key: -_work(jobs[key]))
     futures = {executor.submit(_run, jobs[key], paths[key], outside, *given(key)): key for key in waiting}
-    with (
-        _terminal() as stream,
-        tqdm(total=len(jobs), initial=len(done), desc=title, file=stream, disable=None) as bar,
-    ):
+    with progress.bar(len(jobs), title, done=len(done)) as bar:
         for future in as_completed(futures):
             done[futures[future]] = future.result()
             bar.update()
@@ -177,15 +160,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _terminal() -> contextlib.AbstractContextManager:
-    """Where a progress bar is seen: the terminal that runs the notebook, if its runner names one, else stderr.
-
-    A kernel's own stderr ends up in the notebook, where a bar has no place (and tqdm shows none: it is no terminal).
-    """
-    terminal = os.environ.get("MMSTUDY_TERMINAL")
-    return open(terminal, "w") if terminal else contextlib.nullcontext(sys.stderr)
 
 
 def _work(job: tuple) -> float | int:
