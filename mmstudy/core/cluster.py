@@ -9,7 +9,7 @@ import contextlib
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 from threading import Lock
@@ -84,20 +84,20 @@ class _Checked(Executor):
         self.inner, self.facts, self.token = inner, facts, token
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future:
-        return self.inner.submit(_work, self.facts, self.token, function, args, options)
+        return self.inner.submit(partial(_work, self.facts, self.token, partial(function, *args, **options)))
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self.inner.shutdown(wait=wait and not cancel_futures)
 
 
-def _work(facts: Facts, token: Path | None, function: Callable[..., Any], args: tuple, options: dict) -> Any:
+def _work(facts: Facts, token: Path | None, piece: Callable[[], Any]) -> Any:
     """What a worker does: one piece of work at a time, if it is fit for it."""
     if wrong := _wrong(facts, token):
         from distributed import get_worker
 
         raise ValueError(f"the worker at {get_worker().address} {wrong}")
     with _TURN:
-        return function(*args, **options)
+        return piece()
 
 
 # ---- The cluster -----------------------------------------------------------------------------------------------------
@@ -116,8 +116,10 @@ def _connected(scheduler: str) -> "Client":
 
 
 def _described(client: "Client", scheduler: str) -> str:
-    threads = client.nthreads()
-    words = f"{len(threads)} workers at {scheduler}; dashboard: {client.dashboard_link}"
+    threads, words = client.nthreads(), ""
+    with contextlib.suppress(KeyError):  # it may have been started without one
+        words = f"; dashboard: {client.dashboard_link}"
+    words = f"{len(threads)} workers at {scheduler}{words}"
     if not threads:
         words += "; the work waits until a worker has joined"
     elif sum(threads.values()) > len(threads):
