@@ -78,8 +78,17 @@ def _on_the_way(name: str) -> Iterator[Path]:
 
 def fingerprint(code: str) -> str:
     """A hash of what the modules that some code imports do: comments, docstrings and layout don't change it."""
+    return _hash(files(code))
+
+
+def of_package() -> str:
+    """A hash of what all modules of this package do."""
+    return _hash(PACKAGE.rglob("*.py"))
+
+
+def _hash(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(files(code)):
+    for path in sorted(paths):
         digest.update(_meaning(path.read_text()).encode())
     return digest.hexdigest()
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmstudy.core import arguments, processes, tasks
+from mmstudy.core import arguments, cluster, tasks
 from mmstudy.core.networks import ResNet
 from mmstudy.core.seeds import seed_of
 from mmstudy.core.tasks import Data, Task
@@ -106,10 +106,15 @@ def pool(task: Task, data: Data, shape: Mapping[str, Any] | None = None) -> tupl
 
 
 def all_pools(
-    some: Sequence[Task], shape: Mapping[str, Any] | None = None, workers: int = 0
+    some: Sequence[Task], shape: Mapping[str, Any] | None = None, workers: int = 0, scheduler: str = ""
 ) -> dict[Task, tuple[dict[str, Candidate], dict[str, str]]]:
-    """The `pool` of each task, made side by side: every candidate is grown once, to see whether it can be."""
-    with processes.pool(workers) as executor:
+    """The `pool` of each task, made side by side: every candidate is grown once, to see whether it can be.
+
+    Args:
+        workers: the number of processes; 0 means one per core.
+        scheduler: the address of a Dask scheduler, whose workers take the place of processes (`core.cluster`).
+    """
+    with cluster.executor(scheduler, workers) as executor:
         return dict(zip(some, executor.map(_pool, some, [shape] * len(some)), strict=True))
 
 
