@@ -145,7 +145,8 @@ def _carried_out(rows: Rows, how: Plan, full_steps: int, sizes: list[pools.Size]
 
         def seen(groups: Iterable[Sequence[str]], steps: int, more: int) -> list[Row]:
             """The rows of these groups after so many steps, `more` than before."""
-            found, before = {}, bar.n
+            found: dict[str, Row] = {}
+            before = bar.n
             for each in looks(list(groups), steps, bar.update):
                 found |= {row.label: row for row in each}
                 bar.update(max(0, before + more * len(found) - bar.n))  # what was there before counts too

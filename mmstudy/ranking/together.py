@@ -40,7 +40,7 @@ def fit(networks: Sequence[nn.Module], optimizers: Sequence[Optimizer | None], b
         ensemble = stack(networks)
     except ValueError:
         return False
-    known = [optimizer for optimizer in optimizers if type(optimizer) in ELEMENTWISE]
+    known = [each for each in optimizers if each is not None and type(each) in ELEMENTWISE]
     forms = {_form(*pair) for pair in zip(networks, known, strict=False)}
     trained = {name for names in _names(networks[0], known[0]) for name in names} if known else set()
     if len(known) < len(optimizers) or len(forms) > 1 or not trained <= ensemble.parameters.keys():
@@ -167,7 +167,8 @@ def _stacked(networks: Sequence[nn.Module], optimizers: Sequence[Optimizer], lea
         _options(group) | {"params": [leaves[name] for name in own]}
         for group, own in zip(optimizers[0].param_groups, names, strict=True)
     ]
-    made = type(optimizers[0])(groups)
+    kind: Any = type(optimizers[0])
+    made = kind(groups)
     for group, name_of in zip(made.param_groups, names, strict=True):
         for leaf, name in zip(group["params"], name_of, strict=True):
             own = [o.state.get(dict(n.named_parameters())[name], {}) for n, o in zip(networks, optimizers, strict=True)]

@@ -20,6 +20,7 @@ from mmstudy.batched.objective import Objective, of_networks
 from mmstudy.core import tasks
 from mmstudy.core.seeds import generator
 from mmstudy.core.tasks import Data, Task
+from mmstudy.expansion import pools
 from mmstudy.manifold import profiles
 from mmstudy.manifold.children import offspring
 from mmstudy.manifold.estimate import PASS, STEP

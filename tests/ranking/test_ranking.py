@@ -144,7 +144,8 @@ def test_the_best_of_a_group_can_be_gone_on_with(ranked):
     for label in ranking.rows.candidates:
         best = ranking.best(label)
         assert best.steps == int(ranking.data["steps"].sel(candidate=label))
-        score = (best.network.eval()(batch(40, 2)[0][:16]).argmax(-1) == batch(40, 2)[1][:16]).float().mean()
+        inputs, targets = ranking.rows.measured
+        score = (best.network.eval()(inputs).argmax(-1) == targets).float().mean()
         assert ranking.data["early_score"].sel(candidate=label) == pytest.approx(score.item())
 
 
