@@ -113,13 +113,14 @@ def rank_expansions(
     folder = Path(folder)
     known = settings.of(network, training, chosen, seen, measured, full_steps=full_steps, metric=score)
     settings.claim(folder, known)
-    sizes, refused = pools.sizes(network, chosen, batch, loss_fn)
+    traced = pools.traced(network, batch, loss_fn)
+    sizes, refused = pools.sizes(network, chosen, batch, loss_fn, traced)
     for label, reason in refused.items():
         say(f"left out: {label}: {reason}")
     if len(sizes) < 2:
         raise ValueError(f"only {len(sizes)} of {len(chosen)} candidates can be grown: {'; '.join(refused.values())}")
     candidates: dict[str, Candidate | None] = {label: chosen[label] for label in sizes} | {OWN: None}
-    rows = Rows(network, training, batch, measured, score, candidates, folder / "runs")
+    rows = Rows(network, training, batch, measured, score, candidates, folder / "runs", traced)
     look = engine.count(measured) / (3 * accumulate * engine.count(batch))  # a step costs three passes, a look one
     how = policy.plan(len(sizes), full_steps, budget, look * (1 if score is None else 2))
     say(_foretold(how, len(sizes), full_steps, rows.seconds_a_step(TRIED), [own, *sizes.values()]))

@@ -22,6 +22,7 @@ from mmstudy.expansion.candidate import Averages, Candidate, Expansion
 from mmstudy.ranking import policy, settings
 from mmstudy.ranking.together import fit
 from mmstudy.ranking.training import Run, Training, advance, begun, resume
+from mmstudy.tracing.graph import Trace
 
 Metric = LossFn  # (model, batch) → a mean over examples, of which more is better
 
@@ -54,6 +55,11 @@ class Rows:
     metric: Metric | None
     candidates: Mapping[str, Candidate | None]
     folder: Path
+    traced: Trace | None = None  # of the network on that batch
+
+    def __getstate__(self) -> dict:
+        """What is sent to another process: that makes a trace of its own."""
+        return {**self.__dict__, "traced": None}
 
     @cached_property
     def groups(self) -> tuple[tuple[str, ...], ...]:
@@ -92,7 +98,7 @@ class Rows:
         candidate = self.candidates[label]
         if candidate is None:
             return self._begun(unchanged(self.network))
-        return self._begun(candidate.grow(self.network, self.batch, self.training.loss_fn))
+        return self._begun(candidate.grow(self.network, self.batch, self.training.loss_fn, self.traced))
 
     def seconds_a_step(self, steps: int) -> float:
         """How long a step of the network itself takes, measured on a few; nothing of it is kept."""
