@@ -4,6 +4,7 @@ import runpy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -103,12 +104,11 @@ def _train(
     rate = schedule(steppers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        while rate.last_epoch < steps:
-            for batch in loader:
-                steppers.zero_grad()
-                classification(network, batch).backward()
-                steppers.step()
-                rate.step()
+        for batch in islice(chain.from_iterable(repeat(loader)), steps):  # epoch after epoch
+            steppers.zero_grad()
+            classification(network, batch).backward()
+            steppers.step()
+            rate.step()
 
 
 def of_file(path: str | Path, steps: int | None = None) -> Case:
