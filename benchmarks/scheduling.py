@@ -130,7 +130,9 @@ def measured(address: str, scheduler: psutil.Process, lengths: Sequence[float], 
                 before = of_process(scheduler), of_process(client)
                 seconds[0, j, k] = timed(executor, piece, length, count)
                 busy[:, j, k] = np.subtract((of_process(scheduler), of_process(client)), before) / count
-            print(f"{KINDS[j]} {length:g} s: cluster {seconds[0, j, k]:.2f} s, pool {seconds[1, j, k]:.2f} s", flush=True)
+            print(
+                f"{KINDS[j]} {length:g} s: cluster {seconds[0, j, k]:.2f} s, pool {seconds[1, j, k]:.2f} s", flush=True
+            )
     axes = {"kind": list(KINDS), "length": list(lengths)}
     found = xr.Dataset(
         {"seconds": (("way", *axes), seconds), "busy": (("who", *axes), busy)},
@@ -236,15 +238,17 @@ def report(found: xr.Dataset, count: int) -> str:
         f"Pieces of a real task ({', '.join(map(str, TASK))}): {len(piece)}, median {np.median(piece):.1f} s, from "
         f"{piece.min():.1f} to {piece.max():.1f} s.",
         "",
-        "**On paper** (a simulation, no measurement: nobody has run so many workers): the time that scheduling adds, and "
-        "how many times faster than one worker.",
+        "**On paper** (a simulation, no measurement: nobody has run so many workers): the time that scheduling adds, "
+        "and how many times faster than one worker.",
         "",
         "| study | " + " | ".join(f"{many:,}" for many in found["worker"].values) + " |",
         "| --- |" + " ---: |" * found.sizes["worker"],
     ]
     for study in found["study"].values:
         one = found.sel(study=study)
-        cells = (f"{100 * s:.1f}%, {u:.0f}×" for s, u in zip(one["slowdown"].values, one["speedup"].values, strict=True))
+        cells = (
+            f"{100 * s:.1f}%, {u:.0f}×" for s, u in zip(one["slowdown"].values, one["speedup"].values, strict=True)
+        )
         lines.append(f"| {study} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *(f"- {line}" for line in limits(found)), ""])
 
@@ -278,14 +282,18 @@ def draw(found: xr.Dataset) -> Figure:
     for way, dash in zip(WAYS, ("-", "--"), strict=True):
         for kind, color in zip(KINDS, ("C0", "C1"), strict=True):
             one = found["overhead"].sel(way=way, kind=kind)
-            left.plot(1e3 * one["length"], 100 * one.clip(1e-4), f"o{dash}", color=color, label=f"{way}, a piece {kind}")
+            left.plot(
+                1e3 * one["length"], 100 * one.clip(1e-4), f"o{dash}", color=color, label=f"{way}, a piece {kind}"
+            )
     left.axhline(100 * GOAL, color="0.6", lw=0.8, zorder=0)
     left.set(xscale="log", yscale="log", xlabel="length of a piece, ms", ylabel="overhead, %", title="measured")
     left.legend(frameon=False)
     for study in found["study"].values:
         right.plot(found["worker"], found["speedup"].sel(study=study), "o-", ms=3, label=study)
     right.plot(found["worker"], found["worker"], color="0.6", lw=0.8, zorder=0)
-    right.set(xscale="log", yscale="log", xlabel="workers", ylabel="times faster than one", title="on paper (simulated)")
+    right.set(
+        xscale="log", yscale="log", xlabel="workers", ylabel="times faster than one", title="on paper (simulated)"
+    )
     right.legend(frameon=False, fontsize="small")
     return figure
 

@@ -201,7 +201,10 @@ def _outcome(case: str | Sequence[Any], folder: str, steps: int | None) -> xr.Da
 
 
 def in_parts(
-    parts: Mapping[str, Sequence[str | Sequence[Any]]], folder: str | Path, steps: int | None = None, scheduler: str = ""
+    parts: Mapping[str, Sequence[str | Sequence[Any]]],
+    folder: str | Path,
+    steps: int | None = None,
+    scheduler: str = "",
 ) -> xr.Dataset:
     """The `outcomes` of several parts, whose name is the coordinate `part`."""
     told = {name: outcomes(cases, folder, steps, scheduler) for name, cases in parts.items()}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -228,9 +229,9 @@ def interval():
 
 def test_threads_of_a_worker_take_turns():
     with ThreadPoolExecutor(3) as threads:
-        futures = [threads.submit(cluster._work, cluster._facts(), None, interval) for _ in range(6)]
+        futures = [threads.submit(cluster._work, cluster._facts(), None, cloudpickle.dumps(interval)) for _ in range(6)]
         times = sorted(future.result() for future in futures)
-    assert all(end <= start for (_, end), (start, _) in zip(times, times[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(times))
 
 
 def test_errors_come_back_as_they_are(shared):
@@ -268,10 +269,11 @@ def deaf():
         yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense", "none://127.0.0.1:1", "deaf"])
-def test_an_address_where_no_scheduler_is(address, deaf, monkeypatch):
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense", "none://127.0.0.1:1", "deaf", "dashboard"])
+def test_an_address_where_no_scheduler_is(address, deaf, shared, monkeypatch):
     monkeypatch.setattr(cluster, "PATIENCE", 1.0)
-    address = deaf if address == "deaf" else address
+    address = {"deaf": deaf, "dashboard": shared.client.dashboard_link.removesuffix("/status")}.get(address, address)
+    address = address.replace("http", "tcp")
     began = time.monotonic()
     with pytest.raises(ValueError, match=rf"(?s)answers at '{address}'.*`dask scheduler`"), cluster.executor(address):
         pass
