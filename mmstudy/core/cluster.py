@@ -118,8 +118,8 @@ def _connected(scheduler: str) -> "Client":
         return Client(scheduler, timeout=PATIENCE, set_as_default=False)
     except Exception as error:  # each kind of wrong address has its own
         raise ValueError(
-            f"no Dask scheduler answers at {scheduler!r} ({error or 'silence'}). Start one with `dask scheduler`, and give "
-            "the address that it prints, such as tcp://192.168.0.2:8786"
+            f"no Dask scheduler answers at {scheduler!r} ({error or 'silence'}). Start one with `dask scheduler`, and "
+            "give the address that it prints, such as tcp://192.168.0.2:8786"
         ) from error
     finally:
         runner.stop()

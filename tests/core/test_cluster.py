@@ -29,9 +29,9 @@ cloudpickle = pytest.importorskip("cloudpickle")  # which it brings
 
 ROOT = Path(__file__).parents[2]
 DATA = tasks.load(TASK)
-SHAPE = {"factors": (2,), "extra_layers": (1,), "matched": (), "wider": ("net2net", "random")}
+SHAPE = {"factors": (2,), "extra_layers": (1,), "matched": (), "wider": ("random",), "deeper": ("deeper_identity",)}
 POOL = pools.candidate_pool(tasks.base(TASK, DATA), DATA.training.inputs, **SHAPE)
-PIECES = 5  # architectures
+PIECES = 5  # candidates, each of another architecture
 
 CLIENT = """
 from test_cluster import swept
@@ -326,8 +326,9 @@ def test_the_script_for_slurm():
     assert {"-J mmstudy", "-p short", "-n 1", "--cpus-per-task=1", "--mem=6G", "-t 08:00:00"} <= directives
     assert {"--array=1-8", "--gres=gpu:1"} <= directives
     (worker,) = (line for line in lines if "dask_worker" in line)
-    assert worker.startswith(f"{sys.executable} -m distributed.cli.dask_worker tcp://login:8786 --nthreads 1 ")
-    assert "--name worker-$SLURM_JOB_ID" in worker
+    assert worker.startswith(f"{sys.executable} -m distributed.cli.dask_worker tcp://login:8786 ")
+    assert "--nthreads 1 " in worker
+    assert "--name worker-$SLURM_JOB_ID " in worker
     assert worker.rindex("--memory-limit 0") == worker.rindex("--memory-limit")
     assert "gres" not in slurm.script("tcp://login:8786", 1)
 
