@@ -85,7 +85,7 @@ class _Checked(Executor):
         self.inner, self.facts, self.token = inner, facts, token
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future:
-        import cloudpickle  # which Dask brings
+        import cloudpickle
 
         piece = cloudpickle.dumps(partial(function, *args, **options))  # the scheduler would load what is no bytes
         return self.inner.submit(_work, self.facts, self.token, piece)

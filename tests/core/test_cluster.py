@@ -25,7 +25,7 @@ from mmstudy.expansion import pools
 from mmstudy.study import design, sweep
 
 distributed = pytest.importorskip("distributed", reason="needs the extra dask")
-cloudpickle = pytest.importorskip("cloudpickle")  # which it brings
+cloudpickle = pytest.importorskip("cloudpickle", reason="needs the extra dask")
 
 ROOT = Path(__file__).parents[2]
 DATA = tasks.load(TASK)
