@@ -194,7 +194,7 @@ def test_a_scheduler_goes_to_the_notebooks_that_have_one_and_makes_nothing_stale
     assert make(project, "-q", word, "all").returncode == 0
     given = {name: run.value for name, run in planned(project, "-B", word, "all").items() if run.value}
     with_one = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb") if "scheduler" in runner.defaults(path)}
-    assert given == dict.fromkeys(with_one, ["scheduler=tcp://192.168.0.2:8786"])
+    assert given == {name: ["scheduler=tcp://192.168.0.2:8786"] for name in with_one}
     assert not any(run.value for run in planned(project, "-B", "all").values())
 
 

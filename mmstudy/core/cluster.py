@@ -6,6 +6,7 @@ time.
 """
 
 import contextlib
+import pickle
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
@@ -84,20 +85,23 @@ class _Checked(Executor):
         self.inner, self.facts, self.token = inner, facts, token
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future:
-        return self.inner.submit(partial(_work, self.facts, self.token, partial(function, *args, **options)))
+        import cloudpickle
+
+        piece = cloudpickle.dumps(partial(function, *args, **options))  # the scheduler would load what is no bytes
+        return self.inner.submit(_work, self.facts, self.token, piece)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self.inner.shutdown(wait=wait and not cancel_futures)
 
 
-def _work(facts: Facts, token: Path | None, piece: Callable[[], Any]) -> Any:
+def _work(facts: Facts, token: Path | None, piece: bytes) -> Any:
     """What a worker does: one piece of work at a time, if it is fit for it."""
     if wrong := _wrong(facts, token):
         from distributed import get_worker
 
         raise ValueError(f"the worker at {get_worker().address} {wrong}")
     with _TURN:
-        return piece()
+        return pickle.loads(piece)()
 
 
 # ---- The cluster -----------------------------------------------------------------------------------------------------
@@ -105,14 +109,29 @@ def _work(facts: Facts, token: Path | None, piece: Callable[[], Any]) -> Any:
 
 def _connected(scheduler: str) -> "Client":
     with needed("dask"):
-        from distributed import Client
+        from distributed import Client, sync
+        from distributed.utils import LoopRunner
+    runner = LoopRunner(asynchronous=False)
+    runner.start()
     try:
+        sync(runner.loop, _knock, scheduler, callback_timeout=PATIENCE)
         return Client(scheduler, timeout=PATIENCE, set_as_default=False)
     except Exception as error:  # each kind of wrong address has its own
         raise ValueError(
-            f"no Dask scheduler answers at {scheduler!r} ({error}). Start one with `dask scheduler`, and give the "
-            "address that it prints, such as tcp://192.168.0.2:8786"
+            f"no Dask scheduler answers at {scheduler!r} ({error or 'silence'}). Start one with `dask scheduler`, and "
+            "give the address that it prints, such as tcp://192.168.0.2:8786"
         ) from error
+    finally:
+        runner.stop()
+
+
+async def _knock(scheduler: str) -> None:
+    """Connect once: a client would wait forever for something else that listens there, such as a dashboard."""
+    from distributed import Security
+    from distributed.comm import connect
+
+    comm = await connect(scheduler, timeout=PATIENCE, **Security().get_connection_args("client"))
+    comm.abort()
 
 
 def _described(client: "Client", scheduler: str) -> str:
@@ -176,5 +195,5 @@ def _facts() -> Facts:
     found = {CODE: sources.of_package()}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
+            found[name] = metadata.version(name).split("+")[0]  # torch names its builds: +cpu, +cu130
     return tuple(found.items())

@@ -78,18 +78,17 @@ def _on_the_way(name: str) -> Iterator[Path]:
 
 def fingerprint(code: str) -> str:
     """A hash of what the modules that some code imports do: comments, docstrings and layout don't change it."""
-    return _hash(files(code))
+    digest = hashlib.sha256()
+    for path in sorted(files(code)):
+        digest.update(_meaning(path.read_text()))
+    return digest.hexdigest()
 
 
 def of_package() -> str:
-    """A hash of what all modules of this package do."""
-    return _hash(PACKAGE.rglob("*.py"))
-
-
-def _hash(paths: Iterable[Path]) -> str:
+    """A hash of all files of this package, as they are: quick, where a comment may count."""
     digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(_meaning(path.read_text()))
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

@@ -40,8 +40,8 @@ def enter(entries: Entries, known: str) -> None:
         if description(entries) != known:
             names = ", ".join(name for new in entries for name in new)
             raise ValueError(f"the files that define {names} differ between the machines: give all of them the same")
-    for known, new in zip(REGISTRIES, entries, strict=True):
-        known.update(new)
+    for registry, new in zip(REGISTRIES, entries, strict=True):
+        registry.update(new)
 
 
 def description(entries: Entries) -> str:

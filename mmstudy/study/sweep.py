@@ -144,9 +144,10 @@ def _finish(
     paths = {key: cache / f"{title}-{_fingerprint(job, more)}.nc" for key, job in jobs.items()}
     done = {key: results.read(path) for key, path in paths.items() if path.exists()}
     waiting = sorted(jobs.keys() - done.keys(), key=lambda key: -_work(jobs[key]))
-    futures = {
-        executor.submit(_run, jobs[key], paths[key], outside, known, *given(key), device): key for key in waiting
-    }
+    futures = {}
+    for key in waiting:
+        data, base = given(key)
+        futures[executor.submit(_run, jobs[key], paths[key], outside, known, data, base, device)] = key
     with progress.bar(len(jobs), title, done=len(done)) as bar:
         for future in as_completed(futures):
             done[futures.pop(future)] = future.result()  # a cluster keeps what somebody still holds
@@ -183,7 +184,8 @@ def _kept(data: Data, name: str, cache: Path) -> Path:
 @lru_cache(maxsize=8)
 def _data(path: Path, device: str) -> Data:
     parts, image, vocabulary = torch.load(path, map_location=device)
-    data = Data(*(Split(*part) for part in parts), image, vocabulary)
+    training, validation, test = (Split(*part) for part in parts)
+    data = Data(training, validation, test, image, vocabulary)
     if path.stem != f"data-{tasks.fingerprint(data)}":
         raise ValueError(f"{path} holds other data than its name says; delete it and run again")
     return data

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,13 @@ from mmstudy.expansion import pools
 from mmstudy.study import design, sweep
 
 distributed = pytest.importorskip("distributed", reason="needs the extra dask")
-cloudpickle = pytest.importorskip("cloudpickle")  # which it brings
+cloudpickle = pytest.importorskip("cloudpickle", reason="needs the extra dask")
 
 ROOT = Path(__file__).parents[2]
 DATA = tasks.load(TASK)
-SHAPE = {"factors": (2,), "extra_layers": (1,), "matched": (), "wider": ("net2net", "random")}
+SHAPE = {"factors": (2,), "extra_layers": (1,), "matched": (), "wider": ("random",), "deeper": ("deeper_identity",)}
 POOL = pools.candidate_pool(tasks.base(TASK, DATA), DATA.training.inputs, **SHAPE)
-PIECES = 5  # architectures
+PIECES = 5  # candidates, each of another architecture
 
 CLIENT = """
 from test_cluster import swept
@@ -228,9 +229,9 @@ def interval():
 
 def test_threads_of_a_worker_take_turns():
     with ThreadPoolExecutor(3) as threads:
-        futures = [threads.submit(cluster._work, cluster._facts(), None, interval) for _ in range(6)]
+        futures = [threads.submit(cluster._work, cluster._facts(), None, cloudpickle.dumps(interval)) for _ in range(6)]
         times = sorted(future.result() for future in futures)
-    assert all(end <= start for (_, end), (start, _) in zip(times, times[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(times))
 
 
 def test_errors_come_back_as_they_are(shared):
@@ -268,10 +269,11 @@ def deaf():
         yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense", "none://127.0.0.1:1", "deaf"])
-def test_an_address_where_no_scheduler_is(address, deaf, monkeypatch):
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense", "none://127.0.0.1:1", "deaf", "dashboard"])
+def test_an_address_where_no_scheduler_is(address, deaf, shared, monkeypatch):
     monkeypatch.setattr(cluster, "PATIENCE", 1.0)
-    address = deaf if address == "deaf" else address
+    address = {"deaf": deaf, "dashboard": shared.client.dashboard_link.removesuffix("/status")}.get(address, address)
+    address = address.replace("http", "tcp")
     began = time.monotonic()
     with pytest.raises(ValueError, match=rf"(?s)answers at '{address}'.*`dask scheduler`"), cluster.executor(address):
         pass
@@ -324,8 +326,9 @@ def test_the_script_for_slurm():
     assert {"-J mmstudy", "-p short", "-n 1", "--cpus-per-task=1", "--mem=6G", "-t 08:00:00"} <= directives
     assert {"--array=1-8", "--gres=gpu:1"} <= directives
     (worker,) = (line for line in lines if "dask_worker" in line)
-    assert worker.startswith(f"{sys.executable} -m distributed.cli.dask_worker tcp://login:8786 --nthreads 1 ")
-    assert "--name worker-$SLURM_JOB_ID" in worker
+    assert worker.startswith(f"{sys.executable} -m distributed.cli.dask_worker tcp://login:8786 ")
+    assert "--nthreads 1 " in worker
+    assert "--name worker-$SLURM_JOB_ID " in worker
     assert worker.rindex("--memory-limit 0") == worker.rindex("--memory-limit")
     assert "gres" not in slurm.script("tcp://login:8786", 1)
 
