@@ -13,7 +13,7 @@ PYTHON3 ?= python3
 # An experiment.nc of other tasks, made elsewhere, that notebook 4 joins instead of running its tasks again.
 MORE ?=
 
-# The address of a Dask scheduler: its workers train for notebooks 4, 9 and 11 (CLUSTER.md). The results are the same.
+# The address of a Dask scheduler: its workers train for notebooks 4 and 9 to 11 (CLUSTER.md). The results are the same.
 SCHEDULER ?=
 
 # What `make rank` ranks: a file such as those in examples/, and for which share of training all candidates.
@@ -89,6 +89,7 @@ imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mms
 10_ranking.makes := data/ranking.nc $(call figures,ranking)
 10_ranking.reads := $(wildcard examples/convolutional.py)
 10_ranking.set := ranking_folder=$(OUT)/cache/ranking
+10_ranking.value := $(SCHEDULER:%=scheduler=%)
 
 11_advice.makes := data/advice.nc data/verdicts.nc $(call figures,advice)
 11_advice.reads := $(wildcard examples/*.py)
@@ -136,7 +137,8 @@ compare: ## Hold the results of PROFILE against the reference, and say what move
 
 rank: $(ENVIRONMENT) ## Rank the expansions of a network: MODEL=examples/convolutional.py BUDGET=0.1
 	$(PYTHON) notebooks/run.py notebooks/10_ranking.ipynb --profile rank --into $(RANKED) --expect $(10_ranking.makes) \
-		--set model=$(MODEL) --set ranking_folder=$(RANKED)/cache --value ranking_budget=$(BUDGET)
+		--set model=$(MODEL) --set ranking_folder=$(RANKED)/cache --value ranking_budget=$(BUDGET) \
+		$(10_ranking.value:%=--value %)
 
 docs: $(ENVIRONMENT) ## Write the pages of all functions, room by room, into outputs/docs
 	$(PYTHON) -m pdoc --docformat google --output-directory outputs/docs \

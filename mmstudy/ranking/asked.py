@@ -62,6 +62,9 @@ def rank_expansions(
     network itself beside them, is trained for a part of the full training (`policy`), and some of them to the end if
     the budget allows it. All is kept under `folder`: after any end the same call goes on and gives the same ranking.
 
+    Small candidates of one shape are trained as one batch, where the optimizer allows it (`together`): each becomes what
+    it would alone, but for rounding.
+
     Args:
         network: a trained network; it is left as it is.
         loss_fn: (model, batch) → mean loss.
@@ -82,6 +85,7 @@ def rank_expansions(
         autocast: a type such as `torch.bfloat16` to train in; what is measured is measured without.
         accumulate: batches of the loader that make one step.
         folder: where networks on their way are kept, about as large as all candidates with their optimizers.
+        seed: of the order of examples, and of what is drawn in training.
         scheduler: the address of a Dask scheduler, such as "tcp://192.168.0.2:8786", whose workers train, each a
             group of candidates at a time; they must see `folder`.
         say: what is told on the way goes there.
@@ -89,7 +93,9 @@ def rank_expansions(
     Raises:
         TypeError: an argument of another kind.
         ValueError: one that is out of range, a loader that gives nothing or never the same, a loss that is not finite,
-            a network on several devices, fewer than two candidates, or a folder of another ranking.
+            a network on several devices, fewer than two candidates, a folder of another ranking, or workers of a
+            cluster that are not fit (`cluster.executor`).
+        ConnectionError: the scheduler is gone; what was finished is kept.
     """
     network = arguments.network(network)
     _in_range(budget, full_steps, accumulate, measured_examples, clip, autocast, seed)
