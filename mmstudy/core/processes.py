@@ -4,7 +4,11 @@ import multiprocessing
 import os
 import threading
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor
+
+
+KNOWN = "There is a performance drop"  # of attention under vmap, which was measured: its loop is no slower
 
 
 def cores() -> int:
@@ -26,6 +30,7 @@ def pool(workers: int = 0) -> ProcessPoolExecutor:
 
 def _follow(parent: int) -> None:
     """End this process soon after its parent has ended: an orphan has another parent."""
+    warnings.filterwarnings("ignore", KNOWN)
 
     def watch() -> None:
         while os.getppid() == parent:

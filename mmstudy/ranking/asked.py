@@ -62,8 +62,8 @@ def rank_expansions(
     network itself beside them, is trained for a part of the full training (`policy`), and some of them to the end if
     the budget allows it. All is kept under `folder`: after any end the same call goes on and gives the same ranking.
 
-    Small candidates of one shape are trained as one batch, where the optimizer allows it (`together`): each becomes what
-    it would alone, but for rounding.
+    Small candidates of one shape are trained as one batch, where the optimizer allows it (`together`): each becomes
+    what it would alone, but for rounding.
 
     Args:
         network: a trained network; it is left as it is.
