@@ -7,7 +7,6 @@ import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 
-
 KNOWN = "There is a performance drop"  # of attention under vmap, which was measured: its loop is no slower
 
 
