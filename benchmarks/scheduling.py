@@ -221,7 +221,8 @@ def on_paper(pieces: Sequence[float], serve: float, many: int) -> xr.Dataset:
     without = np.array([[simulated(each, many, 0.0) for many in CROWDS] for each in studies.values()])
     axes = {"study": list(studies), "worker": list(CROWDS)}
     tables = {"slowdown": with_it / without - 1, "speedup": with_it[:, :1] / with_it}
-    return xr.Dataset({name: ((*axes,), table) for name, table in tables.items()}, axes)
+    found = xr.Dataset({name: ((*axes,), table) for name, table in tables.items()}, axes)
+    return found.assign_coords(pieces=("study", [len(each) for each in studies.values()]))
 
 
 # ---- What is said ----------------------------------------------------------------------------------------------------
@@ -277,6 +278,7 @@ def limits(found: xr.Dataset) -> Iterator[str]:
     """Up to how many workers scheduling takes its share at most, and what more would bring."""
     for study in found["study"].values:
         one = found.sel(study=study)
+        one = one.isel(worker=(one["worker"] <= 2 * one["pieces"]).values)  # more would have nothing to do
         little, used = one["slowdown"] <= GOAL, one["speedup"] >= 0.5 * one["worker"]
         bounds = (one["worker"].values[: int(np.cumprod(good.values).sum())].max(initial=0) for good in (little, used))
         yield "{}: scheduling adds at most {:.0%} up to {:,} workers; half of their time is used up to {:,}".format(
@@ -313,7 +315,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few short pieces; numbers for show only")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "bench", help="the folder of the results")
     options = parser.parse_args()
-    lengths, count = ((0.002, 0.01), 20) if options.quick else ((0.01, 0.03, 0.1, 0.2), 1000)
+    lengths, count = ((0.002, 0.01), 20) if options.quick else ((0.01, 0.05, 0.1), 1000)
     with tempfile.TemporaryDirectory() as place, local_cluster(Path(place)) as (address, scheduler):
         wait_for_workers(address)
         found = measured(address, scheduler, lengths, count)
