@@ -8,8 +8,9 @@ the client, as machines of their own would; pieces that compute share two cores 
 task, with the seconds that each took.
 
 *Simulated, on paper*: more workers than there are here. One queue stands for the scheduler and the client: it takes as
-long for a piece as the slower of the two was busy with one, measured above. A worker has one more piece in hand, as in
-Dask, and waits only where the queue has not sent it. Networks, disks and memory are left out.
+long for a piece as the slower of the two was busy with one, measured above. There is one more piece in hand for each
+worker, as in Dask, where idle ones take what others have; a worker waits where the queue has sent none. Networks, disks
+and memory are left out.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import matplotlib
@@ -131,18 +133,14 @@ def measured(address: str, scheduler: psutil.Process, lengths: Sequence[float], 
     """Time and overhead of pieces over (way, kind, length), and the processor time of scheduler and client for one."""
     shape = (len(WAYS), len(KINDS), len(lengths))
     seconds, others, busy = np.full(shape, np.nan), np.full(shape, np.nan), np.full((2, *shape[1:]), np.nan)
-    client = psutil.Process()
-    for j, piece in enumerate((sleeps, computes)):
-        for k, length in enumerate(lengths):
-            with cluster.executor(None, WORKERS) as executor:
-                seconds[1, j, k], others[1, j, k] = timed(executor, piece, length, count)
-            with cluster.executor(address, say=lambda text: None) as executor:
-                before = of_process(scheduler), of_process(client)
-                seconds[0, j, k], others[0, j, k] = timed(executor, piece, length, count)
-                busy[:, j, k] = np.subtract((of_process(scheduler), of_process(client)), before) / count
-            print(
-                f"{KINDS[j]} {length:g} s: cluster {seconds[0, j, k]:.2f} s, pool {seconds[1, j, k]:.2f} s", flush=True
-            )
+    client, silent = psutil.Process(), lambda text: None
+    with cluster.executor(None, WORKERS) as pool, cluster.executor(address, say=silent) as crowd:
+        for (j, piece), (k, length) in product(enumerate((sleeps, computes)), enumerate(lengths)):
+            seconds[1, j, k], others[1, j, k] = timed(pool, piece, length, count)
+            before = of_process(scheduler), of_process(client)
+            seconds[0, j, k], others[0, j, k] = timed(crowd, piece, length, count)
+            busy[:, j, k] = np.subtract((of_process(scheduler), of_process(client)), before) / count
+            print(f"{KINDS[j]} {length:g} s: {seconds[0, j, k]:.2f} s, in a pool {seconds[1, j, k]:.2f} s", flush=True)
     axes = {"kind": list(KINDS), "length": list(lengths)}
     found = xr.Dataset(
         {"seconds": (("way", *axes), seconds), "others": (("way", *axes), others), "busy": (("who", *axes), busy)},
@@ -170,31 +168,29 @@ def real_pieces(address: str, folder: Path, quick: bool) -> list[float]:
 def simulated(lengths: Sequence[float], workers: int, serve: float) -> float:
     """Seconds until workers have done pieces in this order, each of which one queue sends in `serve` seconds."""
     waiting = deque(lengths)
-    free = 0.0  # when the queue will have sent what it was asked for
-    busy: list[tuple[float, int]] = []  # when the work in hand of each worker ends
-    hand: list[deque[tuple[float, float]]] = [deque() for _ in range(workers)]  # (when it was sent, its length)
+    sent: deque[tuple[float, float]] = deque()  # (when it arrives, its length)
+    busy: list[float] = []  # when the work of each worker ends
+    free = end = 0.0  # when the queue will have sent what it was asked for
 
-    def send(worker: int, asked: float) -> None:
+    def send(asked: float) -> None:
         nonlocal free
         if waiting:
             free = max(free, asked) + serve
-            hand[worker].append((free, waiting.popleft()))
+            sent.append((free, waiting.popleft()))
 
-    def begin(worker: int, now: float) -> None:
-        if hand[worker]:
-            sent, length = hand[worker].popleft()
-            heapq.heappush(busy, (max(now, sent) + length, worker))
+    def begin(now: float) -> None:
+        if sent:
+            arrives, length = sent.popleft()
+            heapq.heappush(busy, max(now, arrives) + length)
 
-    for _ in range(2):
-        for worker in range(workers):
-            send(worker, 0.0)
-    for worker in range(workers):
-        begin(worker, 0.0)
-    end = 0.0
+    for _ in range(2 * workers):  # one to work at, one in hand
+        send(0.0)
+    for _ in range(workers):
+        begin(0.0)
     while busy:
-        end, worker = heapq.heappop(busy)
-        send(worker, end)
-        begin(worker, end)
+        end = heapq.heappop(busy)
+        send(end)
+        begin(end)
     return end
 
 
@@ -221,7 +217,8 @@ def on_paper(pieces: Sequence[float], serve: float, many: int) -> xr.Dataset:
     without = np.array([[simulated(each, many, 0.0) for many in CROWDS] for each in studies.values()])
     axes = {"study": list(studies), "worker": list(CROWDS)}
     tables = {"slowdown": with_it / without - 1, "speedup": with_it[:, :1] / with_it}
-    return xr.Dataset({name: ((*axes,), table) for name, table in tables.items()}, axes)
+    found = xr.Dataset({name: ((*axes,), table) for name, table in tables.items()}, axes)
+    return found.assign_coords(pieces=("study", [len(each) for each in studies.values()]))
 
 
 # ---- What is said ----------------------------------------------------------------------------------------------------
@@ -277,6 +274,7 @@ def limits(found: xr.Dataset) -> Iterator[str]:
     """Up to how many workers scheduling takes its share at most, and what more would bring."""
     for study in found["study"].values:
         one = found.sel(study=study)
+        one = one.isel(worker=(one["worker"] <= 2 * one["pieces"]).values)  # more would have nothing to do
         little, used = one["slowdown"] <= GOAL, one["speedup"] >= 0.5 * one["worker"]
         bounds = (one["worker"].values[: int(np.cumprod(good.values).sum())].max(initial=0) for good in (little, used))
         yield "{}: scheduling adds at most {:.0%} up to {:,} workers; half of their time is used up to {:,}".format(
@@ -313,7 +311,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few short pieces; numbers for show only")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "bench", help="the folder of the results")
     options = parser.parse_args()
-    lengths, count = ((0.002, 0.01), 20) if options.quick else ((0.01, 0.03, 0.1, 0.2), 1000)
+    lengths, count = ((0.002, 0.01), 20) if options.quick else ((0.01, 0.05, 0.1), 1000)
     with tempfile.TemporaryDirectory() as place, local_cluster(Path(place)) as (address, scheduler):
         wait_for_workers(address)
         found = measured(address, scheduler, lengths, count)

@@ -1,5 +1,6 @@
 """The benchmarks run, and both ways that they time compute the same; how fast is not for a test to say."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,41 @@ def test_the_loop_and_the_batch_agree(bench):
     assert (found["difference"] < 1e-4).all()
     assert (found["ratio"] > 0).all()
     assert found.sizes["case"] == 9
+
+
+def test_the_cost_of_a_cluster_is_measured(tmp_path):
+    pytest.importorskip("distributed")
+    command = [sys.executable, BENCHMARKS / "scheduling.py", "--quick", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {f"scheduling.{kind}" for kind in ("nc", "md", "svg", "png")}
+    found = results.load(tmp_path / "scheduling.nc")
+    assert (found["overhead"] > 0).all()
+    assert found.sizes["piece"] == 1 + 3  # the base; the places that grow
+    assert "**On paper** (a simulation" in (tmp_path / "scheduling.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def scheduling():
+    spec = importlib.util.spec_from_file_location("scheduling", BENCHMARKS / "scheduling.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("lengths", "workers", "serve", "seconds"),
+    [
+        ([3.0, 2.0, 1.0], 1, 0.0, 6.0),
+        ([3.0, 2.0, 1.0], 2, 0.0, 3.0),
+        ([1.0] * 10, 2, 0.0, 5.0),
+        ([1.0] * 10, 1, 0.1, 10.1),  # what is in hand hides all waiting but the first
+        ([1.0] * 10, 10, 0.5, 6.0),  # the queue is the bound
+        ([0.1] * 100, 1, 1.0, 100.1),
+    ],
+)
+def test_a_queue_on_paper(scheduling, lengths, workers, serve, seconds):
+    assert scheduling.simulated(lengths, workers, serve) == pytest.approx(seconds)
 
 
 def test_growth_of_a_language_model_is_measured():
