@@ -1,3 +1,3 @@
 """What everything stands on: random streams, results on disk, small networks, tasks, and which code is which."""
 
-__all__ = ["arguments", "extras", "networks", "processes", "results", "seeds", "sources", "tasks"]
+__all__ = ["arguments", "extras", "networks", "openml", "processes", "results", "seeds", "sources", "tasks"]

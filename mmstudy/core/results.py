@@ -1,6 +1,7 @@
 """Results as labelled data that explain themselves: units, names, provenance; files written whole or not at all."""
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 import xarray as xr
+from torch import Tensor
 
 from mmstudy import __version__
 
@@ -83,6 +85,15 @@ def check(dataset: xr.Dataset, requires: Iterable[str] = ()) -> None:
     wrong += [f"no attribute {name!r}" for name in ("parameters", "versions", "commit") if name not in dataset.attrs]
     if wrong:
         raise ValueError("not a result of this study: " + "; ".join(wrong))
+
+
+def checksum(tensors: Iterable[Tensor]) -> str:
+    """The SHA-256 of tensors, of their types and shapes too."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().reshape(-1).numpy().data)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
