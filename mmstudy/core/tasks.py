@@ -90,7 +90,7 @@ def base(task: Task, data: Data) -> nn.Module:
     Raises:
         ValueError: the family doesn't fit the data: tokens, or images of unknown shape.
     """
-    classes = int(data.training.targets.max()) + 1
+    classes = max(int(part.targets.max()) for part in data) + 1  # a small training part may lack some
     network = FAMILIES[task.family].build(task.widths, classes, data)
     return networks.initialize(network, generator("initialize", task)).to(data.training.inputs.device)
 

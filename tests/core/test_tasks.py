@@ -337,6 +337,16 @@ def test_a_dataset_enters_from_outside(entered):
     assert torch.equal(noisy.test.targets, data.test.targets)
 
 
+def test_a_network_has_an_output_for_each_class_though_training_lacks_one(entered):
+    task = Task("own", (4,), 40)
+    order = torch.randperm(90, generator=generator("split", "own", 0))
+    entered["targets"] = torch.arange(90) % 2
+    entered["targets"][order[:30]] = 2  # in the test part alone
+    data = load(task)
+    assert data.training.targets.max() == 1
+    assert tasks.base(task, data).head.out_features == 3
+
+
 def test_data_of_one_name_that_differ_are_told_apart(entered):
     first = tasks.fingerprint(load(Task("own", (4,), 40)))
     assert tasks.fingerprint(load(Task("own", (4,), 40))) == first
