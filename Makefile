@@ -13,6 +13,9 @@ PYTHON3 ?= python3
 # An experiment.nc of other tasks, made elsewhere, that notebook 4 joins instead of running its tasks again.
 MORE ?=
 
+# The address of a Dask scheduler: its workers train for notebooks 4, 9 and 11 (CLUSTER.md). The results are the same.
+SCHEDULER ?=
+
 # What `make rank` ranks: a file such as those in examples/, and for which share of training all candidates.
 MODEL ?= examples/convolutional.py
 BUDGET ?= 0.1
@@ -59,6 +62,7 @@ imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mms
 
 4_experiment.makes := data/experiment.nc
 4_experiment.set := cache=$(OUT)/cache $(MORE:%=more=%)
+4_experiment.value := $(SCHEDULER:%=scheduler=%)
 
 5_relation.makes := data/relation.nc $(call figures,relation within build_up tasks sensitivity)
 6_prediction.makes := data/prediction.nc $(call figures,ranking_static ranking_early regimes)
@@ -77,6 +81,7 @@ imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mms
 9_beyond.makes := data/beyond.nc data/churn.nc $(call figures,explorers growing churn descent scores)
 9_beyond.reads := $(OUT)/data/experiment.nc
 9_beyond.set := experiment=$(OUT)/data/experiment.nc
+9_beyond.value := $(SCHEDULER:%=scheduler=%)
 
 10_ranking.makes := data/ranking.nc $(call figures,ranking)
 10_ranking.reads := $(wildcard examples/convolutional.py)
@@ -85,6 +90,7 @@ imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mms
 11_advice.makes := data/advice.nc data/verdicts.nc $(call figures,advice)
 11_advice.reads := $(wildcard examples/*.py)
 11_advice.set := advice_cache=$(OUT)/cache/advice
+11_advice.value := $(SCHEDULER:%=scheduler=%)
 
 # ---- Commands --------------------------------------------------------------------------------------------------
 
@@ -133,8 +139,9 @@ docs: $(ENVIRONMENT) ## Write the pages of all functions, room by room, into out
 	$(PYTHON) -m pdoc --docformat google --output-directory outputs/docs \
 		$(patsubst mmstudy/%/__init__.py,mmstudy.%,$(wildcard mmstudy/*/__init__.py))
 
-bench: $(ENVIRONMENT) ## Measure what batching gains here, beside other packages, into outputs/bench
+bench: $(ENVIRONMENT) ## Measure what batching gains here, and what a cluster costs, into outputs/bench
 	$(PYTHON) benchmarks/bench.py
+	$(PYTHON) benchmarks/scheduling.py
 
 clean: ## Remove what make has made: the outputs but for the reference, and the environments
 	rm -rf $(filter-out outputs/reference,$(wildcard outputs/*)) .venv .venv-bench
@@ -149,7 +156,7 @@ define rule
 $(call targets,$(1)) &: notebooks/$(1).ipynb notebooks/run.py notebooks/profiles/$(PROFILE).yml \
 		$(call imports,$(1)) $($(1).reads) | $(ENVIRONMENT)
 	$$(PYTHON) notebooks/run.py notebooks/$(1).ipynb --profile $$(PROFILE) \
-		--expect $($(1).makes) $($(1).set:%=--set %)
+		--expect $($(1).makes) $($(1).set:%=--set %) $($(1).value:%=--value %)
 endef
 $(foreach notebook,$(NOTEBOOKS),$(eval $(call rule,$(notebook))))
 

@@ -15,7 +15,7 @@ from mmstudy.core.sources import imports, of_notebook
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-IMPORTED_AS = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
+IMPORTED_AS = {"scikit-learn": "sklearn", "pyyaml": "yaml", "dask-jobqueue": "dask_jobqueue"}
 STANDARD = sys.stdlib_module_names | {"mmstudy", "__future__"}
 
 FACE = """
@@ -68,7 +68,7 @@ def test_modules_import_what_the_core_installs(path):
     allowed = packages("figures") if path.parent.name == "figures" else packages()
     assert imported_first(path) <= allowed
     everywhere = {name.split(".")[0] for name in imports(path.read_text())} - STANDARD
-    assert everywhere <= packages("study", "figures")
+    assert everywhere <= packages("study", "figures", "dask", "slurm")
 
 
 def test_notebooks_import_what_their_extra_installs():
@@ -93,4 +93,4 @@ def test_make_installs_what_its_commands_need():
         extra = waiting.pop()
         reached.add(extra)
         waiting += [more for line in EXTRAS[extra] for more in Requirement(line).extras]
-    assert reached == EXTRAS.keys() - {"foreign"}  # tests of models that nobody here wrote are skipped without
+    assert reached == EXTRAS.keys() - {"foreign", "slurm"}  # tests of what these bring are skipped without

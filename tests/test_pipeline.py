@@ -22,7 +22,13 @@ from mmstudy.core import sources
 ROOT = Path(__file__).parent.parent
 PIPELINE = ("Makefile", "pyproject.toml", "constraints.txt", "notebooks/run.py")
 PYTHON = (f"PYTHON={sys.executable}", "ENVIRONMENT=", "PROFILE=stub")
-OUTER = ("MAKEFLAGS", "MAKELEVEL", "PROFILE", "CONDA_DEFAULT_ENV")  # of the make that may have started these tests
+OUTER = (
+    "MAKEFLAGS",
+    "MAKELEVEL",
+    "PROFILE",
+    "SCHEDULER",
+    "CONDA_DEFAULT_ENV",
+)  # of the make that may have started these tests
 CLEAN = {name: value for name, value in os.environ.items() if name not in OUTER}
 
 # A stub writes the files that the Makefile expects of its namesake. While a file `wait` exists, it waits, with a child
@@ -181,6 +187,15 @@ def test_touching_a_module_reruns_its_users(project, room):
     if users & RESULTS:
         users |= {"8_answer"}
     assert acted_out(project, "all") == users
+
+
+def test_a_scheduler_goes_to_the_notebooks_that_have_one_and_makes_nothing_stale(project):
+    word = "SCHEDULER=tcp://192.168.0.2:8786"
+    assert make(project, "-q", word, "all").returncode == 0
+    given = {name: run.value for name, run in planned(project, "-B", word, "all").items() if run.value}
+    with_one = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb") if "scheduler" in runner.defaults(path)}
+    assert given == {name: ["scheduler=tcp://192.168.0.2:8786"] for name in with_one}
+    assert not any(run.value for run in planned(project, "-B", "all").values())
 
 
 def test_another_profile_has_its_own_results(project):

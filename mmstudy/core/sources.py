@@ -84,6 +84,14 @@ def fingerprint(code: str) -> str:
     return digest.hexdigest()
 
 
+def of_package() -> str:
+    """A hash of all files of this package, as they are: quick, where a comment may count."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def _meaning(code: str) -> str:
     """The syntax tree of Python code without its docstrings and lists of names to export, as text."""
     tree = ast.parse(code)

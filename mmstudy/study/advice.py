@@ -17,7 +17,7 @@ from tqdm import tqdm
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification, losses, stack
-from mmstudy.core import processes, results, sources
+from mmstudy.core import cluster, results, sources
 from mmstudy.core.seeds import seed_of
 from mmstudy.core.tasks import Task, load
 from mmstudy.core.tasks import base as new_base
@@ -168,18 +168,25 @@ def outcome(case: Case, folder: str | Path) -> xr.Dataset:
     return told.assign_coords(named).drop_vars("candidate").rename(candidate="row")
 
 
-def outcomes(cases: Sequence[str | Sequence[Any]], folder: str | Path, steps: int | None = None) -> xr.Dataset:
+def outcomes(
+    cases: Sequence[str | Sequence[Any]], folder: str | Path, steps: int | None = None, scheduler: str = ""
+) -> xr.Dataset:
     """`outcome` of several cases (see `described`), one below the other, in a process for each core.
 
     What was trained is kept in `folder`, and gone on with.
 
+    Args:
+        scheduler: the address of a Dask scheduler, whose workers take the place of processes (`core.cluster`).
+
     Raises:
-        ValueError: no case.
+        ValueError: no case, or what `cluster.executor` refuses.
     """
     if not cases:
         raise ValueError("no case to hold the advice against")
-    with processes.pool() as executor:
-        futures = [executor.submit(_outcome, case, str(folder), steps) for case in cases]
+    folder = Path(folder).absolute()  # a worker may have another working directory
+    placed = [str(Path(case).absolute()) if isinstance(case, str) else case for case in cases]
+    with cluster.executor(scheduler, folder=folder) as executor:
+        futures = [executor.submit(_outcome, case, str(folder), steps) for case in placed]
         for _ in tqdm(as_completed(futures), total=len(futures), desc="cases", disable=None):
             pass
         found = [future.result() for future in futures]
@@ -194,10 +201,13 @@ def _outcome(case: str | Sequence[Any], folder: str, steps: int | None) -> xr.Da
 
 
 def in_parts(
-    parts: Mapping[str, Sequence[str | Sequence[Any]]], folder: str | Path, steps: int | None = None
+    parts: Mapping[str, Sequence[str | Sequence[Any]]],
+    folder: str | Path,
+    steps: int | None = None,
+    scheduler: str = "",
 ) -> xr.Dataset:
     """The `outcomes` of several parts, whose name is the coordinate `part`."""
-    told = {name: outcomes(cases, folder, steps) for name, cases in parts.items()}
+    told = {name: outcomes(cases, folder, steps, scheduler) for name, cases in parts.items()}
     named = [one.assign_coords(part=("row", [name] * one.sizes["row"])) for name, one in told.items()]
     joined = xr.concat(named, "row", combine_attrs="override", **experiments.ALIGNED)
     joined.attrs = results.provenance({"parts": {name: list(map(str, c)) for name, c in parts.items()}, "steps": steps})

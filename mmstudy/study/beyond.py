@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import xarray as xr
 
-from mmstudy.core import processes, results
+from mmstudy.core import cluster, results
 from mmstudy.core.tasks import Task
 from mmstudy.study import descent, growing, rounds, sensitivity
 from mmstudy.study.protocol import Protocol
@@ -83,13 +83,14 @@ def jobs(
     return found | {("descent", curve): partial(descent.descent, curve, curve_protocol, widths=widths, **same)}
 
 
-def runs(wanted: Mapping[tuple[str, Task], Job], workers: int = 0) -> xr.Dataset:
+def runs(wanted: Mapping[tuple[str, Task], Job], workers: int = 0, scheduler: str = "") -> xr.Dataset:
     """The results of all jobs, each in a process of one thread: the numbers do not depend on how many there are.
 
     Args:
         workers: the number of processes; 0 means one per core.
+        scheduler: the address of a Dask scheduler, whose workers take the place of processes (`core.cluster`).
     """
-    with processes.pool(workers) as executor:
+    with cluster.executor(scheduler, workers) as executor:
         found = executor.map(_alone, wanted.values())
         return together(dict(zip(wanted, found, strict=True)))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmstudy.core import arguments, processes, tasks
+from mmstudy.core import arguments, cluster, tasks
 from mmstudy.core.networks import ResNet
 from mmstudy.core.seeds import seed_of
 from mmstudy.core.tasks import Data, Task
@@ -113,10 +113,15 @@ def pool(task: Task, data: Data, shape: Mapping[str, Any] | None = None) -> tupl
 
 
 def all_pools(
-    some: Sequence[Task], shape: Mapping[str, Any] | None = None, workers: int = 0
+    some: Sequence[Task], shape: Mapping[str, Any] | None = None, workers: int = 0, scheduler: str = ""
 ) -> dict[Task, tuple[dict[str, Candidate], dict[str, str]]]:
-    """The `pool` of each task, made side by side: every candidate is grown once, to see whether it can be."""
-    with processes.pool(workers) as executor:
+    """The `pool` of each task, made side by side: every candidate is grown once, to see whether it can be.
+
+    Args:
+        workers: the number of processes; 0 means one per core.
+        scheduler: the address of a Dask scheduler, whose workers take the place of processes (`core.cluster`).
+    """
+    with cluster.executor(scheduler, workers) as executor:
         return dict(zip(some, executor.map(_pool, some, [shape] * len(some)), strict=True))
 
 
@@ -130,14 +135,17 @@ def protocol(task: Task, **options: Any) -> Protocol:
     return Protocol(**(TRAINING.get(task.family, {}) | options))
 
 
-def device(name: str) -> str:
+def device(name: str, scheduler: str = "") -> str:
     """The device of that name; of "auto", a GPU where there is one.
+
+    Args:
+        scheduler: of a cluster, whose workers may have what this machine does not.
 
     Raises:
         ValueError: a GPU that is not there.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    if name.startswith("cuda") and not scheduler and not torch.cuda.is_available():
         raise ValueError(f"torch sees no GPU here, so there is no device {name!r}: take 'cpu', or 'auto'")
     return name

@@ -4,6 +4,7 @@ Another process starts with the package's own entries. It is sent the others, an
 modules that these stand in.
 """
 
+import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -26,10 +27,21 @@ def from_outside() -> Entries:
     return tuple({name: entry for name, entry in known.items() if any(_foreign(entry))} for known in REGISTRIES)
 
 
-def enter(entries: Entries) -> None:
-    """Make them known in this process."""
-    for known, new in zip(REGISTRIES, entries, strict=True):
-        known.update(new)
+def enter(entries: Entries, known: str) -> None:
+    """Make them known in this process.
+
+    Args:
+        known: their `description` where they come from.
+
+    Raises:
+        ValueError: the files of their functions have another text here.
+    """
+    with contextlib.suppress(OSError):  # a function that was sent itself has no file here
+        if description(entries) != known:
+            names = ", ".join(name for new in entries for name in new)
+            raise ValueError(f"the files that define {names} differ between the machines: give all of them the same")
+    for registry, new in zip(REGISTRIES, entries, strict=True):
+        registry.update(new)
 
 
 def description(entries: Entries) -> str:

@@ -3,22 +3,22 @@
 import contextlib
 import hashlib
 import json
-import os
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import xarray as xr
 from tqdm import tqdm
 
 from mmstudy.batched.replay import ALONE
-from mmstudy.core import processes, results, sources, tasks
-from mmstudy.core.tasks import Data, Task, load
+from mmstudy.core import cluster, processes, results, sources, tasks
+from mmstudy.core.datasets import Data, Split
+from mmstudy.core.tasks import Task, load
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS
 from mmstudy.study import entries, experiments, predictors
@@ -33,19 +33,22 @@ def sweep(
     cache: str | Path,
     workers: int = 0,
     device: str = "cpu",
+    scheduler: str = "",
     executor: Executor | None = None,
 ) -> xr.Dataset:
     """Measure every candidate of every task's pool; the result does not depend on the number of workers.
 
     Every finished piece (a task's base; the candidates of one architecture) is kept under `cache`, named by a hash
-    of all that it depends on, so that a sweep that was killed goes on where it stopped.
+    of all that it depends on, so that a sweep that was killed goes on where it stopped. The worker that has finished it
+    writes it there, and reads the task's data and its base from there.
 
     Args:
         pools: for each task its candidates by label.
         protocols: for each task how it is measured; all look equally often, at as many rays.
         workers: processes of one thread each; 0 means one per core.
-        executor: anything with the interface of `concurrent.futures`, such as Dask's `Client.get_executor()`;
-            by default a pool of `workers` processes. Threads of one process take turns.
+        device: where the workers compute; one with a GPU of its own knows it as "cuda".
+        scheduler: the address of a Dask scheduler, whose workers take the place of processes (`core.cluster`).
+        executor: anything else with the interface of `concurrent.futures`. Threads of one process take turns.
 
     Returns:
         One row for each candidate of any task, over (candidate, …), and for each network that it is compared with
@@ -53,28 +56,30 @@ def sweep(
 
     Raises:
         ValueError: there is nothing to measure, a task without a protocol, or what was entered in a registry from
-            outside has the name of another variable, or a function that workers cannot import.
+            outside has the name of another variable, or a function that workers cannot import; nobody answers at the
+            scheduler's address, or its workers differ from this process.
+        ConnectionError: the scheduler is gone.
     """
     if not pools or not all(pools.values()):
         without = [str(task) for task, pool in pools.items() if not pool]
         raise ValueError(f"nothing to measure: {len(pools)} tasks, no candidates for {without}")
     if missing := [str(task) for task in pools if task not in protocols]:
         raise ValueError(f"no protocol for {missing}")
-    known_words, started, own = words(), time.perf_counter(), executor is None
-    if own:
+    known_words, started, cache = words(), time.perf_counter(), Path(cache).absolute()
+    if executor is None:
         entries.check_importable(entries.from_outside())
-    executor = executor or processes.pool(workers)
-    try:
-        data = {task: load(task, device) for task in pools}
-        known = {task: tasks.fingerprint(data[task]) for task in pools}
-        base_jobs = {task: ("base", task, (), protocols[task], known[task]) for task in pools}
-        bases = _finish(executor, base_jobs, cache, lambda task: (data[task], None), "bases", device)
-        groups = {task: architectures(pool) for task, pool in pools.items()}
-        jobs = {(t, group): ("measure", t, group, protocols[t], known[t]) for t in pools for group in groups[t]}
-        pieces = _finish(executor, jobs, cache, lambda key: (data[key[0]], bases[key[0]]), "candidates", device)
-    finally:
-        if own:
-            executor.shutdown(wait=False, cancel_futures=True)
+    data = {task: load(task) for task in pools}
+    known = {task: tasks.fingerprint(data[task]) for task in pools}
+    groups = {task: architectures(pool) for task, pool in pools.items()}
+    base_jobs = {task: ("base", task, (), protocols[task], known[task]) for task in pools}
+    jobs = {(t, group): ("measure", t, group, protocols[t], known[t]) for t in pools for group in groups[t]}
+
+    def kept(task: Task) -> Path:
+        return _kept(data[task], known[task], cache)
+
+    with contextlib.nullcontext(executor) if executor else cluster.executor(scheduler, workers, cache) as hands:
+        bases, paths = _finish(hands, base_jobs, cache, lambda task: (kept(task), None), "bases", device)
+        pieces, _ = _finish(hands, jobs, cache, lambda key: (kept(key[0]), paths[key[0]]), "candidates", device)
     whole = [
         _about(
             xr.concat([pieces[task, group] for group in groups[task]], "candidate", **experiments.ALIGNED),
@@ -88,7 +93,9 @@ def sweep(
     ]
     dataset = results.describe(experiments.compact(xr.concat(whole, "candidate", **experiments.ALIGNED)), known_words)
     asked = {"tasks": [asdict(t) for t in pools], "protocols": [asdict(protocols[t]) for t in pools]}
-    dataset.attrs = results.provenance(asked, device)
+    elsewhere = device != "cpu" and not torch.cuda.is_available()  # the workers have it
+    dataset.attrs = results.provenance(asked, "cpu" if elsewhere else device)
+    dataset.attrs |= {"device": f"{device} of the workers"} if elsewhere else {}
     dataset.attrs["wall_time_s"] = round(time.perf_counter() - started, 1)
     return dataset
 
@@ -139,34 +146,64 @@ def architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candid
     return [tuple(group) for group in groups.values()]
 
 
-def _finish(executor: Executor, jobs: dict, cache: str | Path, given, title: str, device: str) -> dict:
-    """The results of all jobs, by key: read from the cache where they are, computed and kept where they are not."""
+def _finish(
+    executor: Executor, jobs: dict, cache: Path, given: Callable, title: str, device: str
+) -> tuple[dict[Any, xr.Dataset], dict[Any, Path]]:
+    """The results of all jobs and their files, by key: read where they are there, computed and kept where not."""
     outside = entries.from_outside()
-    more = [*filter(None, (entries.description(outside), device if device != "cpu" else ""))]
-    paths = {key: Path(cache) / f"{title}-{_fingerprint(job, more)}.nc" for key, job in jobs.items()}
+    known = entries.description(outside)
+    more = [*filter(None, (known, device if device != "cpu" else ""))]
+    paths = {key: cache / f"{title}-{_fingerprint(job, more)}.nc" for key, job in jobs.items()}
     done = {key: results.read(path) for key, path in paths.items() if path.exists()}
     waiting = sorted(jobs.keys() - done.keys(), key=lambda key: -_work(jobs[key]))
-    futures = {executor.submit(_run, jobs[key], paths[key], outside, *given(key)): key for key in waiting}
+    futures = {}
+    for key in waiting:
+        data, base = given(key)
+        futures[executor.submit(_run, jobs[key], paths[key], outside, known, data, base, device)] = key
     with (
-        _terminal() as stream,
+        processes.terminal() as stream,
         tqdm(total=len(jobs), initial=len(done), desc=title, file=stream, disable=None) as bar,
     ):
         for future in as_completed(futures):
-            done[futures[future]] = future.result()
+            done[futures.pop(future)] = future.result()  # a cluster keeps what somebody still holds
             bar.update()
-    return {key: done[key] for key in jobs}
+    return {key: done[key] for key in jobs}, paths
 
 
-def _run(job: tuple, path: Path, outside: entries.Entries, data: Data, base: xr.Dataset | None) -> xr.Dataset:
-    kind, task, candidates, protocol, _ = job
-    entries.enter(outside)
+def _run(
+    job: tuple, path: Path, outside: entries.Entries, known: str, data: Path, base: Path | None, device: str
+) -> xr.Dataset:
+    """Do a job and write the result, unless that was done for one who did not live to see it."""
+    if path.exists():
+        return results.read(path)
+    _, task, candidates, protocol, _ = job
+    entries.enter(outside, known)
     with ALONE, _one_thread():  # an executor's threads take turns; sums must not depend on the core count
-        if kind == "base":
-            dataset = train_base(task, data, protocol)
+        if base is None:
+            dataset = train_base(task, _data(data, device), protocol)
         else:
-            dataset = measure(task, data, base, candidates, protocol)
+            dataset = measure(task, _data(data, device), results.read(base), candidates, protocol)
     results.write(dataset, path)
     return dataset
+
+
+def _kept(data: Data, name: str, cache: Path) -> Path:
+    """The file of a task's data, which is written once and not sent with each job."""
+    path = cache / f"data-{name}.pt"
+    if not path.exists():
+        with results.atomically(path) as beside:
+            torch.save([[tuple(part) for part in data], data.image, data.vocabulary, data.augmented], beside)
+    return path
+
+
+@lru_cache(maxsize=8)
+def _data(path: Path, device: str) -> Data:
+    parts, *about = torch.load(path, map_location=device)
+    training, validation, test = (Split(*part) for part in parts)
+    data = Data(training, validation, test, *about)
+    if path.stem != f"data-{tasks.fingerprint(data)}":
+        raise ValueError(f"{path} holds other data than its name says; delete it and run again")
+    return data
 
 
 @contextlib.contextmanager
@@ -177,15 +214,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _terminal() -> contextlib.AbstractContextManager:
-    """Where a progress bar is seen: the terminal that runs the notebook, if its runner names one, else stderr.
-
-    A kernel's own stderr ends up in the notebook, where a bar has no place (and tqdm shows none: it is no terminal).
-    """
-    terminal = os.environ.get("MMSTUDY_TERMINAL")
-    return open(terminal, "w") if terminal else contextlib.nullcontext(sys.stderr)
 
 
 def _work(job: tuple) -> float | int:

@@ -23,6 +23,8 @@ sys.meta_path.insert(0, Absent())
         ("mnist1d", "study", "from mmstudy.core.tasks import Task, load\nload(Task('mnist1d', (6,), 100))"),
         ("matplotlib", "figures", "from mmstudy.figures import answer"),
         ("seaborn", "figures", "import mmstudy.figures.style"),
+        ("distributed", "dask", "from mmstudy.core import cluster\ncluster.executor('tcp://a:1').__enter__()"),
+        ("dask_jobqueue", "slurm", "from mmstudy.core import slurm\nslurm.script('tcp://a:1', 1)"),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(absent, extra, code):

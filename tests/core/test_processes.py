@@ -2,11 +2,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import wait_until
 
 from mmstudy.core import processes
 from mmstudy.core.sources import imports, of_notebook
@@ -24,14 +24,6 @@ if __name__ == "__main__":
             workers.submit({work})
         time.sleep(600)
 """
-
-
-def wait_until(condition, seconds=60):
-    limit = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < limit, "waited in vain"
-        time.sleep(0.05)
-    return found
 
 
 def started(parent):

@@ -120,6 +120,9 @@ def test_pieces_measured_with_it_have_another_name_and_its_code_is_in_it(registe
     assert sweep._fingerprint(("base",), [text]) != sweep._fingerprint(("base",))
     monkeypatch.setitem(predictors.PREDICTORS, "output_spread", replace(OWN, passes=2))
     assert entries.description(entries.from_outside()) != text
+    entries.enter(outside, text)
+    with pytest.raises(ValueError, match="files that define output_spread differ between the machines"):
+        entries.enter(outside, text + "# changed")
 
 
 def test_what_workers_cannot_import_is_refused_before_anything_runs(monkeypatch, tmp_path):

@@ -1,0 +1,326 @@
+"""What a Dask cluster costs beside the work itself, and for how many workers that would do.
+
+    python benchmarks/scheduling.py [--quick] [--out outputs/bench]
+
+*Measured*: a thousand pieces of one length, on a cluster of two workers of this machine (scheduler, workers and client
+are processes of their own), and on a pool of two processes. Pieces that sleep leave the processor to the scheduler and
+the client, as machines of their own would; pieces that compute share two cores with them. And the pieces of one real
+task, with the seconds that each took.
+
+*Simulated, on paper*: more workers than there are here. One queue stands for the scheduler and the client: it takes as
+long for a piece as the slower of the two was busy with one, measured above. A worker has one more piece in hand, as in
+Dask, and waits only where the queue has not sent it. Networks, disks and memory are left out.
+"""
+
+import argparse
+import heapq
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import psutil
+import xarray as xr
+
+from mmstudy.core import cluster, processes, results
+from mmstudy.core.tasks import load
+from mmstudy.expansion.candidate import Candidate
+from mmstudy.study import design, sweep
+from mmstudy.study.statistics import expansions
+
+matplotlib.rcParams |= {"backend": "agg", "svg.hashsalt": "mmstudy"}
+import matplotlib.pyplot as plt  # noqa: E402
+import seaborn as sns  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+REFERENCE = ROOT / "outputs/reference/data/experiment.nc"
+REFERENCE_CORES = 2  # that the reference was made with
+WORKERS, GOAL = 2, 0.02  # …; the share of the time that scheduling may take
+WAYS, KINDS = ("cluster", "pool"), ("sleeps", "computes")
+TASK = ["spiral", [8, 8], 2000, 0.0, 5]
+CROWDS = tuple(2**power for power in range(15))  # of workers, on paper
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+WORDS = {
+    "seconds": ("s", "wall-clock time of all pieces"),
+    "overhead": ("1", "time beyond that of the pieces themselves, evenly shared, over the latter"),
+    "busy": ("s", "processor time for one piece, of the scheduler and of the client"),
+    "piece": ("s", "wall-clock time of each piece of a real task"),
+    "slowdown": ("1", "simulated: time with scheduling over time without, minus 1"),
+    "speedup": ("1", "simulated: time of one worker over that of so many"),
+    "length": ("s", "length of a piece"),
+}
+
+
+# ---- Measured --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def local_cluster(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """The address of a scheduler with two workers, and the scheduler's process."""
+    file = folder / "scheduler.json"
+    python = [sys.executable, "-m"]
+    flags = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--memory-limit", "0"]
+    start = partial(subprocess.Popen, cwd=folder, env=os.environ | THREADS, stderr=subprocess.DEVNULL)
+    here = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)]
+    started = [start([*python, "distributed.cli.dask_scheduler", *here])]
+    try:
+        while not (file.exists() and file.read_text()):
+            time.sleep(0.05)
+        address = json.loads(file.read_text())["address"]
+        started += [start([*python, "distributed.cli.dask_worker", address, *flags]) for _ in range(WORKERS)]
+        yield address, psutil.Process(started[0].pid)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def sleeps(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def computes(seconds: float) -> None:
+    """Keep the processor so long, however often it is taken away."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def wait_for_workers(address: str) -> None:
+    from distributed import Client
+
+    with Client(address, set_as_default=False) as client:
+        client.wait_for_workers(WORKERS, timeout=60)
+
+
+def of_process(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def timed(executor, piece: Callable[[float], None], length: float, count: int) -> float:
+    """Seconds until all pieces are done."""
+    list(executor.map(piece, [0.0] * 4 * WORKERS))  # all is imported and checked
+    began = time.perf_counter()
+    list(executor.map(piece, [length] * count))
+    return time.perf_counter() - began
+
+
+def measured(address: str, scheduler: psutil.Process, lengths: Sequence[float], count: int) -> xr.Dataset:
+    """Time and overhead of pieces over (way, kind, length), and the processor time of scheduler and client for one."""
+    shape = (len(WAYS), len(KINDS), len(lengths))
+    seconds, busy = np.full(shape, np.nan), np.full((2, *shape[1:]), np.nan)
+    client = psutil.Process()
+    for j, piece in enumerate((sleeps, computes)):
+        for k, length in enumerate(lengths):
+            with cluster.executor(None, WORKERS) as executor:
+                seconds[1, j, k] = timed(executor, piece, length, count)
+            with cluster.executor(address, say=lambda text: None) as executor:
+                before = of_process(scheduler), of_process(client)
+                seconds[0, j, k] = timed(executor, piece, length, count)
+                busy[:, j, k] = np.subtract((of_process(scheduler), of_process(client)), before) / count
+            print(
+                f"{KINDS[j]} {length:g} s: cluster {seconds[0, j, k]:.2f} s, pool {seconds[1, j, k]:.2f} s", flush=True
+            )
+    axes = {"kind": list(KINDS), "length": list(lengths)}
+    found = xr.Dataset(
+        {"seconds": (("way", *axes), seconds), "busy": (("who", *axes), busy)},
+        {"way": list(WAYS), "who": ["scheduler", "client"], **axes},
+    )
+    return found.assign(overhead=found["seconds"] / (count * found["length"] / WORKERS) - 1)
+
+
+def real_pieces(address: str, folder: Path, quick: bool) -> list[float]:
+    """The seconds that each piece of a real task took on the cluster."""
+    from distributed import Client, get_task_stream
+
+    (task,) = design.tasks_of({"pilot": [["digits", [4, 4], 200, 0.0, 0] if quick else TASK]})
+    candidates, _ = design.pool(task, load(task), {"factors": (2,), "matched": ()} if quick else None)
+    protocol = design.protocol(task, **({"steps": 60, "child_steps": 3, "batch": 32} if quick else {}))
+    with Client(address, set_as_default=False) as client, get_task_stream(client) as stream:
+        sweep.sweep({task: candidates}, {task: protocol}, folder / "cache", scheduler=address)
+    spans = [span for each in stream.data for span in each["startstops"] if span["action"] == "compute"]
+    return sorted(span["stop"] - span["start"] for span in spans)
+
+
+# ---- On paper --------------------------------------------------------------------------------------------------------
+
+
+def simulated(lengths: Sequence[float], workers: int, serve: float) -> float:
+    """Seconds until workers have done pieces in this order, each of which one queue sends in `serve` seconds."""
+    waiting = deque(lengths)
+    free = 0.0  # when the queue will have sent what it was asked for
+    busy: list[tuple[float, int]] = []  # when the work in hand of each worker ends
+    hand: list[deque[tuple[float, float]]] = [deque() for _ in range(workers)]  # (when it was sent, its length)
+
+    def send(worker: int, asked: float) -> None:
+        nonlocal free
+        if waiting:
+            free = max(free, asked) + serve
+            hand[worker].append((free, waiting.popleft()))
+
+    def begin(worker: int, now: float) -> None:
+        if hand[worker]:
+            sent, length = hand[worker].popleft()
+            heapq.heappush(busy, (max(now, sent) + length, worker))
+
+    for _ in range(2):
+        for worker in range(workers):
+            send(worker, 0.0)
+    for worker in range(workers):
+        begin(worker, 0.0)
+    end = 0.0
+    while busy:
+        end, worker = heapq.heappop(busy)
+        send(worker, end)
+        begin(worker, end)
+    return end
+
+
+def pieces_of_the_study() -> tuple[int, float]:
+    """How many pieces the committed reference had, and the mean of their seconds on one core."""
+    reference = results.load(REFERENCE)
+    pool = expansions(reference)
+    count = 0
+    for task in dict.fromkeys(pool["task"].values.tolist()):
+        one = pool.isel(candidate=(pool["task"] == task).values)
+        known = zip(one["label"].values.tolist(), one["description"].values.tolist(), strict=True)
+        count += len(sweep.architectures({label: Candidate.from_dict(json.loads(text)) for label, text in known}))
+    return count, float(reference.attrs["wall_time_s"]) * REFERENCE_CORES / count
+
+
+def on_paper(pieces: Sequence[float], serve: float) -> xr.Dataset:
+    """Slowdown by scheduling, and speedup, over (study, worker)."""
+    count, mean = pieces_of_the_study()
+    draws = np.random.default_rng(0)
+    typical, scale = statistics.median(pieces), mean / statistics.fmean(pieces)
+    whole = sorted((scale * draws.choice(pieces, count)).tolist(), reverse=True)  # the longest first, as in a sweep
+    studies = {
+        f"the full study: {count} pieces, {mean:.0f} s in the mean": whole,
+        f"1,000 pieces of {typical:.1f} s": [typical] * 1000,
+        f"100,000 pieces of {typical:.1f} s": [typical] * 100_000,
+    }
+    with_it = np.array([[simulated(each, many, serve) for many in CROWDS] for each in studies.values()])
+    without = np.array([[simulated(each, many, 0.0) for many in CROWDS] for each in studies.values()])
+    axes = {"study": list(studies), "worker": list(CROWDS)}
+    tables = {"slowdown": with_it / without - 1, "speedup": with_it[:, :1] / with_it}
+    return xr.Dataset({name: ((*axes,), table) for name, table in tables.items()}, axes)
+
+
+# ---- What is said ----------------------------------------------------------------------------------------------------
+
+
+def report(found: xr.Dataset, count: int) -> str:
+    """All of it as Markdown."""
+    lines = [f"Measured: {count} pieces, two workers, {processes.cores()} cores.", ""]
+    lines += ["| a piece | length, ms | cluster | pool | scheduler, ms a piece | client, ms a piece |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
+    for kind in KINDS:
+        for length in found["length"].values:
+            one = found.sel(kind=kind, length=length)
+            shares = " | ".join(f"{float(one['overhead'].sel(way=way)):+.1%}" for way in WAYS)
+            parts = " | ".join(f"{1e3 * float(one['busy'].sel(who=who)):.2f}" for who in ("scheduler", "client"))
+            lines.append(f"| {kind} | {1e3 * length:g} | {shares} | {parts} |")
+    piece = found["piece"].values
+    lines += ["", f"The goal is at most {GOAL:.0%} on the cluster. {met(found)}", ""]
+    lines += [
+        f"Pieces of a real task ({', '.join(map(str, TASK))}): {len(piece)}, median {np.median(piece):.1f} s, from "
+        f"{piece.min():.1f} to {piece.max():.1f} s.",
+        "",
+        "**On paper** (a simulation, no measurement: nobody has run so many workers): the time that scheduling adds, "
+        "and how many times faster than one worker.",
+        "",
+        "| study | " + " | ".join(f"{many:,}" for many in found["worker"].values) + " |",
+        "| --- |" + " ---: |" * found.sizes["worker"],
+    ]
+    for study in found["study"].values:
+        one = found.sel(study=study)
+        cells = (
+            f"{100 * s:.1f}%, {u:.0f}×" for s, u in zip(one["slowdown"].values, one["speedup"].values, strict=True)
+        )
+        lines.append(f"| {study} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(f"- {line}" for line in limits(found)), ""])
+
+
+def met(found: xr.Dataset) -> str:
+    """From which length on the goal is met, for each kind of piece."""
+    words = []
+    for kind in KINDS:
+        good = (found["overhead"].sel(way="cluster", kind=kind) <= GOAL).values
+        first = len(good) - int(np.cumprod(good[::-1]).sum())  # it is met from here on
+        least = f"from {1e3 * found['length'].values[first]:g} ms" if first < len(good) else "at no length here"
+        words.append(f"by a piece that {kind} {least}")
+    return f"It is met {' and '.join(words)}."
+
+
+def limits(found: xr.Dataset) -> Iterator[str]:
+    """Up to how many workers scheduling takes its share at most, and what more would bring."""
+    for study in found["study"].values:
+        one = found.sel(study=study)
+        little, used = one["slowdown"] <= GOAL, one["speedup"] >= 0.5 * one["worker"]
+        bounds = (one["worker"].values[: int(np.cumprod(good.values).sum())].max(initial=0) for good in (little, used))
+        yield "{}: scheduling adds at most {:.0%} up to {:,} workers; half of their time is used up to {:,}".format(
+            study, GOAL, *bounds
+        )
+
+
+def draw(found: xr.Dataset) -> Figure:
+    """What was measured at the left, what is on paper at the right."""
+    sns.set_theme(context="paper", style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for way, dash in zip(WAYS, ("-", "--"), strict=True):
+        for kind, color in zip(KINDS, ("C0", "C1"), strict=True):
+            one = found["overhead"].sel(way=way, kind=kind)
+            left.plot(
+                1e3 * one["length"], 100 * one.clip(1e-4), f"o{dash}", color=color, label=f"{way}, a piece {kind}"
+            )
+    left.axhline(100 * GOAL, color="0.6", lw=0.8, zorder=0)
+    left.set(xscale="log", yscale="log", xlabel="length of a piece, ms", ylabel="overhead, %", title="measured")
+    left.legend(frameon=False)
+    for study in found["study"].values:
+        right.plot(found["worker"], found["speedup"].sel(study=study), "o-", ms=3, label=study)
+    right.plot(found["worker"], found["worker"], color="0.6", lw=0.8, zorder=0)
+    right.set(
+        xscale="log", yscale="log", xlabel="workers", ylabel="times faster than one", title="on paper (simulated)"
+    )
+    right.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def main() -> None:
+    """Measure, simulate, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few short pieces; numbers for show only")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "bench", help="the folder of the results")
+    options = parser.parse_args()
+    lengths, count = ((0.002, 0.01), 20) if options.quick else ((0.01, 0.03, 0.1, 0.3), 1000)
+    with tempfile.TemporaryDirectory() as place, local_cluster(Path(place)) as (address, scheduler):
+        wait_for_workers(address)
+        found = measured(address, scheduler, lengths, count)
+        pieces = real_pieces(address, Path(place), options.quick)
+    serve = float(found["busy"].sel(kind="sleeps").isel(length=0).max())  # short ones: hardly anything but scheduling
+    found = found.assign(piece=("piece", pieces)).merge(on_paper(pieces, serve))
+    found = results.describe(found, WORDS)
+    found.attrs = results.provenance({"count": count, "quick": options.quick, "task": TASK})
+    results.save(found, options.out / "scheduling.nc")
+    text = report(found, count)
+    (options.out / "scheduling.md").write_text(text)
+    figure = draw(found)
+    figure.savefig(options.out / "scheduling.svg", metadata={"Date": None})
+    figure.savefig(options.out / "scheduling.png", dpi=150, metadata={"Software": None})
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
