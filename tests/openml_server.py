@@ -63,12 +63,13 @@ class Server(ThreadingHTTPServer):
     """Serves `files`; what was asked for is in `asked`, with the byte from which on.
 
     The next answers with an ARFF break off after the numbers of bytes in `cuts`. `honest` says whether the length is
-    announced then, so that the client sees it; `ranges`, whether a download may go on.
+    announced then, so that the client sees it; `ranges`, whether a download may go on. What is in `later` takes the
+    place of a file once that was asked for.
     """
 
     def __init__(self, files: dict[str, bytes], port: int = 0):
         super().__init__(("127.0.0.1", port), Handler)
-        self.files, self.asked, self.cuts = files, [], []
+        self.files, self.later, self.asked, self.cuts = files, {}, [], []
         self.honest = self.ranges = True
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -83,6 +84,7 @@ class Handler(BaseHTTPRequestHandler):
         server.asked.append((self.path, begun))
         if (content := server.files.get(self.path)) is None:
             return self.send_error(404)
+        server.files.update({path: server.later.pop(path) for path in {self.path} & server.later.keys()})
         if begun >= len(content):
             return self.send_error(416)
         some = content[begun:]

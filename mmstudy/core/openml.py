@@ -164,17 +164,20 @@ def _download(url: str, part: Path, whole: Callable[[Path], bool]) -> None:
 
     Raises:
         OSError: the server cannot be reached, says no, or has brought nothing new for `TRIES` attempts.
-        ValueError: the server says that this was all, and it is not whole: it is thrown away.
+        ValueError: nothing lies beyond its end, and it is not whole: it is thrown away.
     """
     most, tries = _size(part), 0
     while not (part.exists() and whole(part)):
         try:
-            ended, reason = _more(url, part), "the download breaks off at the same place again and again"
+            ended, reason = (
+                _more(url, part),
+                "it breaks off at the same place, or has a wrong checksum, again and again",
+            )
         except (OSError, HTTPException) as error:
             if getattr(error, "code", 500) < 500:  # it says no, and would say so again
                 raise OSError(f"{url}: {error}") from error
             ended, reason = False, f"{error}"
-        if ended and not whole(part):
+        if ended:
             part.unlink()
             raise ValueError(f"{url} is not what OpenML says it is (another checksum): it was thrown away; try again")
         tries = 0 if _size(part) > most else tries + 1
@@ -186,13 +189,13 @@ def _download(url: str, part: Path, whole: Callable[[Path], bool]) -> None:
 
 
 def _more(url: str, part: Path) -> bool:
-    """Add to a file what the server sends from its end on; whether the server has said that this was all."""
+    """Add to a file what the server sends from its end on; whether the server has said that there is nothing."""
     begun = _size(part)
     asked = Request(url, headers={"Accept-Encoding": "identity", "Range": f"bytes={begun}-"})
     try:
         answer = urlopen(asked, timeout=TIMEOUT)
     except HTTPError as error:
-        if error.code == 416:  # nothing lies beyond the end
+        if error.code == 416:  # the range lies beyond the end; lengths that are announced are not to be trusted
             return True
         raise
     if answer.status != 206:  # it cannot go on, and sends all of it again
@@ -201,7 +204,7 @@ def _more(url: str, part: Path) -> bool:
     bar = tqdm.wrapattr(answer, "read", total, desc=part.stem, initial=begun, disable=None, leave=False)
     with answer, part.open("ab" if begun else "wb") as file, bar as stream:
         shutil.copyfileobj(stream, file)
-    return answer.length == 0  # what is left of the length that was announced
+    return False
 
 
 def _size(path: Path) -> int:

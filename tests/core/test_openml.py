@@ -159,7 +159,7 @@ def test_a_server_that_cannot_go_on_begins_anew(server):
 
 def test_a_download_that_always_breaks_off_is_given_up_and_kept(server, folder):
     server.cuts = [70_000, *[0] * openml.TRIES]
-    with pytest.raises(FileNotFoundError, match=r"breaks off at the same place .* a download that broke off goes on"):
+    with pytest.raises(FileNotFoundError, match=r"breaks off at the same place.* a download that broke off goes on"):
         openml.load("cifar100")
     (part,) = folder.rglob("*.part")
     assert part.stat().st_size == 70_000
@@ -176,6 +176,21 @@ def test_a_file_that_is_another_is_thrown_away(server, folder):
     assert not list(folder.rglob("*.part"))
     server.files[ARFF] = right
     assert_loaded()
+
+
+def test_a_server_that_cannot_go_on_and_has_another_file_is_given_up(server):
+    server.ranges, server.files[ARFF] = False, server.files[ARFF][:-10] + b"0" * 10
+    with pytest.raises(FileNotFoundError, match="has a wrong checksum, again and again"):
+        openml.load("cifar100")
+    assert len(asked_of_arff(server)) == 1 + openml.TRIES
+
+
+def test_a_length_that_is_announced_too_short_is_not_believed(server):
+    whole = server.files[ARFF]
+    server.files[ARFF] = whole[:300_000]  # as if that were all, at first
+    server.later = {ARFF: whole}
+    assert_loaded()
+    assert asked_of_arff(server) == [0, 300_000]
 
 
 def test_half_a_file_of_something_else_is_thrown_away(server, folder):

@@ -337,6 +337,16 @@ def test_a_dataset_enters_from_outside(entered):
     assert torch.equal(noisy.test.targets, data.test.targets)
 
 
+def test_data_go_to_a_device_as_they_are(entered):
+    entered |= {"image": (1, 1, 5), "augmented": True}
+    here, there = load(Task("own", (4,), 40)), load(Task("own", (4,), 40), "meta")
+    for part, moved in zip(here, there, strict=True):
+        assert moved.inputs.device.type == moved.targets.device.type == "meta"
+        assert (moved.inputs.shape, moved.targets.shape) == (part.inputs.shape, part.targets.shape)
+    assert (there.image, there.vocabulary, there.augmented) == (here.image, here.vocabulary, here.augmented)
+    assert there.augmented
+
+
 def test_a_network_has_an_output_for_each_class_though_training_lacks_one(entered):
     task = Task("own", (4,), 40)
     order = torch.randperm(90, generator=generator("split", "own", 0))
