@@ -13,7 +13,7 @@ PYTHON3 ?= python3
 # An experiment.nc of other tasks, made elsewhere, that notebook 4 joins instead of running its tasks again.
 MORE ?=
 
-# The address of a Dask scheduler: its workers train for notebooks 4, 9 and 11 (CLUSTER.md). The results are the same.
+# The address of a Dask scheduler: its workers train for notebooks 4 and 9 to 11 (CLUSTER.md). The results are the same.
 SCHEDULER ?=
 
 # What `make rank` ranks: a file such as those in examples/, and for which share of training all candidates.
@@ -38,6 +38,9 @@ export OPENBLAS_NUM_THREADS := 1
 # Memory that was freed stays with the process (glibc): without this, large batches wait for fresh pages at every step.
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 4294967296
+
+# No progress bars in what executed notebooks keep; the runner names the terminal that shows them.
+export MMSTUDY_TERMINAL := /dev/null
 
 # ---- What each notebook makes, and the files of the package that it imports, directly or not -----------------------
 
@@ -86,6 +89,7 @@ imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mms
 10_ranking.makes := data/ranking.nc $(call figures,ranking)
 10_ranking.reads := $(wildcard examples/convolutional.py)
 10_ranking.set := ranking_folder=$(OUT)/cache/ranking
+10_ranking.value := $(SCHEDULER:%=scheduler=%)
 
 11_advice.makes := data/advice.nc data/verdicts.nc $(call figures,advice)
 11_advice.reads := $(wildcard examples/*.py)
@@ -133,7 +137,8 @@ compare: ## Hold the results of PROFILE against the reference, and say what move
 
 rank: $(ENVIRONMENT) ## Rank the expansions of a network: MODEL=examples/convolutional.py BUDGET=0.1
 	$(PYTHON) notebooks/run.py notebooks/10_ranking.ipynb --profile rank --into $(RANKED) --expect $(10_ranking.makes) \
-		--set model=$(MODEL) --set ranking_folder=$(RANKED)/cache --value ranking_budget=$(BUDGET)
+		--set model=$(MODEL) --set ranking_folder=$(RANKED)/cache --value ranking_budget=$(BUDGET) \
+		$(10_ranking.value:%=--value %)
 
 docs: $(ENVIRONMENT) ## Write the pages of all functions, room by room, into outputs/docs
 	$(PYTHON) -m pdoc --docformat google --output-directory outputs/docs \

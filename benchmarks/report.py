@@ -12,7 +12,7 @@ import seaborn as sns  # noqa: E402
 WAYS = ["reference", "one process", "processes"]
 GOALS = {  # (what, network, how many) → the least ratio
     ("training", "MLP 64", 8): 3.5,
-    ("training", "convolutional", 8): 1.8,
+    ("training", "convolutional", 8): 1.5,
     ("training", "ViT", 8): 1.3,
     ("points", "MLP 16", 64): 8.0,
     ("points", "MLP 64", 64): 4.0,

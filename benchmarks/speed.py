@@ -24,14 +24,14 @@ EVALUATED = ("MLP 16", "MLP 64", "MLP 128", "convolutional", "ViT")
 
 def cases(quick: bool) -> list[Work]:
     """What is measured."""
-    counts = (1, 8) if quick else (1, 2, 4, 8, 16, 32, 64)
+    counts = (8,) if quick else (1, 2, 4, 8, 16, 32, 64)
     training = [Work("training", name, count) for name in TRAINED for count in counts]
-    short = [Work("short training", name, 8, times=20) for name in TRAINED[:3]]
-    points = [Work("points", name, 64) for name in EVALUATED]
+    short = [Work("short training", name, 8, times=20) for name in TRAINED[: 1 if quick else 3]]
+    points = [Work("points", name, 64) for name in EVALUATED[: 1 if quick else 5]]
     parameters = [Work("parameters", f"MLP {width}", 64) for width in (8, 16, 32, 64, 128, 256)]
     directions = [Work("directions", "MLP 64", count) for count in (1, 4, 16, 64, 256, 1024)]
     sizes = [Work("examples", "MLP 64", 64, count) for count in (32, 128, 512, 2048, 4096)]
-    scaling = [work for sweep in (parameters, directions, sizes) for work in (sweep[1:4:2] if quick else sweep)]
+    scaling = [work for sweep in (parameters, directions, sizes) for work in (sweep[1:2] if quick else sweep)]
     return training + short + points + scaling
 
 

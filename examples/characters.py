@@ -3,6 +3,7 @@
 make rank MODEL=examples/characters.py BUDGET=0.1
 """
 
+from itertools import chain, islice, repeat
 from pydoc_data.topics import topics
 
 import torch
@@ -84,11 +85,9 @@ def network() -> nn.Module:
     """The trained network."""
     torch.manual_seed(0)
     model, (batches, _) = Writer(), loaders()
-    steps, done = optimizer(model.parameters()), 0
-    while done < full_steps:
-        for batch in batches:
-            steps.zero_grad()
-            loss_fn(model, batch).backward()
-            steps.step()
-            done += 1
+    steps = optimizer(model.parameters())
+    for batch in islice(chain.from_iterable(repeat(batches)), full_steps):  # epoch after epoch
+        steps.zero_grad()
+        loss_fn(model, batch).backward()
+        steps.step()
     return model

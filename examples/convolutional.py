@@ -3,6 +3,8 @@
 make rank MODEL=examples/convolutional.py BUDGET=0.1
 """
 
+from itertools import chain, islice, repeat
+
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
@@ -70,10 +72,9 @@ def network() -> nn.Module:
     model, (batches, _) = Reader(), loaders()
     steps = optimizer(model.parameters())
     rate = schedule(steps)
-    while rate.last_epoch < full_steps:
-        for batch in batches:
-            steps.zero_grad()
-            loss_fn(model, batch).backward()
-            steps.step()
-            rate.step()
+    for batch in islice(chain.from_iterable(repeat(batches)), full_steps):  # epoch after epoch
+        steps.zero_grad()
+        loss_fn(model, batch).backward()
+        steps.step()
+        rate.step()
     return model

@@ -4,6 +4,8 @@ pip install transformers
 make rank MODEL=examples/transformers_llama.py BUDGET=0.1
 """
 
+from itertools import chain, islice, repeat
+
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -42,11 +44,9 @@ def network() -> nn.Module:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=NUMBERS, max_position_embeddings=LENGTH, **sizes))
     batches, _ = loaders()
-    steps, done = optimizer(model.parameters()), 0
-    while done < full_steps:
-        for batch in batches:
-            steps.zero_grad()
-            loss_fn(model, batch).backward()
-            steps.step()
-            done += 1
+    steps = optimizer(model.parameters())
+    for batch in islice(chain.from_iterable(repeat(batches)), full_steps):  # epoch after epoch
+        steps.zero_grad()
+        loss_fn(model, batch).backward()
+        steps.step()
     return model

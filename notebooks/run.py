@@ -178,8 +178,8 @@ def execute(notebook: Path, values: dict[str, Any], paths: dict[str, str], stagi
     shutil.rmtree(staging, ignore_errors=True)
     for folder in ("data", "figures", "notebooks", "runtime"):
         (staging / folder).mkdir(parents=True)
-    if sys.stderr.isatty():  # the kernel has no terminal of its own; mmstudy draws progress bars on this one
-        os.environ["MMSTUDY_TERMINAL"] = os.ttyname(sys.stderr.fileno())
+    # The kernel has no terminal of its own: mmstudy draws progress bars on this one, if there is one.
+    os.environ["MMSTUDY_TERMINAL"] = os.ttyname(sys.stderr.fileno()) if sys.stderr.isatty() else os.devnull
     os.environ["JUPYTER_RUNTIME_DIR"] = str((staging / "runtime").resolve())  # what a killed kernel leaves behind
     executed = staging / "notebooks" / notebook.name
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from mmstudy.core import processes, sources
+from mmstudy.core import processes, progress, sources
 from mmstudy.core.extras import needed
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def executor(
         with _token(folder) as token:
             facts = _facts()
             _check(client, facts, token)
-            (say or processes.tell)(_described(client, scheduler))
+            (say or progress.tell)(_described(client, scheduler))
             yield _Checked(client.get_executor(pure=False), facts, token)
     except Exception as error:
         if isinstance(error, CancelledError) or client.status != "running":

@@ -1,13 +1,13 @@
-"""Processes that work for this one: how many the machine has room for, pools that end with their parent, a terminal."""
+"""Processes that work for this one: how many the machine has room for, and pools that end with their parent."""
 
-import contextlib
 import multiprocessing
 import os
-import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ProcessPoolExecutor
-from typing import TextIO
+
+KNOWN = "There is a performance drop"  # of attention under vmap, which was measured: its loop is no slower
 
 
 def cores() -> int:
@@ -27,23 +27,9 @@ def pool(workers: int = 0) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(workers or cores(), context, initializer=_follow, initargs=(os.getpid(),))
 
 
-def terminal() -> contextlib.AbstractContextManager[TextIO]:
-    """Where progress is seen: the terminal that runs the notebook, if its runner names one, else stderr.
-
-    A kernel's own stderr ends up in the notebook, where a bar has no place (and tqdm shows none: it is no terminal).
-    """
-    name = os.environ.get("MMSTUDY_TERMINAL")
-    return open(name, "w") if name else contextlib.nullcontext(sys.stderr)
-
-
-def tell(text: str) -> None:
-    """Print a line on the `terminal`."""
-    with terminal() as stream:
-        print(text, file=stream, flush=True)
-
-
 def _follow(parent: int) -> None:
     """End this process soon after its parent has ended: an orphan has another parent."""
+    warnings.filterwarnings("ignore", KNOWN)
 
     def watch() -> None:
         while os.getppid() == parent:

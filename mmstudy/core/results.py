@@ -1,10 +1,12 @@
 """Results as labelled data that explain themselves: units, names, provenance; files written whole or not at all."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import uuid
 from collections.abc import Iterable, Iterator
@@ -19,6 +21,8 @@ from torch import Tensor
 from mmstudy import __version__
 
 LARGE = 10_000  # numbers in an array that is compressed
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LITTLE = 2**20  # bytes on a disk that is as good as full
 PACKAGES = ("torch", "numpy", "scipy", "xarray", "scikit-learn", "mnist1d")
 
 
@@ -101,6 +105,9 @@ def atomically(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write to: the file moves into place when the block has ended well, and is gone if not.
 
     A reader sees the old file or the new one, never a half.
+
+    Raises:
+        OSError: there is no room for the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,6 +115,13 @@ def atomically(path: str | Path) -> Iterator[Path]:
     try:
         yield beside
         os.replace(beside, path)
+    except Exception as error:  # not every library says that the disk is full, or by this error
+        if getattr(error, "errno", None) in NO_ROOM or shutil.disk_usage(path.parent).free < LITTLE:
+            raise OSError(
+                errno.ENOSPC,
+                f"no room for {path}: free some, and run again. What was written before is whole ({error})",
+            ) from error
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

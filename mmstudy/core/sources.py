@@ -80,7 +80,7 @@ def fingerprint(code: str) -> str:
     """A hash of what the modules that some code imports do: comments, docstrings and layout don't change it."""
     digest = hashlib.sha256()
     for path in sorted(files(code)):
-        digest.update(_meaning(path.read_text()).encode())
+        digest.update(_meaning(path.read_text()))
     return digest.hexdigest()
 
 
@@ -92,15 +92,16 @@ def of_package() -> str:
     return digest.hexdigest()
 
 
-def _meaning(code: str) -> str:
-    """The syntax tree of Python code without its docstrings and lists of names to export, as text."""
+@cache
+def _meaning(code: str) -> bytes:
+    """A hash of the syntax tree of Python code without its docstrings and lists of names to export."""
     tree = ast.parse(code)
     tree.body = [node for node in tree.body if not _exports(node)]
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             documented = ast.get_docstring(node, clean=False) is not None
             node.body = (node.body[1:] or [ast.Pass()]) if documented else node.body
-    return ast.dump(tree)
+    return hashlib.sha256(ast.dump(tree).encode()).digest()
 
 
 def _exports(node: ast.stmt) -> bool:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from textwrap import fill
 
@@ -108,8 +108,24 @@ class Coverage:
         }
         return pd.DataFrame(columns, index=pd.Index([row.location for row in self.rows], name="location"))
 
+    @property
+    def short(self) -> "Coverage":
+        """Rows that are the same but for the numbers of their layers as one, with stars and how many they are."""
+        alike: dict[str, list[Row]] = {}
+        for row in self.rows:
+            alike.setdefault(starred(" ".join(_text(row).split())), []).append(row)  # wherever lines break
+        found = []
+        for first, *others in alike.values():
+            names = {
+                "location": f"{starred(first.location)} ({1 + len(others)} alike)",
+                "together": starred(first.together),
+            }
+            refused = {name: starred(reason) for name, reason in first.refused.items()}
+            found.append(replace(first, refused=refused, **names) if others else first)
+        return Coverage(tuple(found))
+
     def __str__(self) -> str:
-        return "\n".join(_text(row) for row in self.rows)
+        return "\n".join(_text(row) for row in self.short.rows)
 
     __repr__ = __str__
 
@@ -117,7 +133,7 @@ class Coverage:
         head = "".join(f"<th>{escape(name)}</th>" for name in ("location", *self.table.columns))
         body = "".join(
             "<tr>" + "".join(f"<td style='text-align:left'>{escape(str(cell))}</td>" for cell in row) + "</tr>"
-            for row in self.table.itertuples(name=None)
+            for row in self.short.table.itertuples(name=None)
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 

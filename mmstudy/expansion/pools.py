@@ -14,7 +14,7 @@ from mmstudy.core import arguments
 from mmstudy.core.networks import count_flops, count_parameters
 from mmstudy.expansion import estimates
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.expansion.operators import named
+from mmstudy.expansion.operators import OPERATORS, named
 from mmstudy.tracing.calls import Call, of_loss
 from mmstudy.tracing.couplings import Coupling, couplings
 from mmstudy.tracing.trace import trace
@@ -85,6 +85,19 @@ def candidate_pool(
     if not pool:
         raise ValueError(f"an empty pool: factors={factors}, extra_layers={extra_layers}, matched={matched}")
     return pool
+
+
+def architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candidate], ...]]:
+    """The pool in groups of one architecture: same locations and sizes, all wider or all deeper, step by step."""
+    groups: dict[tuple, list[tuple[str, Candidate]]] = {}
+    for label, candidate in pool.items():
+        step: Candidate | None = candidate
+        shape = []
+        while step:
+            shape.append((OPERATORS[step.operator].widens, step.locations, step.sizes))
+            step = step.then
+        groups.setdefault(tuple(shape), []).append((label, candidate))
+    return [tuple(group) for group in groups.values()]
 
 
 def _several(given: Any, name: str, check: Callable[[Any, str], object]) -> None:

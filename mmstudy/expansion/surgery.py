@@ -5,6 +5,7 @@ An expansion of a group is two matrices (new units × old units): `make` says ho
 the function of the network.
 """
 
+import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from mmstudy.tracing.graph import BIAS, CONSUMED, SCALE, VARIANCE, WEIGHT
 from mmstudy.tracing.layouts import around_units, others, places
 
 Touch = Callable[[Use, Tensor], Tensor]  # (use, tensor (new units, ...)) → what it becomes
+LARGE = 2**26  # bytes of a network that are worth looking for garbage
 NEW = -1  # in `source`: a unit that is no copy
 
 
@@ -276,4 +278,8 @@ def _rescale_eps(network: nn.Module, plan: Plan) -> None:
 
 def _sizes(network: nn.Module, plans: Sequence[Plan], batch: Any) -> list[attributes.Size]:
     plain = _grown(network, [(plan, None) for plan in plans])
-    return sizes.found(plain, network, [(plan.coupling, plan.size) for plan in plans], called(network, batch))
+    chosen = sizes.found(plain, network, [(plan.coupling, plan.size) for plan in plans], called(network, batch))
+    if sum(parameter.nbytes for parameter in plain.parameters()) > LARGE:
+        del plain
+        gc.collect()  # a trace leaves cycles behind that hold the network
+    return chosen

@@ -1,7 +1,7 @@
 """The ranking of a network's expansions: what is asked of the user, and what then happens, stage by stage."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm import tqdm
 
 from mmstudy.batched import engine
 from mmstudy.batched.asked import tried
 from mmstudy.batched.determinism import check
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
-from mmstudy.core import arguments, results
+from mmstudy.core import arguments, progress, results
 from mmstudy.expansion import asked as expansion
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.ranking import policy, settings
+from mmstudy.ranking import places, policy, settings
 from mmstudy.ranking import pool as pools
+from mmstudy.ranking.places import Looks
 from mmstudy.ranking.policy import Plan
 from mmstudy.ranking.posterior import Pool, posterior, standardized
 from mmstudy.ranking.priors import PRIORS
@@ -53,6 +53,7 @@ def rank_expansions(
     measured_examples: int = 2000,
     folder: str | Path = "ranking",
     seed: int = 0,
+    scheduler: str = "",
     say: Callable[[str], object] = print,
 ) -> Ranking:
     """Which expansion of a trained network is worth its training?
@@ -60,6 +61,9 @@ def rank_expansions(
     What can grow, and what the ranking will cost, is said before anything is trained. Then every candidate, and the
     network itself beside them, is trained for a part of the full training (`policy`), and some of them to the end if
     the budget allows it. All is kept under `folder`: after any end the same call goes on and gives the same ranking.
+
+    Small candidates of one shape are trained as one batch, where the optimizer allows it (`together`): each becomes
+    what it would alone, but for rounding.
 
     Args:
         network: a trained network; it is left as it is.
@@ -81,12 +85,17 @@ def rank_expansions(
         autocast: a type such as `torch.bfloat16` to train in; what is measured is measured without.
         accumulate: batches of the loader that make one step.
         folder: where networks on their way are kept, about as large as all candidates with their optimizers.
+        seed: of the order of examples, and of what is drawn in training.
+        scheduler: the address of a Dask scheduler, such as "tcp://192.168.0.2:8786", whose workers train, each a
+            group of candidates at a time; they must see `folder`.
         say: what is told on the way goes there.
 
     Raises:
         TypeError: an argument of another kind.
         ValueError: one that is out of range, a loader that gives nothing or never the same, a loss that is not finite,
-            a network on several devices, fewer than two candidates, or a folder of another ranking.
+            a network on several devices, fewer than two candidates, a folder of another ranking, or workers of a
+            cluster that are not fit (`cluster.executor`).
+        ConnectionError: the scheduler is gone; what was finished is kept.
     """
     network = arguments.network(network)
     _in_range(budget, full_steps, accumulate, measured_examples, clip, autocast, seed)
@@ -110,64 +119,68 @@ def rank_expansions(
     folder = Path(folder)
     known = settings.of(network, training, chosen, seen, measured, full_steps=full_steps, metric=score)
     settings.claim(folder, known)
-    sizes, refused = pools.sizes(network, chosen, batch, loss_fn)
+    traced = pools.traced(network, batch, loss_fn)
+    sizes, refused = pools.sizes(network, chosen, batch, loss_fn, traced)
     for label, reason in refused.items():
         say(f"left out: {label}: {reason}")
     if len(sizes) < 2:
         raise ValueError(f"only {len(sizes)} of {len(chosen)} candidates can be grown: {'; '.join(refused.values())}")
     candidates: dict[str, Candidate | None] = {label: chosen[label] for label in sizes} | {OWN: None}
-    rows = Rows(network, training, batch, measured, score, candidates, folder / "runs")
+    rows = Rows(network, training, batch, measured, score, candidates, folder / "runs", traced)
     look = engine.count(measured) / (3 * accumulate * engine.count(batch))  # a step costs three passes, a look one
     how = policy.plan(len(sizes), full_steps, budget, look * (1 if score is None else 2))
     say(_foretold(how, len(sizes), full_steps, rows.seconds_a_step(TRIED), [own, *sizes.values()]))
 
-    seen_of = _carried_out(rows, how, full_steps, [*sizes.values(), own])
+    with places.looking(rows, scheduler, say) as looks:
+        seen_of = _carried_out(rows, how, full_steps, [*sizes.values(), own], looks)
     ranking = Ranking(concluded(rows, how, full_steps, seen_of, refused), rows)
     results.save(ranking.data, folder / "ranking.nc")
     say(ranking.words)
     return ranking
 
 
-def _carried_out(rows: Rows, how: Plan, full_steps: int, sizes: list[pools.Size]) -> Seen:
+def _carried_out(rows: Rows, how: Plan, full_steps: int, sizes: list[pools.Size], looks: Looks) -> Seen:
     """All rows early, those that were trained to the end, and what is then known of all.
 
     Raises:
         ValueError: every training diverged.
     """
     labels, last = list(rows.candidates), len(sizes) - 1
-    total = len(labels) * how.probe_steps + how.finished * (full_steps - how.probe_steps)
+    rest = full_steps - how.probe_steps
     final: list[Row | None] = [None] * len(labels)
-    with tqdm(total=total, desc="training", unit="step", disable=None) as bar:
+    with progress.bar(len(labels) * how.probe_steps + how.finished * rest, "training", "step") as bar:
 
-        def looked(label: str, steps: int, done: int) -> Row:
-            row = rows.at(label, steps, bar.update)
-            bar.update(done - bar.n)  # what was there before counts too
-            return row
+        def seen(groups: Iterable[Sequence[str]], steps: int, more: int) -> list[Row]:
+            """The rows of these groups after so many steps, `more` than before."""
+            found: dict[str, Row] = {}
+            before = bar.n
+            for each in looks(list(groups), steps, bar.update):
+                found |= {row.label: row for row in each}
+                bar.update(max(0, before + more * len(found) - bar.n))  # what was there before counts too
+            return [found[label] for label in labels if label in found]
 
-        early = [looked(label, how.probe_steps, (i + 1) * how.probe_steps) for i, label in enumerate(labels)]
+        early = seen(rows.groups, how.probe_steps, how.probe_steps)
         if all(row.diverged for row in early):
             raise ValueError(f"every training diverged within {how.probe_steps} steps: give a smaller step size")
         known = pool_of(early, sizes, [_operator(each) for each in rows.candidates.values()], how)
         prior = PRIORS[how.anchored]
 
-        def finish(which: int) -> None:
-            count = 1 + sum(row is not None for row in final)
-            done = len(labels) * how.probe_steps + count * (full_steps - how.probe_steps)
-            final[which] = looked(labels[which], full_steps, done)
+        def finish(which: Iterable[int]) -> None:
+            for row in seen([[labels[i]] for i in which], full_steps, rest):
+                final[labels.index(row.label)] = row
 
-        if how.anchored:
+        if how.finished == len(labels) or not rest:
+            final = list(seen(rows.groups, full_steps, rest))
+        elif how.anchored:
             value = np.where(np.arange(len(labels)) == last, np.nan, known.rank)
             value[[row.diverged for row in early]] = np.nan
-            for which in dict.fromkeys([last, *policy.anchors(value)]):
-                finish(which)
+            finish(dict.fromkeys([last, *policy.anchors(value)]))
             while sum(row is not None for row in final) < how.finished:
                 expected = posterior(known, scores_of(final), prior).mean
                 open_rows = [i for i, row in enumerate(final) if row is None and not early[i].diverged]
                 if not open_rows:
                     break
-                finish(max(open_rows, key=lambda i: expected[i]))
-        elif how.probe_steps == full_steps:
-            final = list(early)
+                finish([max(open_rows, key=lambda i: expected[i])])
     return Seen(sizes, early, final, posterior(known, scores_of(final), prior))
 
 

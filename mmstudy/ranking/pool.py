@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import measuring
+from mmstudy.core import progress
 from mmstudy.core.networks import count_flops, count_parameters
 from mmstudy.expansion import asked, pools
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.coverage import Coverage, starred
 from mmstudy.tracing.calls import of_loss
+from mmstudy.tracing.graph import Trace
+from mmstudy.tracing.trace import trace
 
 FEW = 4  # groups, each of which is widened alone
 FACTORS = (2, 4)
@@ -67,16 +69,26 @@ def _ends_and_middles(network: nn.Module) -> set[str]:
     return {names[i] for names in lists.values() for i in (0, len(names) // 2, len(names) - 1)}
 
 
+def traced(network: nn.Module, batch: Batch, loss_fn: LossFn) -> Trace | None:
+    """The trace that all candidates grow by; None where the network cannot be followed, as growing it will say."""
+    try:
+        return trace(network, of_loss(network, batch, loss_fn))
+    except (ValueError, NotImplementedError):
+        return None
+
+
 def sizes(
-    network: nn.Module, pool: Mapping[str, Candidate], batch: Batch, loss_fn: LossFn
+    network: nn.Module, pool: Mapping[str, Candidate], batch: Batch, loss_fn: LossFn, known: Trace | None = None
 ) -> tuple[dict[str, Size], dict[str, str]]:
     """The size of each candidate's network, and why others cannot be built; each is built once, and let go."""
     found, refused = {}, {}
-    for label, candidate in tqdm(pool.items(), desc="building", disable=None, leave=False):
-        try:
-            found[label] = size(candidate.expand(network, batch, loss_fn), batch, loss_fn)
-        except (ValueError, NotImplementedError) as error:
-            refused[label] = str(error)
+    with progress.bar(len(pool), "building") as bar:
+        for label, candidate in pool.items():
+            try:
+                found[label] = size(candidate.expand(network, batch, loss_fn, traced=known), batch, loss_fn)
+            except (ValueError, NotImplementedError) as error:
+                refused[label] = str(error)
+            bar.update()
     return found, refused
 
 

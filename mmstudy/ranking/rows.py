@@ -1,23 +1,28 @@
-"""The rows of a ranking: each is grown anew, trained as far as is asked, and looked at; what was seen is kept."""
+"""The rows of a ranking: grown anew, trained as far as is asked, and looked at; what was seen is kept."""
 
 import copy
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmstudy.batched.engine import Batch, LossFn, Model
-from mmstudy.batched.ensemble import losses, stack
+from mmstudy.batched.ensemble import at_once, losses, stack
 from mmstudy.core import results
-from mmstudy.expansion import optimizers
+from mmstudy.core.networks import evaluating
+from mmstudy.expansion import optimizers, pools
 from mmstudy.expansion.candidate import Averages, Candidate, Expansion
 from mmstudy.ranking import policy, settings
+from mmstudy.ranking.together import fit
 from mmstudy.ranking.training import Run, Training, advance, begun, resume
+from mmstudy.tracing.graph import Trace
 
 Metric = LossFn  # (model, batch) → a mean over examples, of which more is better
 
@@ -50,46 +55,58 @@ class Rows:
     metric: Metric | None
     candidates: Mapping[str, Candidate | None]
     folder: Path
+    traced: Trace | None = None  # of the network on that batch
 
-    def at(self, label: str, steps: int, stepped: Callable[[int], object] = lambda count: None) -> Row:
-        """What is seen of a row after so many steps; trained as far as is missing, unless it was seen before."""
-        state, seen = self._paths(label)
-        known = json.loads(seen.read_text()) if seen.exists() else {}
-        if str(steps) in known:
-            return Row(label, steps, **known[str(steps)])
-        run = self.run(label)
-        again = state.with_suffix(".again.pt")
-        if earlier := len(run.losses) > steps:  # than it was trained: the way there once more
-            run, state = self.start(label), again
-        advance(run, self.training, steps, state, stepped)
-        row = self._look(label, steps, run)
+    def __getstate__(self) -> dict:
+        """What is sent to another process: that makes a trace of its own."""
+        return {**self.__dict__, "traced": None}
+
+    @cached_property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """The rows, those of one shape that train as one together; a large network stands alone."""
+        if not self._small:
+            return tuple((label,) for label in self.candidates)
+        known = {label: candidate for label, candidate in self.candidates.items() if candidate}
+        alike = [[label for label, _ in group] for group in pools.architectures(known)]
+        others = [[label] for label, candidate in self.candidates.items() if not candidate]
+        return tuple(tuple(part) for group in [*alike, *others] for part in self._parts(group))
+
+    def at(self, labels: Sequence[str], steps: int, stepped: Callable[[int], object] = lambda count: None) -> list[Row]:
+        """What is seen of a group of rows, or of one row, after so many steps; trained as far as is missing."""
+        known = [self._seen(label, steps) for label in labels]
+        if len(found := [row for row in known if row is not None]) == len(labels):
+            return found
+        runs, path = self._runs(labels), self._state(labels)
+        again = path.with_suffix(".again.pt")
+        if earlier := len(runs[0].losses) > steps:  # than they were trained: the way there once more
+            runs, path = [self.start(label) for label in labels], again
+        advance(runs, self.training, steps, path, stepped)
+        rows = []
+        for label, run, seen in zip(labels, runs, known, strict=True):
+            rows.append(seen or self._look(label, steps, run))
+            self._keep(rows[-1])
         if earlier:
             again.unlink(missing_ok=True)
-        fields = {key: value for key, value in asdict(row).items() if key not in ("label", "steps")}
-        with results.atomically(seen) as beside:
-            beside.write_text(json.dumps(known | {str(steps): fields}))
-        return row
+        return rows
 
     def run(self, label: str) -> Run:
         """The training of a row, as far as it is kept."""
-        run = self.start(label)
-        resume(run, self._paths(label)[0])
-        return run
+        return self._runs([label])[0]
 
     def start(self, label: str) -> Run:
         """A row before its training, the optimizer's state carried along."""
         candidate = self.candidates[label]
         if candidate is None:
             return self._begun(unchanged(self.network))
-        return self._begun(candidate.grow(self.network, self.batch, self.training.loss_fn))
+        return self._begun(candidate.grow(self.network, self.batch, self.training.loss_fn, self.traced))
 
     def seconds_a_step(self, steps: int) -> float:
         """How long a step of the network itself takes, measured on a few; nothing of it is kept."""
         run = self._begun(unchanged(self.network))
         path = self.folder / ".timed"
-        advance(run, self.training, 1, path)  # the first is slower
+        advance([run], self.training, 1, path)  # the first is slower
         began = time.perf_counter()
-        advance(run, self.training, 1 + steps, path)
+        advance([run], self.training, 1 + steps, path)
         path.unlink(missing_ok=True)
         return (time.perf_counter() - began) / steps
 
@@ -104,9 +121,51 @@ class Rows:
             return optimizers.carried(made, self.network, grown)
         return made([p for p in grown.network.parameters() if p.requires_grad])
 
-    def _paths(self, label: str) -> tuple[Path, Path]:
-        name = settings.name_of(label, self.candidates[label])
-        return self.folder / f"{name}.pt", self.folder / f"{name}.json"
+    def _runs(self, labels: Sequence[str]) -> list[Run]:
+        """The trainings of a group, as far as they are kept; of a row alone, from where its group has left it."""
+        runs, path = [self.start(label) for label in labels], self._state(labels)
+        group = next(group for group in self.groups if labels[0] in group)
+        if path.exists() or len(labels) > 1 or len(group) == 1:
+            resume(runs, path)
+        else:
+            place = group.index(labels[0])
+            resume(runs, self._state(group), slice(place, place + 1))
+        return runs
+
+    @property
+    def _small(self) -> bool:
+        """Whether networks of this size gain by being trained as one."""
+        if self.training.train is not None or self.training.autocast is not None:
+            return False
+        with evaluating(self.network), torch.random.fork_rng(devices=[]):
+            self.network.train()
+            return at_once(stack([unchanged(self.network).network]), self.batch, self.training.loss_fn) > 1
+
+    def _parts(self, labels: Sequence[str]) -> list[Sequence[str]]:
+        """Rows of one shape as one group, if that is right and pays; one by one otherwise."""
+        if len(labels) == 1:
+            return [labels]
+        runs = [self.start(label) for label in labels]
+        networks, optimizers = [run.network for run in runs], [run.optimizer for run in runs]
+        together = fit(networks, optimizers, self.batch, self.training.loss_fn)
+        return [labels] if together else [[label] for label in labels]
+
+    def _seen(self, label: str, steps: int) -> Row | None:
+        known = self._known(label).get(str(steps))
+        return None if known is None else Row(label, steps, **known)
+
+    def _known(self, label: str) -> dict:
+        path = self._state([label]).with_suffix(".json")
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _keep(self, row: Row) -> None:
+        fields = {key: value for key, value in asdict(row).items() if key not in ("label", "steps")}
+        with results.atomically(self._state([row.label]).with_suffix(".json")) as beside:
+            beside.write_text(json.dumps(self._known(row.label) | {str(row.steps): fields}))
+
+    def _state(self, labels: Sequence[str]) -> Path:
+        names = [settings.name_of(label, self.candidates[label]) for label in labels]
+        return self.folder / f"{names[0] if len(names) == 1 else 'group-' + settings.hash_of(names)}.pt"
 
     def _look(self, label: str, steps: int, run: Run) -> Row:
         if run.diverged:

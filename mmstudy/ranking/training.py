@@ -8,7 +8,7 @@ import contextlib
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.core import arguments, results
 from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import seed_of
+from mmstudy.ranking.together import Together
 
 KEEP_EVERY = 60.0  # seconds between two states on disk
 
@@ -73,11 +74,15 @@ def begun(network: nn.Module, optimizer: Optimizer | None, training: Training) -
 
 
 def advance(
-    run: Run, training: Training, steps: int, path: Path, stepped: Callable[[int], object] = lambda count: None
+    runs: Sequence[Run],
+    training: Training,
+    steps: int,
+    path: Path,
+    stepped: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Train until so many steps have been made in all, and keep the state at `path`.
+    """Train until so many steps have been made in all, several that have come equally far as one (`together`).
 
-    A loss that is no finite number ends the training there.
+    The states are kept at `path`. A loss that is no finite number ends a training there.
 
     Args:
         stepped: is told of steps that were made.
@@ -85,27 +90,54 @@ def advance(
     Raises:
         ValueError: the loader gives no batch; the user's own loop returns something else than it should.
     """
-    if len(run.losses) >= steps or run.diverged:
+    first = runs[0]
+    if len(first.losses) >= steps or all(run.diverged for run in runs):
         return
-    began, kept = time.perf_counter() - run.seconds, time.perf_counter()
+    began, kept = time.perf_counter() - sum(run.seconds for run in runs), time.perf_counter()
+
+    def keep_all() -> None:
+        nonlocal kept
+        for run in runs:
+            run.place, run.random = first.place, _random_state() if training.train is None else {}
+            run.seconds = (time.perf_counter() - began) / len(runs)
+        keep(runs, path)
+        kept = time.perf_counter()
+
     if training.train is not None:
-        missing = steps - len(run.losses)
-        _own_loop(run, training, missing)
+        missing = steps - len(first.losses)
+        _own_loop(first, training, missing)
         stepped(missing)
-    else:
-        with random_kept(), evaluating(run.network):
+        keep_all()
+        return
+    with random_kept(), contextlib.ExitStack() as modes:
+        for run in runs:
+            modes.enter_context(evaluating(run.network))
             run.network.train()
-            stream = _batches(training, run)
-            while len(run.losses) < steps and not run.diverged:
-                run.losses.append(_step(run, training, stream))
-                stepped(1)
-                if time.perf_counter() - kept > KEEP_EVERY:
-                    run.random, run.seconds = _random_state(), time.perf_counter() - began
-                    keep(run, path)
-                    kept = time.perf_counter()
-            run.random = _random_state()
-    run.seconds = time.perf_counter() - began
-    keep(run, path)
+        stream = _batches(training, first)
+        step, settle = _stepper(runs, training)
+        while len(first.losses) < steps and not all(run.diverged for run in runs):
+            batches = [moved(next(stream), device_of(first.network)) for _ in range(training.accumulate)]
+            for run, loss in zip(runs, step(batches), strict=True):
+                run.losses.append(math.nan if run.diverged else loss)
+            stepped(len(runs))
+            if time.perf_counter() - kept > KEEP_EVERY:
+                settle()
+                keep_all()
+        settle()
+        keep_all()
+
+
+def _stepper(
+    runs: Sequence[Run], training: Training
+) -> tuple[Callable[[list[Batch]], list[float]], Callable[[], None]]:
+    """What makes a step, of one network as it would be written down, and what brings networks to where that came."""
+    if len(runs) == 1:
+        return lambda batches: [_step(runs[0], training, batches)], lambda: None
+    optimizers = [run.optimizer for run in runs if run.optimizer is not None]
+    schedules = [run.schedule for run in runs]
+    how = training.loss_fn, training.schedule, training.clip
+    both = Together([run.network for run in runs], optimizers, schedules, *how)
+    return both.step, both.settle
 
 
 def _own_loop(run: Run, training: Training, missing: int) -> None:
@@ -123,19 +155,18 @@ def _own_loop(run: Run, training: Training, missing: int) -> None:
     run.losses += losses
 
 
-def _step(run: Run, training: Training, stream: Iterator[Batch]) -> float:
+def _step(run: Run, training: Training, batches: Sequence[Batch]) -> float:
     """One step of the optimizer; the mean loss of its batches."""
     assert run.optimizer is not None
     device, total = device_of(run.network), 0.0
     run.optimizer.zero_grad(set_to_none=True)
-    for _ in range(training.accumulate):
-        batch = moved(next(stream), device)
+    for batch in batches:
         with torch.autocast(device.type, training.autocast, enabled=training.autocast is not None):
             loss = training.loss_fn(run.network, batch)
         if not bool(loss.isfinite()):
             return math.nan
-        (loss / training.accumulate).backward()
-        total += loss.item() / training.accumulate
+        (loss / len(batches)).backward()
+        total += loss.item() / len(batches)
     if training.clip is not None:
         nn.utils.clip_grad_norm_(run.network.parameters(), training.clip)
     run.optimizer.step()
@@ -193,40 +224,44 @@ def moved(batch: Batch, device: torch.device) -> Batch:
 # ---- What is kept ------------------------------------------------------------------------------------------------
 
 
-def keep(run: Run, path: Path) -> None:
-    """Write the state of a run, whole or not at all."""
-    state = {
-        "network": run.network.state_dict(),
-        "optimizer": run.optimizer.state_dict() if run.optimizer else None,
-        "schedule": run.schedule.state_dict() if run.schedule else None,
-        "own": run.own,
-        "losses": torch.tensor(run.losses, dtype=torch.float64),
-        "place": run.place,
-        "random": dict(run.random),
-        "seconds": run.seconds,
-    }
+def keep(runs: Sequence[Run], path: Path) -> None:
+    """Write the states of runs, whole or not at all."""
+    states = [
+        {
+            "network": run.network.state_dict(),
+            "optimizer": run.optimizer.state_dict() if run.optimizer else None,
+            "schedule": run.schedule.state_dict() if run.schedule else None,
+            "own": run.own,
+            "losses": torch.tensor(run.losses, dtype=torch.float64),
+            "place": run.place,
+            "random": dict(run.random),
+            "seconds": run.seconds,
+        }
+        for run in runs
+    ]
     with results.atomically(path) as beside:
-        torch.save(state, beside)
+        torch.save(states, beside)
 
 
-def resume(run: Run, path: Path) -> None:
-    """Bring a run that has just begun to the state at `path`; nothing, where there is none.
+def resume(runs: Sequence[Run], path: Path, which: slice = slice(None)) -> None:
+    """Bring runs that have just begun to the states at `path`, or to some of them; nothing, where there are none.
 
     Raises:
-        ValueError: the file cannot be read, or belongs to another network.
+        ValueError: the file cannot be read, or belongs to other networks.
     """
     if not path.exists():
         return
     try:
-        state = torch.load(path, weights_only=True, map_location=device_of(run.network))
-        run.network.load_state_dict(state["network"])
-        for part, name in ((run.optimizer, "optimizer"), (run.schedule, "schedule")):
-            if part is not None:
-                part.load_state_dict(state[name])
+        states = torch.load(path, weights_only=True, map_location=device_of(runs[0].network))[which]
+        for run, state in zip(runs, states, strict=True):
+            run.network.load_state_dict(state["network"])
+            for part, name in ((run.optimizer, "optimizer"), (run.schedule, "schedule")):
+                if part is not None:
+                    part.load_state_dict(state[name])
+            run.own, run.losses, run.place = state["own"], state["losses"].tolist(), tuple(state["place"])
+            run.random, run.seconds = state["random"], state["seconds"]
     except Exception as error:  # pickle, zip and torch each raise their own
         raise ValueError(f"{path} cannot be read ({error}); delete it to train this network again") from error
-    run.own, run.losses, run.place = state["own"], state["losses"].tolist(), tuple(state["place"])
-    run.random, run.seconds = state["random"], state["seconds"]
 
 
 def _seed_all(number: int) -> None:

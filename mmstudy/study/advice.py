@@ -4,6 +4,7 @@ import runpy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,11 @@ import pandas as pd
 import torch
 import xarray as xr
 from torch import nn
-from tqdm import tqdm
 
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification, losses, stack
-from mmstudy.core import cluster, results, sources
+from mmstudy.core import cluster, progress, results, sources
 from mmstudy.core.seeds import seed_of
 from mmstudy.core.tasks import Task, load
 from mmstudy.core.tasks import base as new_base
@@ -104,12 +104,11 @@ def _train(
     rate = schedule(steppers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        while rate.last_epoch < steps:
-            for batch in loader:
-                steppers.zero_grad()
-                classification(network, batch).backward()
-                steppers.step()
-                rate.step()
+        for batch in islice(chain.from_iterable(repeat(loader)), steps):  # epoch after epoch
+            steppers.zero_grad()
+            classification(network, batch).backward()
+            steppers.step()
+            rate.step()
 
 
 def of_file(path: str | Path, steps: int | None = None) -> Case:
@@ -187,8 +186,9 @@ def outcomes(
     placed = [str(Path(case).absolute()) if isinstance(case, str) else case for case in cases]
     with cluster.executor(scheduler, folder=folder) as executor:
         futures = [executor.submit(_outcome, case, str(folder), steps) for case in placed]
-        for _ in tqdm(as_completed(futures), total=len(futures), desc="cases", disable=None):
-            pass
+        with progress.bar(len(futures), "cases") as bar:
+            for _ in as_completed(futures):
+                bar.update()
         found = [future.result() for future in futures]
     joined = results.describe(xr.concat(found, "row", **experiments.ALIGNED), WORDS)
     joined.attrs = results.provenance({"cases": list(map(str, cases)), "steps": steps})

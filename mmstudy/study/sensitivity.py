@@ -20,12 +20,13 @@ from mmstudy.batched.objective import Objective, of_networks
 from mmstudy.core import tasks
 from mmstudy.core.seeds import generator
 from mmstudy.core.tasks import Data, Task
+from mmstudy.expansion import pools
 from mmstudy.manifold import profiles
 from mmstudy.manifold.children import offspring
 from mmstudy.manifold.estimate import PASS, STEP
 from mmstudy.manifold.estimators import ESTIMATORS
 from mmstudy.manifold.extent import ways_of
-from mmstudy.study import derived, design, statistics, sweep, trials
+from mmstudy.study import derived, design, statistics, trials
 from mmstudy.study.draws import minibatch_order, probe_split, take
 from mmstudy.study.protocol import Protocol
 
@@ -92,7 +93,7 @@ def _trained(
     nn.utils.vector_to_parameters(torch.as_tensor(base["base"].values), small.parameters())
     looks: dict[float, list[en.Ensemble]] = {share: [] for share in protocol.progress[1:]}
     last, scores = trials.CHECKPOINTS.index("last"), []
-    for group in sweep.architectures(pool):
+    for group in pools.architectures(pool):
         many = len(group)
         start = en.stack([c.expand(small, data.training) for _, c in group for _ in range(protocol.seeds)])
         run = trials.in_full(task, data, start, protocol, watched=range(0, many * protocol.seeds, protocol.seeds))

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 import xarray as xr
-from tqdm import tqdm
 
 from mmstudy.batched.replay import ALONE
-from mmstudy.core import cluster, processes, results, sources, tasks
+from mmstudy.core import cluster, progress, results, sources, tasks
 from mmstudy.core.datasets import Data, Split
 from mmstudy.core.tasks import Task, load
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS
+from mmstudy.expansion.pools import architectures
 from mmstudy.study import entries, experiments, predictors
 from mmstudy.study.protocol import Protocol
 from mmstudy.study.statistics import EXPANSION, REFERENCE
@@ -134,18 +134,6 @@ def _about(
     return whole.assign_coords(named | extra)
 
 
-def architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candidate], ...]]:
-    """The pool in groups of one architecture: same locations and sizes, all wider or all deeper, step by step."""
-    groups: dict[tuple, list[tuple[str, Candidate]]] = {}
-    for label, candidate in pool.items():
-        step, shape = candidate, []
-        while step:
-            shape.append((OPERATORS[step.operator].widens, step.locations, step.sizes))
-            step = step.then
-        groups.setdefault(tuple(shape), []).append((label, candidate))
-    return [tuple(group) for group in groups.values()]
-
-
 def _finish(
     executor: Executor, jobs: dict, cache: Path, given: Callable, title: str, device: str
 ) -> tuple[dict[Any, xr.Dataset], dict[Any, Path]]:
@@ -160,10 +148,7 @@ def _finish(
     for key in waiting:
         data, base = given(key)
         futures[executor.submit(_run, jobs[key], paths[key], outside, known, data, base, device)] = key
-    with (
-        processes.terminal() as stream,
-        tqdm(total=len(jobs), initial=len(done), desc=title, file=stream, disable=None) as bar,
-    ):
+    with progress.bar(len(jobs), title, done=len(done)) as bar:
         for future in as_completed(futures):
             done[futures.pop(future)] = future.result()  # a cluster keeps what somebody still holds
             bar.update()

@@ -1,6 +1,8 @@
 import json
 import os
+import resource
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -75,6 +77,29 @@ def test_a_write_that_fails_at_the_last_moment_leaves_the_old_file_and_no_litter
     monkeypatch.undo()
     xr.testing.assert_identical(results.load(path), dataset)
     assert [p.name for p in tmp_path.iterdir()] == ["gain.nc"]
+
+
+def test_where_there_is_no_room_the_file_is_named_and_the_old_one_stays(tmp_path):
+    path = tmp_path / "state"
+    path.write_bytes(b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with (
+            pytest.raises(OSError, match=r"no room for .*state: free some, and run again"),
+            results.atomically(path) as beside,
+        ):
+            beside.write_bytes(b"new" * 1000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_library_that_does_not_say_that_the_disk_is_full_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setattr(results.shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    with pytest.raises(OSError, match=r"no room for .*failed writing"), results.atomically(tmp_path / "state"):
+        raise RuntimeError("failed writing file data/0")
 
 
 def test_what_is_no_result_is_not_saved(dataset, tmp_path):

@@ -73,7 +73,11 @@ def test_it_reads_well_as_text_and_as_a_table(covered):
     text = str(found)
     assert all(len(line) <= 110 or "together" not in line for line in text.splitlines())
     assert "side   5 units" in text
+    assert "blocks.*.up (2 alike)   12 units" in text
+    assert "blocks.*.up → blocks.*.down" in text
+    assert "blocks.1" not in text.replace("blocks.0 … blocks.1", "")
     assert found.table.loc["side", "units"] == 5
+    assert found.table.loc["blocks.1.up", "units"] == 12
     assert "<td" in found._repr_html_()
     assert "<script" not in found._repr_html_()
 

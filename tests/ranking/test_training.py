@@ -68,7 +68,7 @@ def test_it_is_the_loop_that_one_would_write(tmp_path):
     data = [batch(8, seed) for seed in range(5)]
     how = Training(classification, data, OPTIMIZERS["AdamW"], clip=0.5)
     run = tr.begun(network, how.optimizer(network.parameters()), how)
-    tr.advance(run, how, 7, tmp_path / "state.pt")
+    tr.advance([run], how, 7, tmp_path / "state.pt")
     optimizer = OPTIMIZERS["AdamW"](other.parameters())
     losses = []
     for inputs, targets in (data * 2)[:7]:
@@ -87,7 +87,7 @@ def test_accumulated_batches_are_one_step(tmp_path):
     data, whole = [batch(8, 0), batch(8, 1)], tuple(map(torch.cat, zip(batch(8, 0), batch(8, 1), strict=True)))
     for each, how in ((network, Training(classification, data, OPTIMIZERS["SGD"], accumulate=2)),
                       (other, Training(classification, [whole], OPTIMIZERS["SGD"]))):  # fmt: skip
-        tr.advance(tr.begun(each, how.optimizer(each.parameters()), how), how, 3, tmp_path / f"{how.accumulate}.pt")
+        tr.advance([tr.begun(each, how.optimizer(each.parameters()), how)], how, 3, tmp_path / f"{how.accumulate}.pt")
     torch.testing.assert_close(numbers(network), numbers(other))
 
 
@@ -96,13 +96,13 @@ def test_accumulated_batches_are_one_step(tmp_path):
 def test_with_pauses_it_is_the_same_to_the_last_bit(optimizer, pauses, tmp_path):
     how = as_run(optimizer)
     once = started(how)
-    tr.advance(once, how, STEPS, tmp_path / "once.pt")
+    tr.advance([once], how, STEPS, tmp_path / "once.pt")
     for steps in (*pauses, STEPS):
         again = started(how)  # as a new process would
-        tr.resume(again, tmp_path / "paused.pt")
+        tr.resume([again], tmp_path / "paused.pt")
         torch.manual_seed(steps)  # what others draw meanwhile
         random.seed(steps)
-        tr.advance(again, how, steps, tmp_path / "paused.pt")
+        tr.advance([again], how, steps, tmp_path / "paused.pt")
     assert torch.equal(numbers(once.network), numbers(again.network))
     assert once.losses == again.losses
 
@@ -129,28 +129,28 @@ def test_the_users_random_numbers_go_on(tmp_path):
     torch.manual_seed(4)
     expected = torch.rand(3)
     torch.manual_seed(4)
-    tr.advance(run, how, 3, tmp_path / "state.pt")
+    tr.advance([run], how, 3, tmp_path / "state.pt")
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_training_that_diverges_ends_and_says_so(tmp_path):
     how = Training(lambda model, b: classification(model, b) * torch.inf, [batch(8)], OPTIMIZERS["SGD"])
     run = started(how)
-    tr.advance(run, how, 5, tmp_path / "state.pt")
+    tr.advance([run], how, 5, tmp_path / "state.pt")
     assert run.diverged
     assert len(run.losses) == 1
     again = started(how)
-    tr.resume(again, tmp_path / "state.pt")
+    tr.resume([again], tmp_path / "state.pt")
     assert again.diverged
 
 
 def test_a_half_written_state_is_named(tmp_path):
     how = as_run()
-    tr.advance(started(how), how, 2, tmp_path / "state.pt")
+    tr.advance([started(how)], how, 2, tmp_path / "state.pt")
     whole = (tmp_path / "state.pt").read_bytes()
     (tmp_path / "state.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"state\.pt cannot be read .* delete it to train this network again"):
-        tr.resume(started(how), tmp_path / "state.pt")
+        tr.resume([started(how)], tmp_path / "state.pt")
 
 
 def own_loop(network, state, steps, seed):
@@ -171,11 +171,11 @@ def own_loop(network, state, steps, seed):
 def test_a_loop_of_ones_own_gets_its_state_back(tmp_path):
     how = Training(classification, [batch(8)], train=own_loop)
     once, paused = tr.begun(mlp(), None, how), tr.begun(mlp(), None, how)
-    tr.advance(once, how, 7, tmp_path / "once.pt")
-    tr.advance(paused, how, 3, tmp_path / "paused.pt")
+    tr.advance([once], how, 7, tmp_path / "once.pt")
+    tr.advance([paused], how, 3, tmp_path / "paused.pt")
     again = tr.begun(mlp(), None, how)
-    tr.resume(again, tmp_path / "paused.pt")
-    tr.advance(again, how, 7, tmp_path / "paused.pt")
+    tr.resume([again], tmp_path / "paused.pt")
+    tr.advance([again], how, 7, tmp_path / "paused.pt")
     assert torch.equal(numbers(once.network), numbers(again.network))
     assert again.own == {"steps": 7}
 
@@ -190,7 +190,7 @@ def test_a_loop_of_ones_own_gets_its_state_back(tmp_path):
 def test_a_loop_that_returns_something_else_is_refused(returned, message, tmp_path):
     how = Training(classification, [batch(8)], train=returned)
     with pytest.raises(ValueError, match=message):
-        tr.advance(tr.begun(mlp(), None, how), how, 4, tmp_path / "state.pt")
+        tr.advance([tr.begun(mlp(), None, how)], how, 4, tmp_path / "state.pt")
 
 
 KILLED = """
@@ -202,15 +202,15 @@ import test_training
 tr.KEEP_EVERY = 0.0
 how = test_training.as_run()
 run = test_training.started(how)
-tr.resume(run, Path({path!r}))
-tr.advance(run, how, {steps}, Path({path!r}), lambda count: print(len(run.losses), flush=True))
+tr.resume([run], Path({path!r}))
+tr.advance([run], how, {steps}, Path({path!r}), lambda count: print(len(run.losses), flush=True))
 """
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path):
     how, steps = as_run(), 60
     once = started(how)
-    tr.advance(once, how, steps, tmp_path / "once.pt")
+    tr.advance([once], how, steps, tmp_path / "once.pt")
     here = Path(__file__).parent
     code = KILLED.format(tests=str(here.parent), here=str(here), path=str(tmp_path / "killed.pt"), steps=steps)
     for moment in (7, 31):
@@ -221,8 +221,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(tmp_path):
                 break
         process.wait()
     again = started(how)
-    tr.resume(again, tmp_path / "killed.pt")
+    tr.resume([again], tmp_path / "killed.pt")
     assert 7 <= len(again.losses) <= steps
-    tr.advance(again, how, steps, tmp_path / "killed.pt")
+    tr.advance([again], how, steps, tmp_path / "killed.pt")
     assert torch.equal(numbers(once.network), numbers(again.network))
     assert once.losses == again.losses

@@ -364,7 +364,7 @@ def test_a_candidate_that_fails_is_told_and_what_was_finished_is_kept(tmp_path):
 
 def test_the_pool_comes_in_groups_of_one_architecture():
     shuffled = [POOL[i] for i in (5, 0, 8, 3, 1, 9, 7)]
-    groups = sweep.architectures(dict(shuffled))
+    groups = pools.architectures(dict(shuffled))
     assert sorted(label for label, _ in shuffled) == sorted(label for group in groups for label, _ in group)
     assert len(groups) == 5
     data = load(TASK)
@@ -382,7 +382,7 @@ def test_chains_of_expansions_are_grouped_by_all_their_steps():
         "then deeper, drawn": replace(wider, then=POOLS[TASK]["deeper_random hidden.1 +1"]),
         "then deeper elsewhere": replace(wider, then=POOLS[TASK]["deeper_identity hidden.0 +1"]),
     }
-    groups = [[label for label, _ in group] for group in sweep.architectures(chains)]
+    groups = [[label for label, _ in group] for group in pools.architectures(chains)]
     assert groups == [["alone"], ["then deeper", "then deeper, drawn"], ["then deeper elsewhere"]]
 
 
