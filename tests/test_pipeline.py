@@ -461,6 +461,12 @@ def test_agrees(value, default, good):
     assert runner.agrees(value, default) is good
 
 
+@pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "notebooks/profiles").glob("*.yml")))
+def test_committed_profiles_fit_the_notebooks(profile, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert runner.parameters(Path("notebooks/4_experiment.ipynb"), profile) or profile == "rank"
+
+
 def test_undeclared_path_is_refused(project, monkeypatch):
     monkeypatch.chdir(project)
     with pytest.raises(runner.Refused, match="has no speed"):

@@ -3,6 +3,7 @@
 __all__ = [
     *(
         "asked",
+        "augmentation",
         "connectivity",
         "determinism",
         "engine",

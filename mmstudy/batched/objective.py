@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from mmstudy.batched import engine
+from mmstudy.batched.augmentation import Take
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import Ensemble, at, at_once, classification, measuring, parts_of
 from mmstudy.batched.replay import recorded
@@ -141,6 +142,7 @@ def of_networks(
     training: Batch | None = None,
     minibatch: int = 128,
     normalization: str = "frozen",
+    take: Take = engine.take,
 ) -> Objective:
     """The loss of networks of one shape on a fixed batch, as a function of all their parameters.
 
@@ -150,6 +152,7 @@ def of_networks(
         training: the examples that training draws minibatches of this size from; the batch itself if none are given.
         normalization: what batch normalization uses: the parent's own statistics ("frozen"), or those of the batch at
             every point ("recomputed").
+        take: how a step of training makes a minibatch of draws; `Objective.draws` draws the examples as they are.
     """
     network, examples = ensemble.network, engine.count(batch)
     training = batch if training is None else training
@@ -172,7 +175,7 @@ def of_networks(
 
     def noisy(points: Tensor, owner: Tensor, draw: Tensor) -> Tensor:
         with measuring(network, "recomputed", training=True):
-            here, some = at(ensemble, points, owner), engine.take(training, draw)
+            here, some = at(ensemble, points, owner), take(training, draw)
             return engine.mapped(network, loss_fn, here.parameters, here.buffers, some, shared=False)
 
     with measuring(network, normalization):

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmstudy.batched import engine
+from mmstudy.batched.augmentation import Take
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import Ensemble, at, at_once, classification, vectors
 from mmstudy.batched.replay import ALONE
@@ -86,6 +87,7 @@ def train(
     momentum: float = 0.9,
     milestones: Iterable[int] = (),
     loss_fn: LossFn = classification,
+    take: Take = engine.take,
 ) -> Iterator[tuple[int, Ensemble, Float[Tensor, "k since"]]]:
     """`sgd` on networks in training mode, each with minibatches of its own; running statistics follow.
 
@@ -95,6 +97,7 @@ def train(
         ensemble: where to start; left as it is.
         data: the training examples.
         order: which examples each network sees at each step (from `minibatches`).
+        take: (training examples, some of the order) → a minibatch; `augmentation.take` takes variants of images.
 
     Yields:
         (step, the networks after that many steps (a copy), minibatch losses (K, steps since the last milestone)).
@@ -103,13 +106,13 @@ def train(
     names, buffers = list(ensemble.buffers), [b.clone() for b in ensemble.buffers.values()]
     with ALONE, evaluating(network):
         network.train()
-        most = at_once(ensemble, engine.take(data, order[0, 0]), loss_fn, shared=False)
+        most = at_once(ensemble, take(data, order[0, 0]), loss_fn, shared=False)
 
     def losses(points: Tensor, some: Tensor, *statistics: Tensor) -> Tensor:
         here, running = at(ensemble, points).parameters, dict(zip(names, statistics, strict=True))
         with ALONE, evaluating(network):
             network.train()
-            return engine.mapped(network, loss_fn, here, running, engine.take(data, some), shared=False)
+            return engine.mapped(network, loss_fn, here, running, take(data, some), shared=False)
 
     learn, seen_at = engine.gradients(losses, network), order.unbind(1)
 

@@ -1,3 +1,17 @@
 """What everything stands on: random streams, results on disk, small networks, tasks, and which code is which."""
 
-__all__ = ["arguments", "cluster", "extras", "networks", "processes", "results", "seeds", "slurm", "sources", "tasks"]
+__all__ = [
+    *(
+        "arguments",
+        "cluster",
+        "extras",
+        "networks",
+        "openml",
+        "processes",
+        "results",
+        "seeds",
+        "slurm",
+        "sources",
+        "tasks",
+    ),
+]

@@ -1,4 +1,6 @@
-"""The datasets of the study: found in packages or drawn from a fixed random stream, nothing is downloaded.
+"""The datasets of the study: found in packages or drawn from a fixed random stream; some images come from OpenML.
+
+Only those are downloaded, and only when they are asked for (`openml`).
 
 A dataset of your own is entered from outside: `DATASETS["mine"] = lambda: Dataset(inputs, targets, 1000, 300)`.
 """
@@ -7,8 +9,8 @@ import contextlib
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmstudy.core import openml
 from mmstudy.core.extras import needed
 from mmstudy.core.seeds import generator
 
@@ -50,16 +53,23 @@ class Data:
     test: Split
     image: tuple[int, int, int] | None = None  # (channels, height, width) that a row of inputs holds
     vocabulary: int | None = None  # how many tokens there are, if inputs are tokens
+    augmented: bool = False  # whether training may see the images shifted and mirrored
 
     def __iter__(self) -> Iterator[Split]:
         return iter((self.training, self.validation, self.test))
+
+    def to(self, device: str | torch.device) -> "Data":
+        """The same data on a device."""
+        training, validation, test = (Split(part.inputs.to(device), part.targets.to(device)) for part in self)
+        return replace(self, training=training, validation=validation, test=test)
 
 
 class Dataset(NamedTuple):
     """All examples of a dataset, and how many are kept for the test and validation parts.
 
     Inputs are (n, features), numbers; targets (n,), int64, are classes counted from 0. `image` is the shape (channels,
-    height, width) of the image or signal that a row of features holds, for networks that look at neighbours.
+    height, width) of the image or signal that a row of features holds, for networks that look at neighbours. Its pixels
+    may be bytes (uint8). It is `augmented` if training may see it shifted and mirrored.
 
     With a `vocabulary` V, an example is a sentence: inputs and targets (n, T) are int64 tokens from 0 to V − 1.
     """
@@ -70,6 +80,7 @@ class Dataset(NamedTuple):
     validation: int
     image: tuple[int, int, int] | None = None
     vocabulary: int | None = None
+    augmented: bool = False
 
 
 @cache
@@ -205,6 +216,14 @@ def _text() -> Dataset:
     return Dataset(windows[:, :-1], windows[:, 1:], TEXT_TEST, TEXT_VALIDATION, vocabulary=len(ALPHABET) + 1)
 
 
+@cache
+def _images(name: str) -> Dataset:
+    """Images of OpenML: a sixth of them for the test, a twelfth for validation, drawn anew for each task."""
+    inputs, targets = openml.load(name)
+    many, source = len(inputs), openml.SOURCES[name]
+    return Dataset(inputs, targets, many // 6, many // 12, source.image, augmented=source.augmented)
+
+
 DATASETS: dict[str, Callable[[], Dataset]] = {
     "digits": _digits,
     "mnist1d": _mnist1d,
@@ -212,4 +231,5 @@ DATASETS: dict[str, Callable[[], Dataset]] = {
     "spiral": _spiral,
     "teacher": _teacher,
     "text": _text,
+    **{name: partial(_images, name) for name in openml.SOURCES},
 }

@@ -27,6 +27,10 @@ def _no_stages(widths: Widths) -> str:
     return "" if all(width % GROUPS == 0 for width in widths) else f"channels must be multiples of {GROUPS}"
 
 
+def _no_deep_stages(widths: Widths) -> str:
+    return _no_stages(widths[:-1])
+
+
 def _no_stream(widths: Widths) -> str:
     if len(widths) != 3:
         return "there must be three numbers"
@@ -40,13 +44,18 @@ def _mlp(widths: Widths, classes: int, data: Data) -> nn.Module:
 
 
 def _resnet(widths: Widths, classes: int, data: Data) -> nn.Module:
-    channels, *sides = _image(data)
-    return networks.ResNet(channels, widths, [1] * len(widths), classes, "group", (sides[0], sides[1]))
+    return _deep_resnet((*widths, 1), classes, data)
+
+
+def _deep_resnet(widths: Widths, classes: int, data: Data) -> nn.Module:
+    (channels, *sides), (*stages, blocks) = _image(data), widths
+    return networks.ResNet(channels, stages, [blocks] * len(stages), classes, "group", (sides[0], sides[1]))
 
 
 def _vit(widths: Widths, classes: int, data: Data) -> nn.Module:
     image = _image(data)
-    patch = (2, 2) if image[1] > 1 else (1, 5)  # pixels; numbers of a signal
+    small = (2, 2) if image[1] > 1 else (1, 5)  # pixels; numbers of a signal
+    patch = (4, 4) if image[1] > 16 else small
     width, heads, blocks = widths
     return networks.ViT(image, patch, width, blocks, heads, classes)
 
@@ -70,4 +79,5 @@ FAMILIES = {
     "ResNet": Family("the channels of each stage, of one block each, with group normalization", _no_stages, _resnet),
     "ViT": Family(STREAM, _no_stream, _vit),
     "decoder": Family(STREAM, _no_stream, _decoder),
+    "deep ResNet": Family("the channels of each stage, then the blocks that each has", _no_deep_stages, _deep_resnet),
 }

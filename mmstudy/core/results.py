@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 import xarray as xr
+from torch import Tensor
 
 from mmstudy import __version__
 
@@ -87,6 +89,15 @@ def check(dataset: xr.Dataset, requires: Iterable[str] = ()) -> None:
     wrong += [f"no attribute {name!r}" for name in ("parameters", "versions", "commit") if name not in dataset.attrs]
     if wrong:
         raise ValueError("not a result of this study: " + "; ".join(wrong))
+
+
+def checksum(tensors: Iterable[Tensor]) -> str:
+    """The SHA-256 of tensors, of their types and shapes too."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().reshape(-1).numpy().data)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """Tasks: what is to be learnt and by which base network; the data of a task, and its base network before training."""
 
-import hashlib
 import math
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from mmstudy.core import networks
 from mmstudy.core.arguments import described, one_of, whole
 from mmstudy.core.datasets import DATASETS, Data, Dataset, Split
 from mmstudy.core.families import FAMILIES
+from mmstudy.core.results import checksum
 from mmstudy.core.seeds import generator
 
 
@@ -60,28 +60,28 @@ class Task:
 def load(task: Task, device: str | torch.device = "cpu") -> Data:
     """The task's data, deterministic: three disjoint parts.
 
-    Numbers are standardized per feature with the training part's mean and deviation; tokens stay what they are.
+    Numbers are standardized per feature with the training part's mean and deviation, bytes per channel of the image
+    that they are the pixels of; tokens stay what they are.
 
     Raises:
         ValueError: more training examples than there are, or a dataset that is not as `Dataset` says.
     """
-    inputs, targets, test, validation, image, vocabulary = _checked(task.dataset, DATASETS[task.dataset]())
+    dataset = _checked(task.dataset, DATASETS[task.dataset]())
+    inputs, targets, test, validation, image, vocabulary, augmented = dataset
     most = len(inputs) - test - validation
     if not 1 <= task.train_size <= most:
         raise ValueError(f"{task.dataset} has 1 to {most} training examples; got train_size={task.train_size}")
     order = torch.randperm(len(inputs), generator=generator("split", task.dataset, task.seed))
     parts = order[:test], order[test : test + validation], order[test + validation :][: task.train_size]
     if not vocabulary:
-        mean, deviation = inputs[parts[2]].mean(0), inputs[parts[2]].std(0, correction=0)
-        deviation[deviation == 0] = 1.0  # a pixel that never changes stays at zero
-        inputs = ((inputs - mean) / deviation).float()
-    test_split, *seen = (Split(inputs[p].to(device), targets[p].to(device)) for p in parts)
+        inputs = _standardized(inputs, parts[2], image)
+    test_split, *seen = (Split(inputs[p], targets[p]) for p in parts)
     classes = vocabulary or int(targets.max()) + 1
     validation_split, training_split = (
         Split(s.inputs, _flip(s.targets, classes, task, name))
         for s, name in zip(seen, ("validation", "train"), strict=True)
     )
-    return Data(training_split, validation_split, test_split, image, vocabulary)
+    return Data(training_split, validation_split, test_split, image, vocabulary, augmented).to(device)
 
 
 def base(task: Task, data: Data) -> nn.Module:
@@ -90,23 +90,30 @@ def base(task: Task, data: Data) -> nn.Module:
     Raises:
         ValueError: the family doesn't fit the data: tokens, or images of unknown shape.
     """
-    classes = int(data.training.targets.max()) + 1
+    classes = max(int(part.targets.max()) for part in data) + 1  # a small training part may lack some
     network = FAMILIES[task.family].build(task.widths, classes, data)
     return networks.initialize(network, generator("initialize", task)).to(data.training.inputs.device)
 
 
 def fingerprint(data: Data) -> str:
     """A hash of all examples: data of the same name that differ are told apart."""
-    digest = hashlib.sha256()
-    for part in data:
-        for tensor in part:
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return checksum(tensor for part in data for tensor in part)[:16]
+
+
+def _standardized(inputs: Tensor, training: Tensor, image: tuple[int, int, int] | None) -> Tensor:
+    """Numbers on the scale that those with the indices `training` have, per feature; of pixels, per channel."""
+    if inputs.dtype == torch.uint8 and image:
+        pixels = inputs.unflatten(1, (image[0], -1)).float()  # (n, channels, pixels of a channel)
+        deviation, mean = torch.std_mean(pixels[training], (0, 2), correction=0, keepdim=True)
+        deviation[deviation == 0] = 1.0
+        return pixels.sub_(mean).div_(deviation).flatten(1)
+    mean, deviation = inputs[training].mean(0), inputs[training].std(0, correction=0)
+    deviation[deviation == 0] = 1.0  # a pixel that never changes stays at zero
+    return ((inputs - mean) / deviation).float()
 
 
 def _checked(name: str, dataset: Dataset) -> Dataset:
-    inputs, targets, test, validation, image, vocabulary = dataset
+    inputs, targets, test, validation, image, vocabulary, augmented = dataset
     wanted = "and targets (n, T), tokens" if vocabulary else "and targets (n,)"
     if inputs.dim() < 2 or targets.shape != (inputs.shape if vocabulary else inputs.shape[:1]):
         shapes = f"inputs {tuple(inputs.shape)} and targets {tuple(targets.shape)}"
@@ -119,12 +126,15 @@ def _checked(name: str, dataset: Dataset) -> Dataset:
         for tokens, what in ((inputs, "inputs"), (targets, "targets")):
             if tokens.dtype != torch.int64 or tokens.min() < 0 or tokens.max() >= vocabulary:
                 raise ValueError(f"{what} of {name!r} must be int64 tokens below {vocabulary}; got {described(tokens)}")
-    elif not inputs.is_floating_point():
-        raise ValueError(f"inputs of {name!r} must be numbers such as float32, or say a vocabulary; got {inputs.dtype}")
+    elif not inputs.is_floating_point() and not (inputs.dtype == torch.uint8 and image):
+        kinds = "numbers such as float32, or pixels of an image (uint8)"
+        raise ValueError(f"inputs of {name!r} must be {kinds}, or say a vocabulary; got {inputs.dtype}")
     if not inputs.isfinite().all():
         raise ValueError(f"inputs of {name!r} must be finite; got {int((~inputs.isfinite()).sum())} that are not")
     if image and inputs.shape[1:] != (math.prod(image),):
         raise ValueError(f"an image of {name!r} has {image} numbers, and a row of inputs {tuple(inputs.shape[1:])}")
+    if augmented and not image:
+        raise ValueError(f"{name!r} is augmented, shifted and mirrored: it must say the shape of its images")
     if test < 1 or validation < 1:
         raise ValueError(f"{name!r} needs test and validation examples; got test={test}, validation={validation}")
     return dataset

@@ -1,5 +1,6 @@
 """What is compared on which task: the pools of candidates, and how each family of networks is trained."""
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from mmstudy.core.tasks import Data, Task
 from mmstudy.expansion import pools
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import COPIES, NEW_UNITS, NOT, OPERATORS
+from mmstudy.study.draws import shown
 from mmstudy.study.protocol import Protocol
 from mmstudy.tracing.couplings import couplings
 
@@ -27,6 +29,7 @@ TRAINING = {
     "ResNet": {"step_size": 0.2, **OTHERS},
     "ViT": {"step_size": 0.1, **OTHERS},
     "decoder": {"step_size": 0.4, **OTHERS},
+    "deep ResNet": {"step_size": 0.1, **OTHERS},
 }
 DEEPER = tuple(name for name, each in OPERATORS.items() if not each.widens)
 LEAST, SPARE = 40, "net2net"  # fewer candidates of a perceptron are filled up with this operator's
@@ -71,12 +74,16 @@ def wider_operators(task: Task) -> tuple[str, str, str]:
 def locations(network: nn.Module, inputs: Tensor) -> list[str]:
     """Where a network that is no perceptron grows: all blocks alike at each kind of place, and everywhere at once.
 
-    The groups of a group normalization stay as many as they are.
+    The blocks of a residual network are alike inside a stage. The groups of a group normalization stay as many as they
+    are.
     """
     kinds = defaultdict(list)
     for name in couplings(network, inputs):
-        if not (name.endswith("[0]") and isinstance(network, ResNet)):
-            kinds[name if isinstance(network, ResNet) else name.rpartition(".")[2]].append(name)
+        if isinstance(network, ResNet):
+            if not name.endswith("[0]"):
+                kinds[re.sub(r"^(stages\.\d+)\.\d+", r"\1", name)].append(name)
+        else:
+            kinds[name.rpartition(".")[2]].append(name)
     everywhere = [name for names in kinds.values() for name in names]
     return ["&".join(names) for names in [*kinds.values(), everywhere]]
 
@@ -87,17 +94,17 @@ def pool(task: Task, data: Data, shape: Mapping[str, Any] | None = None) -> tupl
     Args:
         shape: options of `pools.candidate_pool`, instead of the study's.
     """
-    network, example = tasks.base(task, data), data.training.inputs
+    network, examples = tasks.base(task, data), shown(data)
     options = dict(shape or SHAPES.get(task.family, SHAPES["other"]))
     if task.family != "MLP":
-        options["locations"] = locations(network, example)
+        options["locations"] = locations(network, examples.inputs)
     deeper = [name for name in DEEPER if name not in SAME.get(task.family, ())]
     kept: dict[str, Candidate] = {}
     refused: dict[str, str] = {}
     for wider in (wider_operators(task), (SPARE,)):
-        found = pools.candidate_pool(network, example, wider=wider, deeper=deeper, **options)
+        found = pools.candidate_pool(network, examples.inputs, wider=wider, deeper=deeper, **options)
         found = {label: each for label, each in found.items() if label not in kept and label not in refused}
-        reasons = pools.pool_table(found, network, data.training)["refused"]
+        reasons = pools.pool_table(found, network, examples)["refused"]
         kept |= {label: each for label, each in found.items() if not reasons[label]}
         refused |= dict(reasons[reasons != ""])
         if shape or task.family != "MLP" or len(kept) >= LEAST:
@@ -126,3 +133,19 @@ def _pool(task: Task, shape: Mapping[str, Any] | None) -> tuple[dict[str, Candid
 def protocol(task: Task, **options: Any) -> Protocol:
     """How the task is trained and measured, with options instead of the study's."""
     return Protocol(**(TRAINING.get(task.family, {}) | options))
+
+
+def device(name: str, scheduler: str = "") -> str:
+    """The device of that name; of "auto", a GPU where there is one.
+
+    Args:
+        scheduler: of a cluster, whose workers may have what this machine does not.
+
+    Raises:
+        ValueError: a GPU that is not there.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not scheduler and not torch.cuda.is_available():
+        raise ValueError(f"torch sees no GPU here, so there is no device {name!r}: take 'cpu', or 'auto'")
+    return name

@@ -17,7 +17,7 @@ from mmstudy.core import networks, tasks
 from mmstudy.core.seeds import generator
 from mmstudy.core.tasks import Data, Task
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.study.draws import minibatch_order
+from mmstudy.study.draws import minibatch_order, take
 from mmstudy.study.protocol import Protocol
 from mmstudy.study.references import from_scratch
 from mmstudy.tracing.couplings import couplings
@@ -49,7 +49,7 @@ def trained(
     order = minibatch_order(task, data, protocol, [f"{name} {seed}" for seed in dict.fromkeys(seeds)], marks[-1])
     own = order[[list(dict.fromkeys(seeds)).index(seed) for seed in seeds]]
     rates = training.cosine(protocol.step_size, steps)[: marks[-1]]
-    found = training.train(start, data.training, own, rates, protocol.momentum, marks)
+    found = training.train(start, data.training, own, rates, protocol.momentum, marks, take=take(data, protocol))
     return {step: (ensemble, losses) for step, ensemble, losses in found}
 
 

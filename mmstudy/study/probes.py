@@ -15,7 +15,7 @@ from mmstudy.manifold.children import disagreement, offspring, spread
 from mmstudy.manifold.curvature import quadratic_forms
 from mmstudy.manifold.estimators import ESTIMATORS
 from mmstudy.manifold.extent import ways_of
-from mmstudy.study.draws import minibatch_order, probe_split
+from mmstudy.study.draws import minibatch_order, probe_split, take
 from mmstudy.study.protocol import Protocol
 
 RANDOM_UNIT = 1 / 80  # of a filter's norm: random rays go from 0.0125 to 6.4 of it
@@ -39,7 +39,9 @@ def probe(
         level: what the protocol's estimators go up to.
     """
     split, k = probe_split(task, data, protocol), protocol.children
-    objective = of_networks(networks, split, training=data.training, minibatch=protocol.batch)
+    objective = of_networks(
+        networks, split, training=data.training, minibatch=protocol.batch, take=take(data, protocol)
+    )
     points = en.vectors(networks)
     order = minibatch_order(task, data, protocol, [f"child {i}" for i in range(k)], protocol.child_steps)
     rates = torch.full((len(networks),), protocol.step_size)

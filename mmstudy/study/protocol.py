@@ -22,6 +22,8 @@ class Protocol:
     losses are kept as `bins` means. `short` is the length, as a share of the training, of two short runs that are
     rivals: a cosine of that length, and a constant step of twice the size. `traces` products estimate the Hessian's
     trace. Scores are those on the first `test_examples` of the test part.
+    With `augment`, training (that of children too) sees images shifted and mirrored, where the dataset is one of images
+    that may be; losses and scores are always those of the images as they are.
     `estimators`, keys of `ESTIMATORS`, are measured too, at the children's centre, up to the base's loss + `margin`.
     """
 
@@ -43,6 +45,7 @@ class Protocol:
     doublings: int = 9
     margin: float = 0.1
     estimators: tuple[str, ...] = ()
+    augment: bool = False
 
     def __post_init__(self):
         if self.seeds < 2 or self.children < 3:

@@ -27,7 +27,7 @@ from mmstudy.manifold.estimate import PASS, STEP
 from mmstudy.manifold.estimators import ESTIMATORS
 from mmstudy.manifold.extent import ways_of
 from mmstudy.study import derived, design, statistics, trials
-from mmstudy.study.draws import minibatch_order, probe_split
+from mmstudy.study.draws import minibatch_order, probe_split, take
 from mmstudy.study.protocol import Protocol
 
 KIND, LEVEL = "children", "median"  # of the extent, in multiples, as in `choices.RELATION`
@@ -117,7 +117,8 @@ def _at_once(
 ) -> xr.Dataset:
     """All that is measured after one share of the training, over (child_steps, children)."""
     split = probe_split(task, data, protocol)
-    objectives = [of_networks(one, split, training=data.training, minibatch=protocol.batch) for one in looks]
+    options = {"training": data.training, "minibatch": protocol.batch, "take": take(data, protocol)}
+    objectives = [of_networks(one, split, **options) for one in looks]
     order = minibatch_order(task, data, protocol, [f"child {i}" for i in range(max(children))], max(child_steps))
     parts = [
         _profiles(objective, en.vectors(one), order, protocol, children, child_steps)

@@ -177,15 +177,15 @@ def _kept(data: Data, name: str, cache: Path) -> Path:
     path = cache / f"data-{name}.pt"
     if not path.exists():
         with results.atomically(path) as beside:
-            torch.save([[tuple(part) for part in data], data.image, data.vocabulary], beside)
+            torch.save([[tuple(part) for part in data], data.image, data.vocabulary, data.augmented], beside)
     return path
 
 
 @lru_cache(maxsize=8)
 def _data(path: Path, device: str) -> Data:
-    parts, image, vocabulary = torch.load(path, map_location=device)
+    parts, *about = torch.load(path, map_location=device)
     training, validation, test = (Split(*part) for part in parts)
-    data = Data(training, validation, test, image, vocabulary)
+    data = Data(training, validation, test, *about)
     if path.stem != f"data-{tasks.fingerprint(data)}":
         raise ValueError(f"{path} holds other data than its name says; delete it and run again")
     return data

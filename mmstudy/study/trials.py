@@ -19,7 +19,7 @@ from mmstudy.core.tasks import Task
 from mmstudy.core.tasks import base as new_base
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.study import predictors
-from mmstudy.study.draws import minibatch_order, probe_split
+from mmstudy.study.draws import minibatch_order, probe_split, shown, take
 from mmstudy.study.probes import probe
 from mmstudy.study.protocol import Protocol
 from mmstudy.study.references import from_scratch, shrink_perturb
@@ -42,8 +42,9 @@ def train_base(task: Task, data: Data, protocol: Protocol) -> xr.Dataset:
     """
     stacked = en.stack([new_base(task, data)])
     order = minibatch_order(task, data, protocol, ["base"], protocol.steps)
+    rates = training.cosine(protocol.step_size, protocol.steps)
     ((_, ended, _),) = training.train(
-        stacked, data.training, order, training.cosine(protocol.step_size, protocol.steps), protocol.momentum
+        stacked, data.training, order, rates, protocol.momentum, take=take(data, protocol)
     )
     if not en.vectors(ended).isfinite().all():
         raise ValueError(f"the base network of {task} diverged: step_size={protocol.step_size:g} is too large")
@@ -100,6 +101,7 @@ def in_full(
         training.cosine(protocol.step_size, steps),
         protocol.momentum,
         validations.union(*marks.values()) - {0},
+        take=take(data, protocol),
     )
     for step, now, seen in trained:
         losses.append(seen[some].cpu())
@@ -143,8 +145,9 @@ def measure(
     small = new_base(task, data)
     parameters = torch.as_tensor(base["base"].values, device=data.training.inputs.device)
     nn.utils.vector_to_parameters(parameters, small.parameters())
-    traced = trace(small, data.training.inputs)
-    grown = [c.grow(small, data.training, traced=traced).network for _, c in candidates]
+    examples = shown(data)
+    traced = trace(small, examples.inputs)
+    grown = [c.grow(small, examples, traced=traced).network for _, c in candidates]
     place, seeds = candidates[0][0].split(" ", 1)[-1], range(protocol.seeds)
     compared = {
         f"{name} {place}": [make(grown[0], generator(name, task, place, seed)) for seed in seeds]
@@ -215,7 +218,7 @@ def _at_start(
 ) -> xr.Dataset:
     """What is computed right after expansion, over (candidate)."""
     static = predictors.start_values(expanded, probe_split(task, data, protocol))
-    static["expansion_cost"] = torch.tensor([c.cost(len(data.training.inputs)) for _, c in candidates])
+    static["expansion_cost"] = torch.tensor([c.cost(len(shown(data).inputs)) for _, c in candidates])
     return xr.Dataset({name: ("candidate", value.cpu().numpy()) for name, value in static.items()})
 
 
@@ -238,7 +241,7 @@ def _curves(
     )
     twice = expanded[torch.arange(len(expanded)).repeat_interleave(2)]
     ((_, ended, seen),) = training.train(
-        twice, data.training, order, schedules.repeat(1, len(expanded)), protocol.momentum
+        twice, data.training, order, schedules.repeat(1, len(expanded)), protocol.momentum, take=take(data, protocol)
     )
     cosine, fast = seen.cpu().unflatten(0, (-1, 2)).unbind(1)
     short = ended[::2]

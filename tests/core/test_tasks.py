@@ -242,6 +242,37 @@ def test_a_base_network_is_of_its_family_and_shape(task, kind):
         assert network.embedding.kernel_size == {"digits": (2, 2), "permuted_mnist1d": (1, 5)}[task.dataset]
 
 
+@pytest.mark.parametrize("widths", [(4, 8, 3), (16, 32, 64, 3)])
+def test_a_deep_residual_network_has_so_many_blocks_in_each_stage(widths):
+    task = Task("digits", widths, 300, family="deep ResNet")
+    network = tasks.base(task, load(task))
+    *stages, blocks = widths
+    assert [len(stage) for stage in network.stages] == [blocks] * len(stages)
+    assert [stage[0].conv1.out_channels for stage in network.stages] == stages
+    assert not list(network.buffers())
+    if widths == (16, 32, 64, 3):  # He et al. 2016, table 6: 0.27 million; here one colour, and projections
+        assert 0.27e6 < networks.count_parameters(network) < 0.28e6
+
+
+def test_a_residual_network_is_the_one_that_it_was():
+    task = Task("digits", (8, 16), 300, family="ResNet")
+    words = generator("initialize", "digits 300, ResNet 8-16, seed 0")
+    expected = networks.initialize(networks.ResNet(1, (8, 16), [1, 1], 10, "group", (8, 8)), words)
+    found = tasks.base(task, load(task))
+    assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), found.parameters(), strict=True))
+
+
+def test_large_images_are_cut_into_larger_patches(monkeypatch):
+    draws = generator("large images")
+    images = torch.randint(256, (60, 3 * 32 * 32), dtype=torch.uint8, generator=draws)
+    made = tasks.Dataset(images, torch.arange(60) % 3, 20, 10, (3, 32, 32))
+    monkeypatch.setitem(tasks.DATASETS, "own", lambda: made)
+    task = Task("own", (6, 3, 1), 30, family="ViT")
+    network = tasks.base(task, load(task))
+    assert network.embedding.kernel_size == (4, 4)
+    assert network.position.shape == (64, 6)
+
+
 def test_a_perceptron_is_the_one_that_it_was():
     task = Task("digits", (6, 4), 300)
     expected = networks.initialize(networks.MLP(64, (6, 4), 10), generator("initialize", "digits 300, 6-4, seed 0"))
@@ -272,6 +303,8 @@ def test_a_family_that_does_not_fit_the_data_is_refused(family, dataset, widths,
         ("ResNet", (8, 6), r"multiples of 4; got \(8, 6\)"),
         ("ViT", (12, 3), r"\(width of the stream, heads, blocks\): there must be three numbers; got \(12, 3\)"),
         ("decoder", (12, 5, 1), r"heads must divide the width; got \(12, 5, 1\)"),
+        ("deep ResNet", (3,), r"then the blocks that each has: at least one stage is needed; got \(3,\)"),
+        ("deep ResNet", (6, 3), r"multiples of 4; got \(6, 3\)"),
     ],
 )
 def test_widths_that_are_no_shape_of_the_family_are_refused(family, widths, message):
@@ -304,6 +337,26 @@ def test_a_dataset_enters_from_outside(entered):
     assert torch.equal(noisy.test.targets, data.test.targets)
 
 
+def test_data_go_to_a_device_as_they_are(entered):
+    entered |= {"image": (1, 1, 5), "augmented": True}
+    here, there = load(Task("own", (4,), 40)), load(Task("own", (4,), 40), "meta")
+    for part, moved in zip(here, there, strict=True):
+        assert moved.inputs.device.type == moved.targets.device.type == "meta"
+        assert (moved.inputs.shape, moved.targets.shape) == (part.inputs.shape, part.targets.shape)
+    assert (there.image, there.vocabulary, there.augmented) == (here.image, here.vocabulary, here.augmented)
+    assert there.augmented
+
+
+def test_a_network_has_an_output_for_each_class_though_training_lacks_one(entered):
+    task = Task("own", (4,), 40)
+    order = torch.randperm(90, generator=generator("split", "own", 0))
+    entered["targets"] = torch.arange(90) % 2
+    entered["targets"][order[:30]] = 2  # in the test part alone
+    data = load(task)
+    assert data.training.targets.max() == 1
+    assert tasks.base(task, data).head.out_features == 3
+
+
 def test_data_of_one_name_that_differ_are_told_apart(entered):
     first = tasks.fingerprint(load(Task("own", (4,), 40)))
     assert tasks.fingerprint(load(Task("own", (4,), 40))) == first
@@ -324,6 +377,8 @@ def test_data_of_one_name_that_differ_are_told_apart(entered):
         ({"validation": -1}, r"got test=30, validation=-1"),
         ({"test": 60, "validation": 30}, r"got train_size=40"),
         ({"image": (1, 2, 3)}, r"image of 'own' has \(1, 2, 3\) numbers, and a row of inputs \(5,\)"),
+        ({"augmented": True}, r"'own' is augmented.*must say the shape of its images"),
+        ({"inputs": torch.zeros(90, 5, dtype=torch.uint8)}, r"pixels of an image \(uint8\).*got torch\.uint8"),
         ({"inputs": torch.zeros(90, 5, dtype=torch.long)}, r"say a vocabulary; got torch\.int64"),
         ({"vocabulary": 3}, r"inputs \(n, T\) and targets \(n, T\), tokens; got .* targets \(90,\)"),
         ({"vocabulary": 3, "targets": torch.ones(90, 5).long()}, r"int64 tokens below 3; got float32"),

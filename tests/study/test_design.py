@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from cases import TASK
 
 from mmstudy.core import tasks
@@ -84,3 +85,26 @@ def test_a_protocol_is_the_familys_with_options_instead():
     assert design.protocol(vit).steps < Protocol().steps
     assert design.protocol(vit).progress == Protocol().progress, "all look equally often"
     assert design.protocol(vit, steps=3000, seeds=2) == replace(design.protocol(vit), steps=3000, seeds=2)
+
+
+def test_a_deep_residual_network_grows_alike_in_the_blocks_of_a_stage():
+    deep = replace(TASK, family="deep ResNet", widths=(8, 16, 3))
+    data = tasks.load(deep)
+    where = design.locations(tasks.base(deep, data), data.training.inputs)
+    inner = ["&".join(f"stages.{stage}.{block}.conv1[1]" for block in range(3)) for stage in range(2)]
+    assert set(inner) <= set(where)
+    assert set(where[-1].split("&")) == {name for one in where[:-1] for name in one.split("&")}
+    flat = replace(TASK, family="ResNet", widths=(8, 16))
+    assert all("&" not in one for one in design.locations(tasks.base(flat, data), data.training.inputs)[:-1])
+
+
+def test_a_device_is_there_or_refused(monkeypatch):
+    for there, auto in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert design.device("auto") == auto
+        assert design.device("cpu") == "cpu"
+        if there:
+            assert design.device("cuda:1") == "cuda:1"
+        else:
+            with pytest.raises(ValueError, match=r"no GPU here, so there is no device 'cuda'"):
+                design.device("cuda")
