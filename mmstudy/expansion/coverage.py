@@ -116,12 +116,10 @@ class Coverage:
             alike.setdefault(starred(" ".join(_text(row).split())), []).append(row)  # wherever lines break
         found = []
         for first, *others in alike.values():
-            names = {
-                "location": f"{starred(first.location)} ({1 + len(others)} alike)",
-                "together": starred(first.together),
-            }
+            place, together = f"{starred(first.location)} ({1 + len(others)} alike)", starred(first.together)
             refused = {name: starred(reason) for name, reason in first.refused.items()}
-            found.append(replace(first, refused=refused, **names) if others else first)
+            one = replace(first, location=place, together=together, refused=refused)
+            found.append(one if others else first)
         return Coverage(tuple(found))
 
     def __str__(self) -> str:

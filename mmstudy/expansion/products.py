@@ -38,7 +38,8 @@ class Rows:
 
 def _selected(units: Tensor, index: Tensor) -> Tensor:
     """These units, in the order in which the tensor lies in memory: to read it across takes ten times as long."""
-    order = sorted(range(units.ndim), key=lambda axis: -units.stride(axis))
+    strides = units.stride()
+    order = sorted(range(units.ndim), key=lambda axis: -strides[axis])
     found = units.permute(order).index_select(order.index(0), index)
     return found.permute([order.index(axis) for axis in range(units.ndim)])
 
