@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
-from report import WAYS, draw, goals, table
+from report import WAYS, draw, goals, table, write
 
 from mmstudy.core import results
 from mmstudy.core.processes import cores
@@ -112,13 +112,8 @@ def main() -> None:
     dataset = results.describe(gather(cases), WORDS)
     settings = {"quick": options.quick, "cores": cores()} | MALLOC
     dataset.attrs = results.provenance(settings, "cuda" if torch.cuda.is_available() else "cpu")
-    results.save(dataset, options.out / "bench.nc")
     text = "\n".join([table(dataset), "", *(f"- {line}" for line in goals(dataset)), ""])
-    (options.out / "bench.md").write_text(text)
-    figure = draw(dataset)
-    figure.savefig(options.out / "bench.svg", metadata={"Date": None})
-    figure.savefig(options.out / "bench.png", dpi=150, metadata={"Software": None})
-    print(text)
+    write("bench", dataset, text, draw(dataset), options.out)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What the benchmarks say: goals, a table and a figure, from the dataset that `bench.py` gathers."""
 
+from pathlib import Path
+
 import matplotlib
 import xarray as xr
 from matplotlib.figure import Figure
@@ -8,6 +10,8 @@ from matplotlib.ticker import NullFormatter
 matplotlib.rcParams |= {"backend": "agg", "svg.hashsalt": "mmstudy"}
 import matplotlib.pyplot as plt  # noqa: E402
 import seaborn as sns  # noqa: E402
+
+from mmstudy.core import results  # noqa: E402
 
 WAYS = ["reference", "one process", "processes"]
 GOALS = {  # (what, network, how many) → the least ratio
@@ -75,6 +79,7 @@ def draw(dataset: xr.Dataset) -> Figure:
     training = axes[0, 0]
     sns.lineplot(frame[frame["what"] == "training"], x="count", y="ratio", hue="network", marker="o", ax=training)
     training.set(xscale="log", xlabel="networks", ylabel="loop / batch", title="a step of training", ylim=0)
+    training.legend(frameon=False, fontsize="small")
     sns.barplot(frame[frame["what"] == "points"], x="ratio", y="network", color="C0", ax=axes[0, 1])
     axes[0, 1].set(xlabel="loop / batch", ylabel="", title="the loss at 64 points")
     others = frame[~frame["what"].isin(MEASURED)]
@@ -95,3 +100,12 @@ def draw(dataset: xr.Dataset) -> Figure:
             axis.xaxis.set_minor_formatter(NullFormatter())
     axes[1, 0].legend(frameon=False)
     return figure
+
+
+def write(name: str, dataset: xr.Dataset, text: str, figure: Figure, out: Path) -> None:
+    """The data, the text and the figure of a benchmark, as files of this name; the text is printed too."""
+    results.save(dataset, out / f"{name}.nc")
+    (out / f"{name}.md").write_text(text)
+    figure.savefig(out / f"{name}.svg", metadata={"Date": None})
+    figure.savefig(out / f"{name}.png", dpi=150, metadata={"Software": None})
+    print(text)

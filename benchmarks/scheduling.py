@@ -29,26 +29,25 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import psutil
+import seaborn as sns
 import xarray as xr
+from matplotlib.figure import Figure
+from report import NOISY, write
+from work import cpu_of_others
 
 from mmstudy.core import cluster, processes, results
 from mmstudy.core.tasks import load
+from mmstudy.expansion import pools
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.study import design, sweep
 from mmstudy.study.statistics import expansions
 
-matplotlib.rcParams |= {"backend": "agg", "svg.hashsalt": "mmstudy"}
-import matplotlib.pyplot as plt  # noqa: E402
-import seaborn as sns  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "outputs/reference/data/experiment.nc"
 WORKERS, GOAL = 2, 0.02  # …; the share of the time that scheduling may take
-NOISY = 0.1  # share of the cores that others took, beyond which a time tells little
 WAYS, KINDS = ("cluster", "pool"), ("sleeps", "computes")
 TASK, SMALL = ["spiral", [8, 8], 2000, 0.0, 5], ["digits", [4, 4], 200, 0.0, 0]  # a pilot task; one for a quick run
 SMALL_POOL = {"factors": (2,), "extra_layers": (), "matched": ()}
@@ -114,19 +113,13 @@ def of_process(process: psutil.Process) -> float:
     return times.user + times.system
 
 
-def of_others() -> float:
-    """Processor time of all that is not this benchmark."""
-    times, here = psutil.cpu_times(), psutil.Process()
-    return times.user + times.system + times.nice - sum(map(of_process, (here, *here.children(recursive=True))))
-
-
 def timed(executor, piece: Callable[[float], None], length: float, count: int) -> tuple[float, float]:
     """Seconds until all pieces are done, and the share of the cores that others took."""
     list(executor.map(piece, [0.0] * 4 * WORKERS))  # all is imported and checked
-    began, strange = time.perf_counter(), of_others()
+    began, strange = time.perf_counter(), cpu_of_others()
     list(executor.map(piece, [length] * count))
     took = time.perf_counter() - began
-    return took, max(0.0, of_others() - strange) / took / processes.cores()
+    return took, max(0.0, cpu_of_others() - strange) / took / processes.cores()
 
 
 def measured(address: str, scheduler: psutil.Process, lengths: Sequence[float], count: int) -> xr.Dataset:
@@ -200,7 +193,7 @@ def pieces_of_the_study() -> int:
     for task in dict.fromkeys(pool["task"].values.tolist()):
         one = pool.isel(candidate=(pool["task"] == task).values)
         known = zip(one["label"].values.tolist(), one["description"].values.tolist(), strict=True)
-        count += len(sweep.architectures({label: Candidate.from_dict(json.loads(text)) for label, text in known}))
+        count += len(pools.architectures({label: Candidate.from_dict(json.loads(text)) for label, text in known}))
     return count
 
 
@@ -320,13 +313,7 @@ def main() -> None:
     found = found.assign(piece=("piece", pieces)).merge(on_paper(pieces, serve, 2000 if options.quick else 100_000))
     found = results.describe(found, WORDS)
     found.attrs = results.provenance({"count": count, "quick": options.quick, "task": TASK})
-    results.save(found, options.out / "scheduling.nc")
-    text = report(found, count)
-    (options.out / "scheduling.md").write_text(text)
-    figure = draw(found)
-    figure.savefig(options.out / "scheduling.svg", metadata={"Date": None})
-    figure.savefig(options.out / "scheduling.png", dpi=150, metadata={"Software": None})
-    print(text)
+    write("scheduling", found, report(found, count), draw(found), options.out)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def interleaved(ways: dict[str, Callable[[], object]], repetitions: int) -> dict
     `others` is the share of the cores that other processes used meanwhile: where it is not small, threads that wait
     for each other are slower by far, and ratios mean nothing.
     """
-    seconds, began, before = {name: [] for name in ways}, time.perf_counter(), _others()
+    seconds, began, before = {name: [] for name in ways}, time.perf_counter(), cpu_of_others()
     for repetition in range(-2, repetitions):
         for name, way in ways.items():
             start = time.perf_counter()
@@ -170,11 +170,11 @@ def interleaved(ways: dict[str, Callable[[], object]], repetitions: int) -> dict
                 torch.cuda.synchronize()
             if repetition >= 0:
                 seconds[name].append(time.perf_counter() - start)
-    others = (_others() - before) / (time.perf_counter() - began) / CORES
+    others = (cpu_of_others() - before) / (time.perf_counter() - began) / CORES
     return {"seconds": seconds, "others": max(0.0, others)}
 
 
-def _others() -> float:
+def cpu_of_others() -> float:
     """CPU seconds that all processes but this one and its children have used so far."""
     everybody, mine = psutil.cpu_times(), psutil.Process()
     family = [process.cpu_times() for process in (mine, *mine.children(recursive=True))]

@@ -16,19 +16,15 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+import waiting
 
 from mmstudy.core import sources
 
 ROOT = Path(__file__).parent.parent
 PIPELINE = ("Makefile", "pyproject.toml", "constraints.txt", "notebooks/run.py")
 PYTHON = (f"PYTHON={sys.executable}", "ENVIRONMENT=", "PROFILE=stub")
-OUTER = (
-    "MAKEFLAGS",
-    "MAKELEVEL",
-    "PROFILE",
-    "SCHEDULER",
-    "CONDA_DEFAULT_ENV",
-)  # of the make that may have started these tests
+# Of the make that may have started these tests.
+OUTER = ("MAKEFLAGS", "MAKELEVEL", "PROFILE", "SCHEDULER", "CONDA_DEFAULT_ENV")
 CLEAN = {name: value for name, value in os.environ.items() if name not in OUTER}
 
 # A stub writes the files that the Makefile expects of its namesake. While a file `wait` exists, it waits, with a child
@@ -228,11 +224,7 @@ def processes(folder):
     return found
 
 
-def wait_until(condition, seconds=30):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "waited in vain"
-        time.sleep(0.05)
+wait_until = partial(waiting.wait_until, seconds=30)
 
 
 TARGET = "outputs/stub/data/expansion.nc"

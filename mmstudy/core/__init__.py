@@ -1,17 +1,16 @@
 """What everything stands on: random streams, results on disk, small networks, tasks, and which code is which."""
 
 __all__ = [
-    *(
-        "arguments",
-        "cluster",
-        "extras",
-        "networks",
-        "openml",
-        "processes",
-        "results",
-        "seeds",
-        "slurm",
-        "sources",
-        "tasks",
-    ),
+    "arguments",
+    "cluster",
+    "extras",
+    "networks",
+    "openml",
+    "processes",
+    "progress",
+    "results",
+    "seeds",
+    "slurm",
+    "sources",
+    "tasks",
 ]

@@ -11,12 +11,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
 from functools import cache, lru_cache, partial
-from importlib import metadata
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from mmstudy.core import processes, progress, sources
+from mmstudy.core import processes, progress, results, sources
 from mmstudy.core.extras import needed
 
 if TYPE_CHECKING:
@@ -192,8 +191,6 @@ def _wrong(facts: Facts, token: Path | None) -> str:
 @cache
 def _facts() -> Facts:
     """What this process computes with; asked once and early, as files may change under a process that has read them."""
-    found = {CODE: sources.of_package()}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name).split("+")[0]  # torch names its builds: +cpu, +cu130
-    return tuple(found.items())
+    known = results.versions()
+    named = {name: known[name].split("+")[0] for name in PACKAGES if name in known}  # torch's builds: +cpu, +cu130
+    return tuple(({CODE: sources.of_package()} | named).items())

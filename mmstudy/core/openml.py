@@ -169,10 +169,8 @@ def _download(url: str, part: Path, whole: Callable[[Path], bool]) -> None:
     most, tries = _size(part), 0
     while not (part.exists() and whole(part)):
         try:
-            ended, reason = (
-                _more(url, part),
-                "it breaks off at the same place, or has a wrong checksum, again and again",
-            )
+            ended = _more(url, part)
+            reason = "it breaks off at the same place, or has a wrong checksum, again and again"
         except (OSError, HTTPException) as error:
             if getattr(error, "code", 500) < 500:  # it says no, and would say so again
                 raise OSError(f"{url}: {error}") from error

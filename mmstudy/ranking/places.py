@@ -40,14 +40,15 @@ def _sent(rows: Rows) -> Path:
     """The rows, with all that they need, in a file: network and data are read once by each worker."""
     import cloudpickle  # it comes with Dask
 
-    path = (rows.folder / "rows.pickle").absolute()
     try:
-        with results.atomically(path) as beside:
-            beside.write_bytes(cloudpickle.dumps(rows))
+        packed = cloudpickle.dumps(rows)
     except Exception as error:  # whatever hinders an object from being pickled
         raise ValueError(
             f"the network, loss or loader cannot be sent to a worker ({error}): rank without one"
         ) from error
+    path = (rows.folder / "rows.pickle").absolute()
+    with results.atomically(path) as beside:
+        beside.write_bytes(packed)
     return path
 
 

@@ -9,18 +9,16 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmstudy.batched.engine import Batch, LossFn, Model
-from mmstudy.batched.ensemble import at_once, losses, stack
+from mmstudy.batched.ensemble import losses, stack
 from mmstudy.core import results
-from mmstudy.core.networks import evaluating
 from mmstudy.expansion import optimizers, pools
 from mmstudy.expansion.candidate import Averages, Candidate, Expansion
 from mmstudy.ranking import policy, settings
-from mmstudy.ranking.together import fit
+from mmstudy.ranking.together import fit, together_at_most
 from mmstudy.ranking.training import Run, Training, advance, begun, resume
 from mmstudy.tracing.graph import Trace
 
@@ -137,9 +135,8 @@ class Rows:
         """Whether networks of this size gain by being trained as one."""
         if self.training.train is not None or self.training.autocast is not None:
             return False
-        with evaluating(self.network), torch.random.fork_rng(devices=[]):
-            self.network.train()
-            return at_once(stack([unchanged(self.network).network]), self.batch, self.training.loss_fn) > 1
+        alone = stack([unchanged(self.network).network])
+        return together_at_most(alone, self.batch, self.training.loss_fn) > 1
 
     def _parts(self, labels: Sequence[str]) -> list[Sequence[str]]:
         """Rows of one shape as one group, if that is right and pays; one by one otherwise."""

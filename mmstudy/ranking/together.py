@@ -45,9 +45,15 @@ def fit(networks: Sequence[nn.Module], optimizers: Sequence[Optimizer | None], b
     trained = {name for names in _names(networks[0], known[0]) for name in names} if known else set()
     if len(known) < len(optimizers) or len(forms) > 1 or not trained <= ensemble.parameters.keys():
         return False
-    with evaluating(ensemble.network), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
+        return together_at_most(ensemble, batch, loss_fn) > 1 and _as_alone(networks, ensemble, batch, loss_fn)
+
+
+def together_at_most(ensemble: Ensemble, batch: Batch, loss_fn: LossFn) -> int:
+    """How many networks of this shape go into one call in training; 1 where none gains by it."""
+    with evaluating(ensemble.network):
         ensemble.network.train()
-        return at_once(ensemble, batch, loss_fn) > 1 and _as_alone(networks, batch, loss_fn)
+        return at_once(ensemble, batch, loss_fn)
 
 
 class Together:
@@ -123,7 +129,7 @@ class Together:
         if key not in self._learners:
             self._learners[key] = _learner(self.ensemble, self.loss_fn, tree, constants)
         if self.most is None:
-            self.most = _most(self.ensemble, batch, self.loss_fn)
+            self.most = together_at_most(self.ensemble, batch, self.loss_fn)
         tensors, found = [leaf for leaf in leaves if isinstance(leaf, Tensor)], []
         for some in engine.pieces(len(self.points), self.most):
             running = [buffer[some] for buffer in self.buffers]
@@ -154,12 +160,6 @@ def _learner(ensemble: Ensemble, loss_fn: LossFn, tree, constants: Sequence[tupl
     return engine.gradients(losses, network)
 
 
-def _most(ensemble: Ensemble, batch: Batch, loss_fn: LossFn) -> int:
-    with evaluating(ensemble.network):
-        ensemble.network.train()
-        return at_once(ensemble, batch, loss_fn)
-
-
 def _stacked(networks: Sequence[nn.Module], optimizers: Sequence[Optimizer], leaves: dict[str, Tensor]) -> Optimizer:
     """The first one's optimizer on all networks' stacked parameters, with the states of all."""
     names = _names(networks[0], optimizers[0])
@@ -169,9 +169,10 @@ def _stacked(networks: Sequence[nn.Module], optimizers: Sequence[Optimizer], lea
     ]
     kind: Any = type(optimizers[0])
     made = kind(groups)
+    owned = [dict(network.named_parameters()) for network in networks]
     for group, name_of in zip(made.param_groups, names, strict=True):
         for leaf, name in zip(group["params"], name_of, strict=True):
-            own = [o.state.get(dict(n.named_parameters())[name], {}) for n, o in zip(networks, optimizers, strict=True)]
+            own = [o.state.get(known[name], {}) for known, o in zip(owned, optimizers, strict=True)]
             if own[0]:
                 made.state[leaf] = {key: _of_all(key, [state[key] for state in own]) for key in own[0]}
     return made
@@ -208,10 +209,11 @@ def _form(network: nn.Module, optimizer: Optimizer) -> tuple:
     return type(optimizer), repr(told["param_groups"]), repr(kept), repr(_names(network, optimizer))
 
 
-def _as_alone(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn) -> bool:
+def _as_alone(networks: Sequence[nn.Module], ensemble: Ensemble, batch: Batch, loss_fn: LossFn) -> bool:
     """Whether networks have the losses, gradients and running statistics together that they have alone.
 
-    In evaluation mode where their training draws random numbers, as those drawn together are others.
+    The ensemble is made of them. In evaluation mode where their training draws random numbers, as those drawn together
+    are others.
     """
     one, other = (_alone(networks[0], batch, loss_fn, True, seed) for seed in (0, 1))
     if one is None or other is None or not _steady(networks[0], batch, loss_fn):
@@ -220,7 +222,6 @@ def _as_alone(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn) -> b
     alone = [found for each in networks if (found := _alone(each, batch, loss_fn, training, 0)) is not None]
     if len(alone) < len(networks):
         return False
-    ensemble = stack(networks)
     running = {name: buffer.clone() for name, buffer in ensemble.buffers.items()}
     points = vectors(ensemble).requires_grad_()
     with ALONE, evaluating(ensemble.network), torch.enable_grad():

@@ -97,8 +97,9 @@ def advance(
 
     def keep_all() -> None:
         nonlocal kept
+        state = _random_state() if training.train is None else {}
         for run in runs:
-            run.place, run.random = first.place, _random_state() if training.train is None else {}
+            run.place, run.random = first.place, state
             run.seconds = (time.perf_counter() - began) / len(runs)
         keep(runs, path)
         kept = time.perf_counter()
