@@ -1,6 +1,6 @@
 """What batching gains on this machine: runs all benchmarks and writes them as data, a table and a figure.
 
-    python benchmarks/bench.py [--quick] [--out outputs/bench]
+    python benchmarks/bench.py [--quick] [--alone] [--out outputs/bench]
 
 A ratio is the time of the reference over that of the batch, each repetition against the one that took turns with it, as
 a machine's speed drifts, and the median of those; above 1 the batch is faster. The batch runs both in one process and
@@ -103,10 +103,11 @@ def main() -> None:
     """Run the benchmarks, write them, print the table and the goals."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few cases, no other packages; ratios for show only")
+    parser.add_argument("--alone", action="store_true", help="no other packages, as where none can be installed")
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "bench", help="the folder of the results")
     options = parser.parse_args()
     cases = run("speed.py", sys.executable, *["--quick"] * options.quick)
-    if not options.quick:
+    if not (options.quick or options.alone):
         cases += run("peers.py", peers(ROOT / ".venv-bench"))
     torch.set_num_threads(cores())
     dataset = results.describe(gather(cases), WORDS)

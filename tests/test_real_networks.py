@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmstudy.batched import determinism, engine, objective, replay
 from mmstudy.batched import ensemble as en
-from mmstudy.core import networks
+from mmstudy.core import networks, precision
 from mmstudy.core.seeds import generator
 from mmstudy.validation.preservation import FAMILIES
 
@@ -328,7 +328,7 @@ def test_hessian_vector_products_are_those_of_autograd(name, together, monkeypat
 
 def test_backward_passes_are_as_exact_as_forward_ones(monkeypatch):
     """Convolutions on a GPU round to TF32 unless they are told not to; this test pretends that there is one."""
-    monkeypatch.setattr(engine, "HAS_CUDNN", True)
+    monkeypatch.setattr(precision, "_SETTINGS", [torch.backends.cudnn.conv, torch.backends.cudnn.rnn])
     met = []
 
     class Watched(torch.autograd.Function):

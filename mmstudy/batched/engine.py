@@ -5,8 +5,8 @@ batch only scatters over more memory. What one call costs is measured once for e
 looks at operations and bytes, never at a clock, so that the same seed gives the same numbers on a busy machine too.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,7 +32,6 @@ LossFn = Callable[[Model, Batch], Tensor]  # → the mean loss over the batch's 
 LARGE_CALL = 3e7  # floating-point operations of one network's call from which a CPU gains nothing by batching
 BYTES = 2**23  # what a batch of networks may allocate on a CPU: beyond its caches a larger batch gains nothing
 MOST_BYTES = 2**28  # what a single network may
-HAS_CUDNN = torch.backends.cudnn.is_available()
 SHARE = 0.4  # of a GPU's free memory, for either
 EXAMPLES = 512  # per network and call, where memory allows
 FEW = 16  # examples, from which the memory of more is foretold
@@ -109,12 +109,13 @@ def cost(
     """
     leaves, tree = tree_flatten(batch)
     first = next(iter(parameters.values()))
-    shapes = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x for x in leaves)
-    key = (shared, network.training, first.dtype, first.device, str(tree), shapes)
+    device, shapes = first.device, tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x for x in leaves)
+    key = (shared, network.training, first.dtype, device, str(tree), shapes)
     known = _costs.setdefault(network, WeakIdKeyDictionary()).setdefault(loss_fn, {})
     if key not in known:
         first = [{name: t[0].detach().clone() for name, t in tensors.items()} for tensors in (parameters, buffers)]
-        with torch.no_grad(), torch.random.fork_rng(), FlopCounterMode(display=False) as flops, _Allocated() as memory:
+        counting = FlopCounterMode(display=False)
+        with torch.no_grad(), torch.random.fork_rng(), _attention(device), counting as flops, _Allocated() as memory:
             loss_of(network, loss_fn)(*first, batch)
         known[key] = Cost(flops.get_total_flops(), memory.total, _batches(network, loss_fn, first, batch, shared))
     return known[key]
@@ -174,9 +175,15 @@ def mapped(network: nn.Module, loss_fn: LossFn, parameters: dict, buffers: dict,
     with ALONE:
         if len(next(iter(parameters.values()))) > 1:
             axes = (0, 0, None if shared else 0)
-            return vmap(single, in_dims=axes, randomness="different")(parameters, buffers, batch)
+            with _attention(next(iter(parameters.values())).device):
+                return vmap(single, in_dims=axes, randomness="different")(parameters, buffers, batch)
         alone = [{n: t.squeeze(0) for n, t in tensors.items()} for tensors in (parameters, buffers)]  # faster than t[0]
         return single(*alone, batch if shared else take(batch, 0)).unsqueeze(0)
+
+
+def _attention(device: torch.device) -> AbstractContextManager[None]:
+    """How attention is computed under `vmap`: on a GPU unfused, as for some lengths the fused one has no gradient."""
+    return nullcontext() if device.type == "cpu" else sdpa_kernel(SDPBackend.MATH)
 
 
 def gradients(losses: Callable[..., Tensor], sets_mode_of: nn.Module | None = None) -> Function:
@@ -204,21 +211,6 @@ def in_pieces(function: Function, most: int, *inputs: Tensor) -> tuple[Tensor, .
         return function(*inputs)
     found = [function(*(t[some] for t in inputs)) for some in pieces(rows, most)]
     return tuple(map(torch.cat, zip(*found, strict=True)))
-
-
-def exact() -> AbstractContextManager[None]:
-    """Convolutions without TF32 for a while; that of matrix products is off by default."""
-    return _without_tf32() if HAS_CUDNN else nullcontext()
-
-
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    try:
-        torch.backends.cudnn.allow_tf32 = False
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def pieces(total: int, most: int) -> list[slice]:

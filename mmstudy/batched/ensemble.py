@@ -17,7 +17,7 @@ from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn, Model
 from mmstudy.batched.likeness import difference, tensors_differ
 from mmstudy.batched.replay import ALONE
-from mmstudy.core import arguments
+from mmstudy.core import arguments, precision
 from mmstudy.core.networks import evaluating, named_tensors
 
 NORMALIZATION = ("frozen", "recomputed")
@@ -259,7 +259,7 @@ def outputs(ensemble: Ensemble, inputs: Tensor) -> Tensor:
 
 @contextmanager
 def measuring(network: nn.Module, normalization: str = "frozen", training: bool = False) -> Iterator[None]:
-    """The network in evaluation mode for a while, TF32 off, batch normalization as said; then all as it was.
+    """The network in evaluation mode, float32 with all its digits, batch normalization as said; then all as it was.
 
     With `training`, everything is in training mode, but running statistics don't follow.
 
@@ -270,7 +270,7 @@ def measuring(network: nn.Module, normalization: str = "frozen", training: bool 
         raise ValueError(f"unknown normalization {normalization!r}; known: {', '.join(NORMALIZATION)}")
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     tracked, shortcuts = [m.track_running_stats for m in norms], torch.backends.mha.get_fastpath_enabled()
-    with ALONE, evaluating(network), engine.exact():
+    with ALONE, evaluating(network), precision.full():
         try:
             torch.backends.mha.set_fastpath_enabled(False)  # it has no derivative
             network.train(training)

@@ -19,6 +19,7 @@ from mmstudy.batched.ensemble import Ensemble, at, at_once, classification, meas
 from mmstudy.batched.replay import recorded
 from mmstudy.batched.tape import Function
 from mmstudy.batched.training import minibatches
+from mmstudy.core import precision
 
 Landscape = Callable[[Tensor], Tensor]  # points (..., dim) → losses (...); an `Objective` is one too
 Term = Callable[[Float[Tensor, "n dim"], Int[Tensor, " n"]], Float[Tensor, " n"]]  # (points, owners) → losses
@@ -53,7 +54,7 @@ class Objective:
         """The loss at any points of these owners, float64, without gradient."""
         if not points.shape[0]:
             return points.new_zeros(0, dtype=torch.float64)
-        with engine.exact():
+        with precision.full():
             (total,) = engine.in_pieces(self._losses, self.at_once, points, owner)
         return total
 
@@ -61,7 +62,7 @@ class Objective:
         self, points: Float[Tensor, "m *many dim"]
     ) -> tuple[Float[Tensor, "m *many"], Float[Tensor, "m *many dim"]]:
         """The loss, float64, and its gradient at points of each parent."""
-        with engine.exact():
+        with precision.full():
             value, gradient = engine.in_pieces(self._gradients, self.at_once, *self._flat(points))
         return value.view(points.shape[:-1]), gradient.view(points.shape)
 
@@ -69,7 +70,7 @@ class Objective:
         self, points: Float[Tensor, "n dim"], owner: Int[Tensor, " n"], draw: Tensor
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n dim"]]:
         """The noisy loss, and its gradient, at any points of these owners, each with a draw of its own."""
-        with engine.exact():
+        with precision.full():
             draw = draw.to(points.device)
             value, gradient = engine.in_pieces(self._noisy_gradients, self.noisy_at_once, points, owner, draw)
         return value, gradient
@@ -85,7 +86,7 @@ class Objective:
         owner, probes = torch.arange(len(points), device=points.device), vectors.transpose(0, 1)
         together = max(1, self.at_once // 2)  # a second backward pass keeps about twice as much
         rows: list[Tensor] = []
-        with sdpa_kernel(SDPBackend.MATH), _ComposedWeightNorm(), engine.exact():
+        with sdpa_kernel(SDPBackend.MATH), _ComposedWeightNorm(), precision.full():
             for some in engine.pieces(len(points), max(1, together // len(probes))):
                 products = [_curved(term, points[some], owner[some], probes[:, some], together) for term in self.terms]
                 rows.append(sum(products))  # type: ignore[arg-type]  # of one term or more

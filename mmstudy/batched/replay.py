@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmstudy.batched.tape import Function, Tape, refuse_what_no_list_can_say
 from mmstudy.batched.watch import Opaque, watch
+from mmstudy.core import precision
 
 AFTER = 20  # calls on tensors of the same shapes; to take down one takes as long as about so many save
 MOST_SHAPES = 64  # for which one function is kept
@@ -164,7 +165,7 @@ def _modes() -> tuple:
         torch.is_autocast_enabled("cuda"),
         torch.get_default_dtype(),
         torch.are_deterministic_algorithms_enabled(),
-        torch.backends.cudnn.allow_tf32,
+        *precision.settings(),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmstudy.core import precision
 from mmstudy.core.networks import evaluating, named_tensors
 from mmstudy.expansion.doubled import doubled, rounded
 from mmstudy.tracing.calls import Call, tensors
@@ -69,7 +70,7 @@ def broken(
         now = named_tensors(new)
         changed = {name: tensor.to(now[name]) for name, tensor in replaced.items()}
         changed |= {name: rounded(own[name].detach(), own[name].dtype, eps, name) for name in made if moved}
-        with evaluating(new), torch.no_grad():
+        with evaluating(new), torch.no_grad(), precision.full():
             return reference.call.under(new, changed)
 
     if reference.double is not None:
@@ -101,7 +102,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _outputs(network: nn.Module, call: Call) -> Any:
-    with evaluating(network), torch.no_grad():
+    with evaluating(network), torch.no_grad(), precision.full():
         return call.of(network)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
-from mmstudy.core import arguments
+from mmstudy.core import arguments, precision
 from mmstudy.core.networks import count_flops, evaluating
 from mmstudy.core.seeds import generator
 from mmstudy.expansion import unchanged
@@ -121,7 +121,7 @@ def _difference(old: nn.Module, new: nn.Module, call: Call, kind: torch.dtype, m
         one, two = (copy.deepcopy(network).to(kind).train(mode == "training") for network in (old, new))
         outputs = []
         for network, seed in ((one, 0), (copy.deepcopy(one), 1), (two, 0)):
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), precision.full():
                 torch.manual_seed(seed)
                 outputs.append(copy.deepcopy(given).of(network))
         if any(gap for gap, _, _ in changes(*outputs[:2])):

@@ -19,6 +19,7 @@ from mmstudy.manifold.estimators import ESTIMATORS
 
 MARGIN = 0.1  # nats above the first network's loss: the default level
 DEFAULT = "extent"
+MINIBATCH = 128
 COLUMNS = ("size", "size_se", "status", "cost")
 
 
@@ -41,7 +42,7 @@ def size(
         seed: of all draws.
         loss_fn: (model, batch) → mean loss; batch normalization uses its stored statistics.
         samples: rays, children, …; by default what a first look takes.
-        minibatch: of training, where a method trains; by default at most 128.
+        minibatch: of training, where a method trains; by default 128, or half of the examples if there are no more.
 
     Returns:
         Dataset over network: `size`, its standard error `size_se`, `status` ("ok" where the number can be trusted),
@@ -128,7 +129,8 @@ def _height(level: float | int | None, losses: list[float]) -> float:
 
 
 def _together(networks: list[nn.Module], batch: Batch, loss_fn: LossFn, minibatch: int | None = None) -> list[_Group]:
-    few = min(128, engine.count(batch)) if minibatch is None else minibatch
+    examples = engine.count(batch)
+    few = minibatch or (MINIBATCH if examples > MINIBATCH else max(1, examples // 2))  # all of them would part nobody
     found = []
     for places in _of_one_shape(networks):
         ensemble = stack([networks[i] for i in places])

@@ -33,7 +33,8 @@ def children(
         `estimate.report` with each child's distance from its parent as samples (NaN: not connected); the jackknife's
         standard error; `connected` and `between`, the shares of children connected to the parent, and of neighbouring
         pairs of connected children that are connected to each other; `reach`, the mean distance from the parent.
-        Status unconnected where fewer than two children are connected.
+        Status unconnected where fewer than two children are connected; together where training has not parted them, as
+        with minibatches that hold all examples.
     """
     k = budget.samples
     start, _ = estimate.starting(objective, parents, level)
@@ -44,14 +45,14 @@ def children(
     across = (segment(objective, family, family.roll(-1, dims=1), alphas[:-1]) <= level).all(-1)
     size, error = deviation(family, inside)
     distance = (family - parents.unsqueeze(1)).double().norm(dim=-1).where(inside, math.nan)
-    few = (inside.sum(1) < 2).cpu().numpy()
+    few, same = (inside.sum(1) < 2).cpu().numpy(), ~parted(family).cpu().numpy()
     return estimate.report(
         objective,
         level,
         size,
         error,
         distance,
-        np.where(start == "ok", np.where(few, "unconnected", "ok"), start),
+        np.where(start == "ok", np.select([same, few], ["together", "unconnected"], "ok"), start),
         cost=STEP * objective.batch * k * budget.steps + PASS * objective.examples * (1 + k * (2 * len(ALPHAS) - 1)),
         connected=inside.double().mean(1),
         between=(across & after).sum(1) / after.sum(1),
@@ -62,15 +63,37 @@ def children(
 def grown(
     objective: Objective, parents: Float[Tensor, "m dim"], budget: Budget, generator: torch.Generator
 ) -> Float[Tensor, "m k dim"]:
-    """The `budget.samples` children of each parent, at the end of their training."""
+    """The `budget.samples` children of each parent, at the end of their training.
+
+    All are one where nothing can part them: minibatches that hold all examples, and no dropout.
+    """
     seeds = torch.randint(2**62, (budget.samples,), generator=generator)
     streams = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     draws = objective.draws(streams, budget.steps)
     rates = torch.full((len(parents),), budget.step_size)
-    with torch.random.fork_rng():  # dropout draws from it
-        torch.manual_seed(streams[0].initial_seed())
+    with torch.random.fork_rng():
+        if _inseparable(objective, parents, draws):  # else they would differ by the order of sums
+            draws = draws[:1]
+        torch.manual_seed(streams[0].initial_seed())  # dropout draws from it
         ((_, family, _),) = offspring(objective, parents, draws, rates, budget.momentum)
-    return family
+    return family.expand(-1, budget.samples, -1)
+
+
+def parted(children: Float[Tensor, "m k dim"]) -> Bool[Tensor, " m"]:
+    """Whether training has parted the children of each parent; the mean of equal points may differ from them."""
+    return (children != children[:, :1]).flatten(1).any(1)
+
+
+def _inseparable(objective: Objective, parents: Float[Tensor, "m dim"], draws: Tensor) -> bool:
+    """Whether all children see the same examples at every step, and training draws nothing else at random."""
+    seen = draws.sort(-1)[0]
+    if draws.is_floating_point() or bool((seen != seen[:1]).any()):
+        return False
+    one, owner, losses = parents[:1], torch.zeros(1, dtype=torch.long, device=parents.device), []
+    for seed in range(2):
+        torch.manual_seed(seed)  # dropout draws from it
+        losses.append(objective.noisy_gradient(one, owner, draws[:1, 0])[0])
+    return torch.equal(*losses)
 
 
 def offspring(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmstudy.batched.objective import Objective
 from mmstudy.manifold import estimate
-from mmstudy.manifold.children import grown
+from mmstudy.manifold.children import grown, parted
 from mmstudy.manifold.crossings import crossings
 from mmstudy.manifold.directions import from_centre
 from mmstudy.manifold.estimate import PASS, STEP, Budget
@@ -51,7 +51,7 @@ def extent(
     k = budget.samples
     start, _ = estimate.starting(objective, parents, level)
     family = grown(objective, parents, budget, generator)
-    ways, parted = ways_of(family)
+    ways, apart = ways_of(family)
     centre = torch.where(family.isfinite().all(2).all(1, keepdim=True), family.mean(1), parents)
     loss = objective(centre)
     lines = crossings(objective, centre, ways, level, max_multiple=max_multiple, origin=loss)
@@ -59,7 +59,7 @@ def extent(
     censored = torch.as_tensor((met == "unbounded").mean(1))
     unlike = {  # the first that holds
         "nan": ~family.isfinite().all(2).all(1).cpu().numpy() | (met == "nan").any(1),
-        "together": ~parted.cpu().numpy(),
+        "together": ~apart.cpu().numpy(),
         "outside": (met == "outside").any(1),
         "censored": (censored > CENSORED).numpy(),
         "at_limit": (met == "at_limit").any(1),
@@ -87,6 +87,5 @@ def ways_of(family: Float[Tensor, "m k dim"]) -> tuple[Float[Tensor, "m 2*k dim"
     """
     ways = from_centre(family)
     length = ways.norm(dim=-1)
-    different = (family != family[:, :1]).flatten(1).any(1)  # the mean of equal points may differ from them by rounding
-    parted = different & (length.isfinite() & (length > 0)).all(1)
-    return torch.where(parted.view(-1, 1, 1), ways, 1.0), parted
+    apart = parted(family) & (length.isfinite() & (length > 0)).all(1)
+    return torch.where(apart.view(-1, 1, 1), ways, 1.0), apart

@@ -193,3 +193,11 @@ def test_evaluation_mode_is_lent_and_given_back():
 def test_shapes_that_make_no_network_are_refused_by_value(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_operations_of_attention_are_counted_though_it_is_fused():
+    """A multiply-add is two: in each linear layer for each of 7 tokens, and between tokens for scores and values."""
+    network = Decoder(17, 7, 16, 2, 4, key_heads=2)
+    layers = sum(m.in_features * m.out_features for m in network.modules() if isinstance(m, nn.Linear))
+    between = 2 * 2 * 7 * 7 * 16  # blocks, scores and values, pairs of tokens, width
+    assert count_flops(network, torch.arange(7).unsqueeze(0)) == 2 * (7 * layers + between)

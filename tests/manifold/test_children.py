@@ -9,6 +9,7 @@ from cases import CLASSES, INPUTS, batch, mlp
 from scipy.stats import binom
 from torch import nn
 
+import mmstudy as mm
 from mmstudy.batched import ensemble as en
 from mmstudy.batched.objective import of_landscape, of_networks
 from mmstudy.batched.training import minibatches
@@ -241,3 +242,21 @@ def test_dropout_is_drawn_from_the_generator():
         found.append(children.children(objective, parents, 10.0, Budget(4, 30), generator("dropout")))
         assert torch.equal(torch.get_rng_state(), before)
     xr.testing.assert_identical(*found)
+
+
+@pytest.mark.parametrize("method", ["children", "extent"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_minibatches_that_hold_everything_part_no_children(method, dtype):
+    """They would differ by the order of sums, which a long training makes large: a size of nothing but rounding."""
+    found = mm.size(mlp((64, 64), dtype=dtype), batch(60, dtype=dtype), 3.0, method, minibatch=60)
+    assert found["status"].item() == "together"
+    assert np.isnan(found["size"].item())
+    usual = mm.size(mlp((64, 64), dtype=dtype), batch(60, dtype=dtype), 3.0, method)
+    assert usual["status"].item() != "together" and usual["size"].item() > 1e-3
+
+
+def test_dropout_parts_children_that_see_the_same_examples():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(7, 16), nn.Dropout(0.3), nn.Linear(16, 4))
+    found = mm.size(network, batch(60), 3.0, "children", minibatch=60)
+    assert found["status"].item() == "ok" and found["size"].item() > 1e-3

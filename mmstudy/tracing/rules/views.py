@@ -28,6 +28,7 @@ def pointwise(t: Trace, shape: list[int], *operands: Any, **options: Any) -> Val
 
 
 RULES.of("hardswish", "hardswish_", "log_sigmoid", "where", "masked_fill", "masked_fill_")(pointwise)  # not tagged so
+RULES.of("leaky_relu", "leaky_relu_")(pointwise)  # nor these, by torch 2.11
 
 
 def _keeps_zero(operation: Any, operands: Sequence[Any], options: Mapping[str, Any]) -> bool:

@@ -1,0 +1,181 @@
+"""How long the profile `paper` would take here: tasks of it at their full size, but for few steps, on made-up images.
+
+    python benchmarks/images.py [--quick] [--out outputs/bench]
+
+What a task costs does not depend on what the images show, so that none need to be fetched: they are patterns, one for
+each class, under noise. Timed are a step of training the candidates of one architecture (with the networks that they
+are compared with), together and one by one, and `trials.measure` of them all for few steps, with its looks in full
+size. From these follow the hours of one architecture; a pool has ten to thirty. Nothing that is measured here says what
+the images show.
+"""
+
+import argparse
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import xarray as xr
+import yaml
+from matplotlib.figure import Figure
+from report import write
+from work import DEVICE
+
+from mmstudy.batched import ensemble as en
+from mmstudy.batched import training
+from mmstudy.core import datasets, networks, openml, progress, results, tasks
+from mmstudy.core.seeds import generator
+from mmstudy.expansion import pools
+from mmstudy.study import design, draws, trials
+from mmstudy.study.protocol import Protocol
+
+ROOT = Path(__file__).parents[1]
+PROFILE = yaml.safe_load((ROOT / "notebooks/profiles/paper.yml").read_text())
+SHOWN = (0, 2, 4)  # of its tasks: the larger and the smaller residual networks, and the larger transformers
+SMALL = {"deep ResNet": (4, 4, 2), "ViT": (12, 3, 1)}  # shapes, for a quick run
+QUICK = {
+    "steps": 20, "bins": 5, "batch": 8, "seeds": 2, "validations": 2, "test_examples": 20, "child_steps": 2,
+    "children": 3, "probe_examples": 10, "random_rays": 1, "traces": 1, "doublings": 2, "short": 0.5,
+    "progress": (0.0, 0.5, 1.0),
+}  # fmt: skip
+WORDS = {
+    "together": ("s", "a step of training all networks of one architecture as a batch"),
+    "alone": ("s", "a step of training them one after another, by the same code"),
+    "rest": ("s", "what else `trials.measure` takes: looks, scores, short runs"),
+    "base": ("s", "a step of training the base network"),
+    "memory": ("GiB", "most memory of the GPU in use at once"),
+    "networks": ("1", "networks of one architecture: candidates and references, times seeds"),
+    "parameters": ("1", "parameters of the base network"),
+    "hours": ("h", "estimate for one architecture, trained in full length"),
+}
+
+
+def images(name: str, examples: int) -> datasets.Dataset:
+    """So many images of the shape and the classes of a dataset of `openml.SOURCES`: a pattern each class, and noise."""
+    source, stream = openml.SOURCES[name], generator("benchmark", "images", name)
+    shape = (source.classes, int(np.prod(source.image)))
+    targets = torch.arange(examples) % source.classes
+    patterns = torch.randint(64, 192, shape, generator=stream)
+    noise = torch.randint(-64, 64, (examples, shape[1]), generator=stream)
+    kept = max(1, examples // 6), max(1, examples // 12)  # for test and validation, as of the real ones
+    return datasets.Dataset((patterns[targets] + noise).to(torch.uint8), targets, *kept, source.image, augmented=True)
+
+
+def timed(function, repetitions: int = 1) -> float:
+    """Seconds of one call, the mean of so many."""
+    began = time.perf_counter()
+    for _ in range(repetitions):
+        function()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+    return (time.perf_counter() - began) / repetitions
+
+
+def step(start: en.Ensemble, task: tasks.Task, data: datasets.Data, protocol: Protocol, steps: int) -> float:
+    """Seconds of a step of training, after as many to warm up."""
+    order = draws.minibatch_order(task, data, protocol, range(len(start)), 2 * steps)
+    rates = training.constant(protocol.step_size, 2 * steps)
+    run = training.train(
+        start, data.training, order, rates, protocol.momentum, [steps], take=draws.take(data, protocol)
+    )
+    next(run)
+    return timed(lambda: next(run)) / steps
+
+
+def measured(task: tasks.Task, quick: bool) -> dict[str, float]:
+    """One task: what `WORDS` names."""
+    progress_ = tuple(PROFILE["experiment_progress"])
+    full = design.protocol(task, **PROFILE["experiment_options"], progress=progress_)
+    protocol, data = replace(full, **(QUICK if quick else {"steps": 200})), tasks.load(task, DEVICE)
+    base = tasks.base(task, data)
+    where = design.locations(base, draws.shown(data).inputs)[0]
+    shape = {"factors": (2,), "extra_layers": (), "matched": (), "locations": [where]}
+    chosen = [*pools.candidate_pool(base, draws.shown(data).inputs, wider=("net2net", "random"), **shape).items()]
+    steps = 3 if quick else 25
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    trained_base = trials.train_base(task, data, protocol)
+    spent = {"base": (time.perf_counter() - began) / protocol.steps}
+    whole = timed(lambda: spent.update(trained(task, data, trained_base, chosen, protocol)))
+    count = int(spent["networks"])
+    grown = chosen[0][1].grow(base, draws.shown(data)).network
+    start = en.stack([networks.initialize(grown, generator("benchmark", i)) for i in range(count)])
+    spent["together"] = step(start, task, data, protocol, steps)
+    spent["alone"] = count * step(start[:1], task, data, protocol, steps)
+    spent["rest"] = max(0.0, whole - 2 * protocol.steps * spent["together"])
+    spent["hours"] = (2 * full.steps * spent["together"] + spent["rest"]) / 3600
+    spent["memory"] = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else float("nan")
+    return spent | {"parameters": networks.count_parameters(base)}
+
+
+def trained(task, data, base, chosen, protocol) -> dict[str, float]:
+    """`trials.measure` of the candidates; how many networks that were.
+
+    Raises:
+        ValueError: a score is missing, so that the time says nothing.
+    """
+    found = trials.measure(task, data, base, chosen, protocol)
+    if found["accuracy"].isnull().any():
+        raise ValueError(f"a run of {task} diverged")
+    return {"networks": found.sizes["candidate"] * found.sizes["seed"]}
+
+
+def table(dataset: xr.Dataset) -> str:
+    """One line for each task, as Markdown."""
+    numbers = {name: [*dataset[name].values] for name in WORDS}
+    lines = [
+        "| task | networks | together, ms | one by one, ms | the rest, s | memory, GiB | in full, h |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for i, name in enumerate(dataset["task"].values):
+        of = {key: float(values[i]) for key, values in numbers.items()}
+        lines.append(
+            f"| {name} | {of['networks']:.0f} | {1e3 * of['together']:.0f} | {1e3 * of['alone']:.0f} | {of['rest']:.0f}"
+            f" | {of['memory']:.1f} | {of['hours']:.2f} |"
+        )
+    return "\n".join([f"On {dataset.attrs['device']}, with images that were made up:", "", *lines, ""])
+
+
+def draw(dataset: xr.Dataset) -> Figure:
+    """A step of training, together and one by one; and the hours of one architecture in full."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.5), layout="constrained", sharey=True)
+    places = np.arange(dataset.sizes["task"])
+    for i, (way, words) in enumerate({"together": "together", "alone": "one by one"}.items()):
+        left.barh(places + 0.4 * i, 1e3 * dataset[way], 0.4, label=words, color=("C0", "0.6")[i])
+    left.set(xlabel="ms", title="a step of one architecture's networks", yticks=places + 0.2)
+    left.set_yticklabels(dataset["task"].values)
+    left.legend(frameon=False)
+    right.barh(places + 0.2, dataset["hours"], 0.5, color="C1")
+    right.set(xlabel="h", title="one architecture in full, estimated")
+    return figure
+
+
+def main() -> None:
+    """Measure the tasks one after another, write them, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small networks, few images, one task of each family")
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "bench", help="the folder of the results")
+    asked = parser.parse_args()
+    listed = list(design.tasks_of({part: PROFILE[f"experiment_{part}"] for part in design.PARTS}))
+    some = [listed[i] for i in (SHOWN[1:] if asked.quick else SHOWN)]
+    if asked.quick:
+        some = [replace(task, widths=SMALL[task.family], train_size=400) for task in some]
+    found = {}
+    with progress.bar(len(some), "images") as bar:
+        for task in some:
+            tasks.DATASETS[task.dataset] = partial(images, task.dataset, 2 * task.train_size)
+            found[str(task)] = measured(task, asked.quick)
+            progress.tell(f"{task}: {found[str(task)]}")
+            bar.update()
+    dataset = xr.Dataset({name: ("task", [row[name] for row in found.values()]) for name in WORDS}, {"task": [*found]})
+    dataset = results.describe(dataset, WORDS)
+    dataset.attrs = results.provenance({"quick": asked.quick}, DEVICE)
+    write("images", dataset, table(dataset), draw(dataset), asked.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""In how many digits torch computes: in measurements, all those of float32, whatever a program has set for training."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import backends
+
+T = TypeVar("T")
+_SETTINGS: list[Any] = [getattr(backends.mkldnn, name) for name in ("conv", "matmul")]  # what this build of torch has
+if backends.cudnn.is_available():
+    _SETTINGS += [*(getattr(backends.cudnn, name) for name in ("conv", "rnn")), backends.cuda.matmul]
+
+
+def settings() -> tuple[str, ...]:
+    """What torch may make of numbers in float32, operation by operation: "tf32", "bf16", or "ieee" and "none"."""
+    return tuple(each.fp32_precision for each in _SETTINGS)
+
+
+@contextmanager
+def full() -> Iterator[None]:
+    """No TF32 and no bfloat16 inside of convolutions and matrix products for a while.
+
+    Convolutions on a GPU take TF32 (10 bits of 23) by default, matrix products where `set_float32_matmul_precision`
+    says so. Torch has two ways to say it, and refuses to read the older one where the newer one has been used: both are
+    put back.
+    """
+    before = settings()
+    if not {"tf32", "bf16"}.intersection(before):
+        yield
+        return
+    convolutions, products = _said(lambda: backends.cudnn.allow_tf32), _said(torch.get_float32_matmul_precision)
+    try:
+        backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+        _set(["ieee"] * len(_SETTINGS))
+        yield
+    finally:
+        if convolutions is not None:
+            backends.cudnn.allow_tf32 = convolutions
+        if products is not None:
+            torch.set_float32_matmul_precision(products)
+        _set(before)
+
+
+def _set(precisions: Sequence[str]) -> None:
+    for each, precision in zip(_SETTINGS, precisions, strict=True):
+        each.fp32_precision = precision
+
+
+def _said(read: Callable[[], T]) -> T | None:
+    """What was said in the older way; None where it was said in the newer one."""
+    try:
+        return read()
+    except RuntimeError:
+        return None

@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch import backends
+
+from mmstudy.core import precision
+
+GPU = [backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul]  # their settings are there without one
+WAYS = {
+    "nothing": lambda: None,
+    "older, products": lambda: torch.set_float32_matmul_precision("medium"),
+    "older, convolutions": lambda: setattr(backends.cudnn, "allow_tf32", False),
+    "newer, convolutions": lambda: setattr(backends.cudnn.conv, "fp32_precision", "ieee"),
+    "newer, products": lambda: setattr(backends.cuda.matmul, "fp32_precision", "tf32"),
+    "newer, everything": lambda: setattr(backends, "fp32_precision", "tf32"),
+    "both": lambda: (torch.set_float32_matmul_precision("high"), setattr(backends.cudnn.rnn, "fp32_precision", "ieee")),
+}
+
+
+def said() -> list:
+    """All that torch can be asked about it, in either way; an error where it refuses to answer."""
+    older = (
+        lambda: backends.cudnn.allow_tf32, lambda: backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision,
+    )  # fmt: skip
+    answers = []
+    for ask in older:
+        try:
+            answers.append(ask())
+        except RuntimeError:
+            answers.append(RuntimeError)
+    return [precision.settings(), *answers]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(precision, "_SETTINGS", [backends.mkldnn.conv, backends.mkldnn.matmul, *GPU])
+    everything, before = backends.fp32_precision, precision.settings()
+    yield
+    backends.fp32_precision = everything
+    backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("highest")
+    precision._set(before)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_digits_are_kept_for_a_while_and_then_all_is_as_it_was_said(way, gpu):
+    WAYS[way]()
+    before = said()
+    with pytest.raises(ZeroDivisionError), precision.full():  # noqa: PT012
+        inside = said()
+        assert set(inside[0]) <= {"ieee", "none"} and inside[1:] == [False, False, "highest"]
+        with precision.full():
+            assert said() == inside
+        assert said() == inside
+        1 / 0  # noqa: B018
+    assert said() == before
+
+
+def test_products_on_a_processor_lose_no_digits_either(gpu):
+    torch.set_float32_matmul_precision("medium")
+    assert backends.mkldnn.matmul.fp32_precision == "bf16"
+    with precision.full():
+        assert backends.mkldnn.matmul.fp32_precision == "ieee"
