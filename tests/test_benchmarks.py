@@ -10,6 +10,7 @@ import pytest
 from mmstudy.core import results
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+REFERENCE = Path(__file__).parent.parent / "outputs/reference/bench"
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,26 @@ def test_the_loop_and_the_batch_agree(bench):
     assert (found["difference"] < 1e-4).all()
     assert (found["ratio"] > 0).all()
     assert found.sizes["case"] == 9
+
+
+def test_what_the_readme_says_of_a_gpu_was_measured():
+    found = results.load(REFERENCE / "h200/bench.nc")
+    assert found.attrs["device"] == "NVIDIA H200" and found.attrs["versions"].count("2.11")
+    many = found["ratio"].where(found["count"] == 64, drop=True)
+    training, points = (many[(many["what"] == what).values] for what in ("training", "points"))
+    assert training.values.round().tolist() == [26, 26, 26, 30]
+    assert (points[points["network"].str.startswith("MLP").values].round() >= 30).all()
+    assert set(results.load(REFERENCE / "h200/images.nc").dims) == {"task"}
+
+
+def test_what_images_take_is_estimated(tmp_path):
+    command = [sys.executable, BENCHMARKS / "images.py", "--quick", "--out", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = results.load(tmp_path / "images.nc")
+    assert found["task"].str.contains("deep ResNet|ViT").all() and found.sizes["task"] == 2
+    assert (found[["together", "alone", "base", "hours", "networks"]].to_array() > 0).all()
+    assert len((tmp_path / "images.md").read_text().splitlines()) == 2 + 2 + 2
 
 
 def test_the_cost_of_a_cluster_is_measured(tmp_path):
