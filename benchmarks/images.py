@@ -10,10 +10,13 @@ the images show.
 """
 
 import argparse
+import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -32,6 +35,7 @@ from mmstudy.expansion import pools
 from mmstudy.study import design, draws, trials
 from mmstudy.study.protocol import Protocol
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 PROFILE = yaml.safe_load((ROOT / "notebooks/profiles/paper.yml").read_text())
 SHOWN, QUICK_SHOWN = (2, 6, 0, 4), (2, 6)  # of its tasks: the smaller of each family first, then the larger
@@ -64,64 +68,58 @@ def images(name: str, examples: int) -> datasets.Dataset:
     return datasets.Dataset((patterns[targets] + noise).to(torch.uint8), targets, *kept, source.image, augmented=True)
 
 
-def timed(function, repetitions: int = 1) -> float:
-    """Seconds of one call, the mean of so many."""
+def timed(function: Callable[[], T]) -> tuple[T, float]:
+    """What a function returns, and the seconds that it takes."""
     began = time.perf_counter()
-    for _ in range(repetitions):
-        function()
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-    return (time.perf_counter() - began) / repetitions
+    found = function()
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return found, time.perf_counter() - began
 
 
 def step(start: en.Ensemble, task: tasks.Task, data: datasets.Data, protocol: Protocol, steps: int) -> float:
     """Seconds of a step of training, after as many to warm up."""
     order = draws.minibatch_order(task, data, protocol, range(len(start)), 2 * steps)
     rates = training.constant(protocol.step_size, 2 * steps)
-    run = training.train(
-        start, data.training, order, rates, protocol.momentum, [steps], take=draws.take(data, protocol)
-    )
+    take = draws.take(data, protocol)
+    run = training.train(start, data.training, order, rates, protocol.momentum, [steps], take=take)
     next(run)
-    return timed(lambda: next(run)) / steps
+    return timed(lambda: next(run))[1] / steps
 
 
 def measured(task: tasks.Task, quick: bool) -> dict[str, float]:
-    """One task: what `WORDS` names."""
-    progress_ = tuple(PROFILE["experiment_progress"])
-    full = design.protocol(task, **PROFILE["experiment_options"], progress=progress_)
-    protocol, data = replace(full, **(QUICK if quick else {"steps": 200})), tasks.load(task, DEVICE)
-    base = tasks.base(task, data)
-    where = design.locations(base, draws.shown(data).inputs)[0]
-    shape = {"factors": (2,), "extra_layers": (), "matched": (), "locations": [where]}
-    chosen = [*pools.candidate_pool(base, draws.shown(data).inputs, wider=("net2net", "random"), **shape).items()]
-    steps = 3 if quick else 25
-    if DEVICE == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
-    trained_base = trials.train_base(task, data, protocol)
-    spent = {"base": (time.perf_counter() - began) / protocol.steps}
-    whole = timed(lambda: spent.update(trained(task, data, trained_base, chosen, protocol)))
-    count = int(spent["networks"])
-    grown = chosen[0][1].grow(base, draws.shown(data)).network
-    start = en.stack([networks.initialize(grown, generator("benchmark", i)) for i in range(count)])
-    spent["together"] = step(start, task, data, protocol, steps)
-    spent["alone"] = count * step(start[:1], task, data, protocol, steps)
-    spent["rest"] = max(0.0, whole - 2 * protocol.steps * spent["together"])
-    spent["hours"] = (2 * full.steps * spent["together"] + spent["rest"]) / 3600
-    spent["memory"] = torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else float("nan")
-    return spent | {"parameters": networks.count_parameters(base)}
-
-
-def trained(task, data, base, chosen, protocol) -> dict[str, float]:
-    """`trials.measure` of the candidates; how many networks that were.
+    """One task: what `WORDS` names.
 
     Raises:
-        ValueError: a score is missing, so that the time says nothing.
+        ValueError: a run diverged, so that its time says nothing.
     """
-    found = trials.measure(task, data, base, chosen, protocol)
+    looks = tuple(PROFILE["experiment_progress"])
+    full = design.protocol(task, **PROFILE["experiment_options"], progress=looks)
+    protocol, data = replace(full, **(QUICK if quick else {"steps": 200})), tasks.load(task, DEVICE)
+    base, shown = tasks.base(task, data), draws.shown(data)
+    shape = {"factors": (2,), "extra_layers": (), "matched": (), "locations": design.locations(base, shown.inputs)[:1]}
+    chosen = [*pools.candidate_pool(base, shown.inputs, wider=("net2net", "random"), **shape).items()]
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    trained, of_base = timed(lambda: trials.train_base(task, data, protocol))
+    found, whole = timed(lambda: trials.measure(task, data, trained, chosen, protocol))
     if found["accuracy"].isnull().any():
         raise ValueError(f"a run of {task} diverged")
-    return {"networks": found.sizes["candidate"] * found.sizes["seed"]}
+    count = found.sizes["candidate"] * found.sizes["seed"]
+    grown, steps = chosen[0][1].grow(base, shown).network, 3 if quick else 25
+    start = en.stack([networks.initialize(grown, generator("benchmark", i)) for i in range(count)])
+    together = step(start, task, data, protocol, steps)
+    rest = max(0.0, whole - 2 * protocol.steps * together)
+    return {
+        "networks": count,
+        "parameters": networks.count_parameters(base),
+        "base": of_base / protocol.steps,
+        "together": together,
+        "alone": count * step(start[:1], task, data, protocol, steps),
+        "rest": rest,
+        "hours": (2 * full.steps * together + rest) / 3600,
+        "memory": torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else math.nan,
+    }
 
 
 def table(dataset: xr.Dataset) -> str:
@@ -167,15 +165,13 @@ def main() -> None:
     if asked.quick:
         some = [replace(task, widths=SMALL[task.family], train_size=400) for task in some]
     found = {}
-    with progress.bar(len(some), "images") as bar:
-        for task in some:
-            tasks.DATASETS[task.dataset] = partial(images, task.dataset, 2 * task.train_size)
-            found[str(task)] = measured(task, asked.quick)
-            bar.update()
-            variables = {name: ("task", [row[name] for row in found.values()]) for name in WORDS}
-            dataset = results.describe(xr.Dataset(variables, {"task": [*found]}), WORDS)
-            dataset.attrs = results.provenance({"quick": asked.quick}, DEVICE)
-            write("images", dataset, table(dataset), draw(dataset), asked.out)  # a long task may be one too many
+    for task in progress.through(some, "images"):
+        tasks.DATASETS[task.dataset] = partial(images, task.dataset, 2 * task.train_size)
+        found[str(task)] = measured(task, asked.quick)
+        variables = {name: ("task", [row[name] for row in found.values()]) for name in WORDS}
+        dataset = results.describe(xr.Dataset(variables, {"task": [*found]}), WORDS)
+        dataset.attrs = results.provenance({"quick": asked.quick}, DEVICE)
+        write("images", dataset, table(dataset), draw(dataset), asked.out)  # a long task may be one too many
 
 
 if __name__ == "__main__":

@@ -1,7 +1,16 @@
 """What all tests share. Don't import mmstudy at the top here: its shapes are checked only if it is imported later."""
 
+from pathlib import Path
+
 import torch
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Every shape annotation is checked while the tests run, in the modules that have some: elsewhere mypy's checks will do.
+PACKAGE = Path(__file__).parents[1] / "mmstudy"
+SHAPED = [path for path in PACKAGE.rglob("*.py") if "from jaxtyping import" in path.read_text()]
+names = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in SHAPED]
+install_import_hook(names, "beartype.beartype")
 
 # Two busy cores: no deadlines, and the same examples in every run.
 settings.register_profile("mmstudy", deadline=None, derandomize=True)

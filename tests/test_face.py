@@ -17,6 +17,7 @@ from mmstudy.core.networks import MLP
 from mmstudy.core.sources import files
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.manifold.asked import DEFAULT
+from mmstudy.manifold.children import deviation
 from mmstudy.manifold.estimators import ESTIMATORS
 
 NETWORK, OTHER, THIRD = mlp(), mlp(seed=1), mlp(seed=2)
@@ -227,6 +228,11 @@ CALLS += [
     call("expand", NETWORK, X, "gradmax", {"hidden.0": 9}), call("expand", NETWORK, BATCH, "stack", {"nowhere.0": 1}),
     call("expand", MLP(INPUTS, (5,), 4).double(), BATCH, "lemon", {"hidden.0": 9}),
 ]  # fmt: skip
+
+
+def test_shapes_are_checked_while_tests_run():
+    with pytest.raises(jaxtyping.TypeCheckError):
+        deviation(torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool))
 
 
 @pytest.fixture

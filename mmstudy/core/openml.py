@@ -35,14 +35,14 @@ from jaxtyping import Int, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
-from mmstudy.core import arguments
+from mmstudy.core import arguments, progress
 from mmstudy.core.extras import needed
 from mmstudy.core.results import atomically, checksum
 
 SERVER, API = "https://www.openml.org", "/api/v1/json/data/"
 TRIES, PAUSE, TIMEOUT = 4, 2.0, 60.0  # attempts in a row that bring nothing new; seconds between them, of silence
+PIECE = 2**16  # bytes that are written at a time
 
 
 class Source(NamedTuple):
@@ -199,9 +199,10 @@ def _more(url: str, part: Path) -> bool:
     if answer.status != 206:  # it cannot go on, and sends all of it again
         begun = 0
     total = begun + answer.length if answer.length else None
-    bar = tqdm.wrapattr(answer, "read", total, desc=part.stem, initial=begun, disable=None, leave=False)
-    with answer, part.open("ab" if begun else "wb") as file, bar as stream:
-        shutil.copyfileobj(stream, file)
+    with answer, part.open("ab" if begun else "wb") as file, progress.bar(total, part.stem, "B", begun) as bar:
+        while piece := answer.read(PIECE):
+            file.write(piece)
+            bar.update(len(piece))
     return False
 
 

@@ -11,11 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Model
-from mmstudy.core import datasets, networks, tasks
+from mmstudy.core import datasets, networks, progress, tasks
 from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import generator
 from mmstudy.expansion.candidate import Candidate, Expansion
@@ -267,7 +266,7 @@ def write_into(path: Path) -> None:
     """Measure all families anew and put the table between its marks in a Markdown file."""
     before, start, rest = path.read_text().partition("<!-- contracts -->\n")
     _, end, after = rest.partition("<!-- /contracts -->")
-    made = markdown(table({name: untrained(name) for name in tqdm(FAMILIES)}))
+    made = markdown(table({name: untrained(name) for name in progress.through(FAMILIES, "families")}))
     path.write_text(f"{before}{start}{made}\n{end}{after}")
 
 

@@ -8,9 +8,9 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from mmstudy.batched.objective import Objective, of_landscape
+from mmstudy.core import progress
 from mmstudy.core.seeds import generator
 from mmstudy.manifold.estimate import Budget, standard_error
 from mmstudy.manifold.estimators import ESTIMATORS
@@ -137,7 +137,7 @@ def truth_table(known: Sequence[Case], repetitions: int) -> xr.Dataset:
     (share of the repetitions whose 95% interval holds the truth), `unsettled` (share whose status is not ok), `cost`.
     """
     rows = []
-    for case in tqdm(known, desc="truths", disable=None):
+    for case in progress.through(known, "truths"):
         found = repeated(case, repetitions)
         covered = (abs(found["size"] - case.truth) <= 1.96 * found["size_se"]) | (abs(found["error"]) <= SAME)
         summary = {
@@ -167,7 +167,7 @@ def growth(known: Sequence[Case], samples: Sequence[int], repetitions: int) -> x
             ** 0.5
             for n in samples
         ]
-        for case in tqdm(known, desc="growth", disable=None)
+        for case in progress.through(known, "growth")
     ]
     coords = {
         "drawn": list(samples),
