@@ -286,7 +286,7 @@ def kernel(folder):
 
 def child(folder):
     """The process that a stub has started by itself."""
-    (found,) = (process for process in processes(folder) if process.cmdline()[-1] == "import time; time.sleep(600)")
+    (found,) = (process for process in processes(folder) if process.cmdline()[-1:] == ["import time; time.sleep(600)"])
     return found
 
 
