@@ -7,7 +7,6 @@ a machine's speed drifts, and the median of those; above 1 the batch is faster. 
 in one process per core: the ratio is that of the faster.
 """
 
-import argparse
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
-from report import WAYS, draw, goals, table, write
+from report import WAYS, arguments, draw, goals, table, write
 
 from mmstudy.core import results
 from mmstudy.core.processes import cores
@@ -101,10 +100,8 @@ def gather(cases: list[dict]) -> xr.Dataset:
 
 def main() -> None:
     """Run the benchmarks, write them, print the table and the goals."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few cases, no other packages; ratios for show only")
+    parser = arguments(__doc__, "few cases, no other packages; ratios for show only")
     parser.add_argument("--alone", action="store_true", help="no other packages, as where none can be installed")
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "bench", help="the folder of the results")
     options = parser.parse_args()
     cases = run("speed.py", sys.executable, *["--quick"] * options.quick)
     if not (options.quick or options.alone):

@@ -9,7 +9,6 @@ size. From these follow the hours of one architecture; a pool has ten to thirty.
 the images show.
 """
 
-import argparse
 import math
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import torch
 import xarray as xr
 import yaml
 from matplotlib.figure import Figure
-from report import write
+from report import arguments, write
 from work import DEVICE
 
 from mmstudy.batched import ensemble as en
@@ -124,16 +123,14 @@ def measured(task: tasks.Task, quick: bool) -> dict[str, float]:
 
 def table(dataset: xr.Dataset) -> str:
     """One line for each task, as Markdown."""
-    numbers = {name: [*dataset[name].values] for name in WORDS}
     lines = [
         "| task | networks | together, ms | one by one, ms | the rest, s | memory, GiB | in full, h |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for i, name in enumerate(dataset["task"].values):
-        of = {key: float(values[i]) for key, values in numbers.items()}
+    for row in dataset.to_dataframe().itertuples():
         lines.append(
-            f"| {name} | {of['networks']:.0f} | {1e3 * of['together']:.0f} | {1e3 * of['alone']:.0f} | {of['rest']:.0f}"
-            f" | {of['memory']:.1f} | {of['hours']:.2f} |"
+            f"| {row.Index} | {row.networks:.0f} | {1e3 * row.together:.0f} | {1e3 * row.alone:.0f} | {row.rest:.0f}"
+            f" | {row.memory:.1f} | {row.hours:.2f} |"
         )
     return "\n".join([f"On {dataset.attrs['device']}, with images that were made up:", "", *lines, ""])
 
@@ -156,10 +153,7 @@ def draw(dataset: xr.Dataset) -> Figure:
 
 def main() -> None:
     """Measure the tasks one after another, write them, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="networks and images in miniature")
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "bench", help="the folder of the results")
-    asked = parser.parse_args()
+    asked = arguments(__doc__, "networks and images in miniature").parse_args()
     listed = list(design.tasks_of({part: PROFILE[f"experiment_{part}"] for part in design.PARTS}))
     some = [listed[i] for i in (QUICK_SHOWN if asked.quick else SHOWN)]
     if asked.quick:

@@ -1,5 +1,6 @@
 """What the benchmarks say: goals, a table and a figure, from the dataset that `bench.py` gathers."""
 
+import argparse
 from pathlib import Path
 
 import matplotlib
@@ -100,6 +101,15 @@ def draw(dataset: xr.Dataset) -> Figure:
             axis.xaxis.set_minor_formatter(NullFormatter())
     axes[1, 0].legend(frameon=False)
     return figure
+
+
+def arguments(description: str, quick: str) -> argparse.ArgumentParser:
+    """What every benchmark can be asked: to be quick, which this explains, and where its results go."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    default = Path(__file__).parents[1] / "outputs" / "bench"
+    parser.add_argument("--out", type=Path, default=default, help="the folder of the results")
+    return parser
 
 
 def write(name: str, dataset: xr.Dataset, text: str, figure: Figure, out: Path) -> None:

@@ -13,7 +13,6 @@ worker, as in Dask, where idle ones take what others have; a worker waits where 
 and memory are left out.
 """
 
-import argparse
 import heapq
 import json
 import os
@@ -35,7 +34,7 @@ import psutil
 import seaborn as sns
 import xarray as xr
 from matplotlib.figure import Figure
-from report import NOISY, write
+from report import NOISY, arguments, write
 from work import cpu_of_others
 
 from mmstudy.core import cluster, processes, results
@@ -300,10 +299,7 @@ def draw(found: xr.Dataset) -> Figure:
 
 def main() -> None:
     """Measure, simulate, write and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few short pieces; numbers for show only")
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "bench", help="the folder of the results")
-    options = parser.parse_args()
+    options = arguments(__doc__, "few short pieces; numbers for show only").parse_args()
     lengths, count = ((0.002, 0.01), 20) if options.quick else ((0.01, 0.05, 0.1), 1000)
     with tempfile.TemporaryDirectory() as place, local_cluster(Path(place)) as (address, scheduler):
         wait_for_workers(address)

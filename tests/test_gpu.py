@@ -5,6 +5,7 @@ Draws come from generators on the processor, so that both see the same numbers. 
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -171,13 +172,8 @@ def test_training_is_that_of_a_processor(name, recorded):
     for device in ("cpu", GPU):
         start = en.stack([copy.deepcopy(each).to(device) for each in (first, second)])
         data = inputs.to(device), targets.to(device)
-        if recorded:
+        with nullcontext() if recorded else replay.off():
             ((_, now, seen),) = training.train(start, data, order, training.cosine(0.05, 30), loss_fn=family.loss_fn)
-        else:
-            with replay.off():
-                ((_, now, seen),) = training.train(
-                    start, data, order, training.cosine(0.05, 30), loss_fn=family.loss_fn
-                )
         ended.append((en.vectors(now).cpu(), seen.cpu(), scoring.evaluate(now, tasks.Split(*data))))
     torch.testing.assert_close(ended[1][:2], ended[0][:2], rtol=1e-5, atol=1e-7)
     for score, value in ended[0][2].items():

@@ -82,13 +82,11 @@ def sizes(
 ) -> tuple[dict[str, Size], dict[str, str]]:
     """The size of each candidate's network, and why others cannot be built; each is built once, and let go."""
     found, refused = {}, {}
-    with progress.bar(len(pool), "building") as bar:
-        for label, candidate in pool.items():
-            try:
-                found[label] = size(candidate.expand(network, batch, loss_fn, traced=known), batch, loss_fn)
-            except (ValueError, NotImplementedError) as error:
-                refused[label] = str(error)
-            bar.update()
+    for label, candidate in progress.through(pool.items(), "building"):
+        try:
+            found[label] = size(candidate.expand(network, batch, loss_fn, traced=known), batch, loss_fn)
+        except (ValueError, NotImplementedError) as error:
+            refused[label] = str(error)
     return found, refused
 
 
