@@ -63,7 +63,7 @@ def advice(told: xr.Dataset) -> Figure:
     cases = list(dict.fromkeys(told["case"].values.tolist()))
     columns = told["anchored"].values.tolist()
     figure, axes = plt.subplots(
-        len(cases), len(columns), figsize=(COLUMN, 0.5 + 1.5 * len(cases)), squeeze=False, layout="constrained"
+        len(cases), len(columns), figsize=(COLUMN, 0.5 + 1.65 * len(cases)), squeeze=False, layout="constrained"
     )
     for (i, case), (j, anchored) in product(enumerate(cases), enumerate(columns)):
         axis, one = axes[i, j], told.isel(row=told["case"].values == case).sel(anchored=anchored)
@@ -78,12 +78,15 @@ def advice(told: xr.Dataset) -> Figure:
         chosen, best = int(one["chosen"].values.argmax()), int(np.nanargmax(one["test_score"].values))
         axis.plot(came[chosen], gain[chosen], "v", color="k", ms=4, fillstyle="none")
         axis.plot(came[best], gain[best], "*", color="k", ms=5, fillstyle="none")
-        axis.set_title(f"{short_tasks([case])[0]}, {float(one['share'].values[0]):.0%}", fontsize=NUMBER)
+        axis.set_title(
+            f"{short_tasks([case])[0]}\n{float(one['share'].values[0]):.0%} of the training", fontsize=NUMBER
+        )
         if j == 0:
             axis.set_ylabel("expected gain")
         if i + 1 == len(cases):
             axis.set_xlabel("gain in the end")
     marks = {"expected": ("o", NEUTRAL), "chosen": ("v", "k"), "best": ("*", "k")}
     handles = [Line2D([], [], ls="", marker=m, color=c, fillstyle="none") for m, c in marks.values()]
+    handles[0].set(fillstyle="full", markersize=3)
     figure.legend(handles, [*marks], ncols=3, loc="outside upper right")
     return figure

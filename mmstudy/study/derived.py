@@ -123,10 +123,11 @@ def _power_law(curve: np.ndarray, end: int) -> float:
     t = np.arange(1, len(curve) + 1) - 0.5
 
     def error(c: float) -> tuple[float, float]:
-        basis = np.stack([np.ones_like(t), t**-c], axis=1)
-        (a, b), *_ = np.linalg.lstsq(basis, curve, rcond=None)
-        a, b = (a, b) if b > 0 else (curve.mean(), 0.0)
-        return float(((curve - a - b * t**-c) ** 2).sum()), float(a + b * end**-c)
+        power = t**-c
+        away = power - power.mean()
+        b = max(away @ curve / (away @ away), 0.0)  # of the simple regression of the curve on t^(−c)
+        a = curve.mean() - b * power.mean()
+        return float(((curve - a - b * power) ** 2).sum()), float(a + b * end**-c)
 
     found = optimize.minimize_scalar(lambda c: error(c)[0], bounds=(0.05, 3), method="bounded")
     return error(float(found.x))[1]

@@ -225,7 +225,11 @@ def spearman(values: Float[np.ndarray, "predictor candidate"], y: np.ndarray) ->
 
 def kendall(values: Float[np.ndarray, "predictor candidate"], y: np.ndarray) -> Float[np.ndarray, " predictor"]:
     """Kendall's τ-b of every row of `values` with `y`; a constant row tells nothing and gets 0."""
-    return np.nan_to_num([stats.kendalltau(row, y, variant="b").statistic for row in values])
+    i, j = np.triu_indices(len(y), 1)
+    x, y = (stats.rankdata(each, axis=-1) for each in (values, y))
+    x, y = np.sign(x[:, i] - x[:, j]), np.sign(y[i] - y[j])
+    untied = np.sqrt((x**2).sum(1) * (y**2).sum())
+    return np.divide(x @ y, untied, out=np.zeros(len(x)), where=untied > 0)
 
 
 def partial_spearman(
