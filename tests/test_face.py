@@ -1,5 +1,6 @@
 """The face: one import, one call each; and bad calls, each answered by a sentence that names the value."""
 
+import copy
 import subprocess
 import sys
 from collections import UserDict
@@ -125,14 +126,14 @@ def test_a_line_ends_at_its_networks():
 
 def test_matching_lowers_a_barrier_to_nothing_between_permuted_copies():
     order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
-    copy = mlp()
-    copy.hidden[0].weight.data = NETWORK.hidden[0].weight[order]
-    copy.hidden[0].bias.data = NETWORK.hidden[0].bias[order]
-    copy.hidden[1].weight.data = NETWORK.hidden[1].weight[:, order]
-    along, near = (mm.line(NETWORK, copy, BATCH, match=match)["loss"] for match in (False, True))
+    moved = mlp()
+    moved.hidden[0].weight.data = NETWORK.hidden[0].weight[order]
+    moved.hidden[0].bias.data = NETWORK.hidden[0].bias[order]
+    moved.hidden[1].weight.data = NETWORK.hidden[1].weight[:, order]
+    along, near = (mm.line(NETWORK, moved, BATCH, match=match)["loss"] for match in (False, True))
     assert abs(along - along[0]).max() > 1e-4
     assert abs(near - near[0]).max() == 0
-    assert mm.barrier(NETWORK, copy, BATCH, match=True) == pytest.approx(0, abs=1e-12)
+    assert mm.barrier(NETWORK, moved, BATCH, match=True) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_plane_holds_its_networks_and_says_where():
@@ -146,12 +147,32 @@ def test_a_plane_holds_its_networks_and_says_where():
     assert (places[:, 1] - places[:, 2]).norm().item() == pytest.approx((apart[1] - apart[2]).norm().item(), rel=1e-4)
 
 
-def test_batch_normalization_is_named():
-    _, network, inputs, targets = of_family("MLP, batch norm")
-    other, third = (of_family("MLP, batch norm", seed=seed)[1] for seed in (1, 2))
-    examples = (inputs, targets)
-    assert "interpolated" in mm.line(network, other, examples).attrs["normalization"]
+@pytest.fixture(scope="module")
+def normalized():
+    _, first, inputs, targets = of_family("MLP, batch norm")
+    return [first, *(of_family("MLP, batch norm", seed=seed)[1] for seed in (1, 2))], (inputs, targets)
+
+
+def test_batch_normalization_is_named(normalized):
+    (network, other, third), examples = normalized
+    assert "batch" in mm.line(network, other, examples).attrs["normalization"]
+    assert "interpolated" in mm.line(network, other, examples, normalization="frozen").attrs["normalization"]
     assert "batch" in mm.plane(network, other, third, examples, points=2).attrs["normalization"]
+    with pytest.raises(ValueError, match=r"normalization.*'freezed'.*frozen"):
+        mm.barrier(network, other, examples, normalization="freezed")
+
+
+def test_a_line_uses_the_statistics_of_the_batch_or_interpolated_ones(normalized):
+    (network, other, _), (inputs, targets) = normalized
+    middle = copy.deepcopy(network)
+    with torch.no_grad():
+        for tensors in ("parameters", "buffers"):
+            for mean, a, b in zip(*(getattr(each, tensors)() for each in (middle, network, other)), strict=True):
+                mean.copy_((a + b) / 2)
+        for mode, how in ((False, "frozen"), (True, "recomputed")):
+            expected = nn.functional.cross_entropy(copy.deepcopy(middle).train(mode)(inputs), targets)
+            found = mm.line(network, other, (inputs, targets), points=3, normalization=how)["loss"]
+            assert found[1].item() == pytest.approx(expected.item(), rel=1e-5), how
 
 
 def test_a_good_network_passes_the_check():

@@ -17,6 +17,7 @@ from mmstudy.tracing.matching import matched
 
 POINTS = 11
 MARGIN = 0.2  # of the corners' extent, around them
+USED = {"recomputed": "statistics of the batch at every point", "frozen": "running statistics, interpolated"}
 
 
 def line(
@@ -27,15 +28,16 @@ def line(
     match: bool = False,
     loss_fn: LossFn = classification,
     seed: int = 0,
+    normalization: str = "recomputed",
 ) -> xr.Dataset:
     """The `loss` over `alpha` on the straight line from network a (0) to network b (1), both ends included.
 
     Args:
         match: whether b's hidden units are first put into the order in which they resemble a's most (`matching`).
         seed: of that matching.
-
-    Batch normalization uses running statistics that are interpolated as the weights are; the attribute `normalization`
-    says so.
+        normalization: what batch normalization uses: at every point the statistics of the batch ("recomputed", as on a
+            `plane`), or running statistics, interpolated as the weights are ("frozen"). These make barriers higher:
+            between two networks they fit neither (Jordan et al. 2023, REPAIR, arXiv 2211.08403).
 
     Raises:
         TypeError: an argument of another kind.
@@ -49,8 +51,8 @@ def line(
         near = matched(b, a, of_loss(a, batch, loss_fn), arguments.whole(seed, "seed"))
         pair = stack([a, near])
     alphas = torch.linspace(0, 1, points, dtype=torch.float64)
-    along = losses(connectivity.interpolated(pair[:1], pair[1:], alphas), batch, loss_fn)
-    used = "running statistics, interpolated" if _normalized(a) else "none"
+    how, used = _normalization(a, normalization)
+    along = losses(connectivity.interpolated(pair[:1], pair[1:], alphas), batch, loss_fn, how)
     return xr.Dataset({"loss": ("alpha", along.cpu().numpy())}, {"alpha": alphas.numpy()}, {"normalization": used})
 
 
@@ -62,9 +64,10 @@ def barrier(
     match: bool = False,
     loss_fn: LossFn = classification,
     seed: int = 0,
+    normalization: str = "recomputed",
 ) -> float:
     """The highest rise of the loss on the line between two networks over its ends; arguments as in `line`."""
-    along = line(a, b, batch, points, match, loss_fn, seed)
+    along = line(a, b, batch, points, match, loss_fn, seed, normalization)
     return connectivity.barrier(*(torch.tensor(along[name].values) for name in ("loss", "alpha"))).item()
 
 
@@ -86,7 +89,7 @@ def plane(
     corners = vectors(three).double()
     _, places = connectivity.axes(corners)
     x, y = (_around(ends, points) for ends in places.cpu().unbind(1))
-    how = "recomputed" if _normalized(a) else "frozen"
+    how, used = _normalization(a, "recomputed")
 
     def loss(where: Tensor) -> Tensor:
         flat = where.reshape(-1, where.shape[-1]).to(vectors(three))
@@ -94,7 +97,6 @@ def plane(
         return torch.cat(parts).view(where.shape[:-1])
 
     heights, _ = connectivity.plane(loss, corners, x, y)
-    used = "statistics of the batch at every point" if _normalized(a) else "none"
     return xr.Dataset(
         {
             "loss": (("y", "x"), heights.cpu().numpy()),
@@ -118,5 +120,9 @@ def _together(given: list[Any], names: tuple[str, ...], batch: Any, loss_fn: Any
     return stack(networks), batch
 
 
-def _normalized(network: nn.Module) -> bool:
-    return any(isinstance(module, _BatchNorm) for module in network.modules())
+def _normalization(network: nn.Module, wanted: str) -> tuple[str, str]:
+    """How to evaluate, and what to say of it; a network without batch normalization needs not see all at once."""
+    arguments.one_of(wanted, tuple(USED), "normalization")
+    if any(isinstance(module, _BatchNorm) for module in network.modules()):
+        return wanted, USED[wanted]
+    return "frozen", "none"

@@ -25,7 +25,7 @@ from mmstudy.ranking import report
 from mmstudy.ranking.asked import pool_of, rank_expansions
 from mmstudy.ranking.policy import Plan
 from mmstudy.ranking.pool import Size
-from mmstudy.ranking.posterior import Pool, Prior, fit
+from mmstudy.ranking.posterior import Pool, Prior, fit, posterior
 from mmstudy.ranking.report import LEVEL, OWN, Ranking
 from mmstudy.ranking.rows import Metric, Row, accuracy
 from mmstudy.study import design, experiments
@@ -240,6 +240,31 @@ def priors(told: xr.Dataset) -> dict[bool, Prior]:
     return {anchored: fit(pools(told, anchored)) for anchored in BUDGETS}
 
 
+def left_out(told: xr.Dataset) -> xr.DataArray:
+    """`coverage`, as in `verdicts`, of each case under the prior that all the other cases teach, over (case, anchored).
+
+    Raises:
+        ValueError: fewer than two cases.
+    """
+    names = [*by_case(told)]
+    if len(names) < 2:
+        raise ValueError(f"at least two cases needed, to leave one out; got {len(names)}")
+    found = np.full((len(names), len(BUDGETS)), np.nan)
+    for j, anchored in enumerate(BUDGETS):
+        seen, trained = pools(told, anchored), [*by_case(told.sel(anchored=anchored)).values()]
+        for i, (pool, final) in enumerate(progress.through(seen, "cases left out")):
+            known = trained[i]["trained"].values
+            _, low, high = posterior(pool, np.where(known, final, np.nan), fit(seen[:i] + seen[i + 1 :])).gains(LEVEL)
+            found[i, j] = _coverage(final - final[-1], low, high, known)
+    return xr.DataArray(found, {"case": names, "anchored": [*BUDGETS]}, name="coverage")
+
+
+def _coverage(gain: np.ndarray, low: np.ndarray, high: np.ndarray, known: np.ndarray) -> float:
+    """The share of the candidates whose gain is not known yet that the intervals hold; NaN of none."""
+    open_rows = ~known[:-1]
+    return float(((low <= gain) & (gain <= high))[:-1][open_rows].mean()) if open_rows.any() else np.nan
+
+
 def verdicts(told: xr.Dataset) -> xr.Dataset:
     """How good the advice was in each case and at each budget, over (case, anchored).
 
@@ -258,17 +283,14 @@ def verdicts(told: xr.Dataset) -> xr.Dataset:
 def _verdict(one: xr.Dataset) -> dict[str, float]:
     """Of one case at one budget; its own network is the last row."""
     test, gain, final = (one[name].values for name in ("test_score", "gain", "final_score"))
-    actual = final - final[-1]
-    open_rows = ~one["trained"].values
-    open_rows[-1] = False
-    held = ((one["low"].values <= actual) & (actual <= one["high"].values))[open_rows]
+    known = one["trained"].values
     regret, spread = float(np.nanmax(test) - test[one["chosen"].values][0]), float(np.nanmax(test) - np.nanmin(test))
     return {
         "regret": regret,
         "regret_share": regret / (spread or 1.0),
         "random": float(np.nanmax(test) - np.nanmean(test)) / (spread or 1.0),
         "spearman": float(spearman(gain[None, :-1], test[:-1])[0]),
-        "coverage": float(held.mean()) if held.size else np.nan,
-        "open": float(open_rows.sum()),
+        "coverage": _coverage(final - final[-1], one["low"].values, one["high"].values, known),
+        "open": float((~known[:-1]).sum()),
         "share": float(one["share"].values[0]),
     }
