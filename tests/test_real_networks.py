@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmstudy.batched import determinism, engine, objective, replay
 from mmstudy.batched import ensemble as en
+from mmstudy.batched.modes import NORMALIZATION
 from mmstudy.core import networks, precision
 from mmstudy.core.seeds import generator
 from mmstudy.validation.preservation import FAMILIES
@@ -211,7 +212,7 @@ def state(network: nn.Module) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("normalization", en.NORMALIZATION)
+@pytest.mark.parametrize("normalization", NORMALIZATION)
 @pytest.mark.parametrize("name", REAL)
 def test_the_users_networks_are_not_touched(name, normalization):
     nets, examples, loss_fn = case(name, count=2)

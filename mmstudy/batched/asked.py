@@ -6,8 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmstudy.batched import engine
+from mmstudy.batched.determinism import check, not_a_sum
 from mmstudy.batched.engine import Batch, LossFn
-from mmstudy.batched.ensemble import classification, measuring
+from mmstudy.batched.ensemble import MEANS, Ensemble, classification, losses, moved_from, stack
+from mmstudy.batched.modes import measuring
+from mmstudy.batched.replay import ALONE
 from mmstudy.core import arguments
 
 
@@ -25,6 +29,56 @@ def fit(networks: Any, batch: Any, loss_fn: Any) -> tuple[list[nn.Module], Batch
     return networks, batch, tried(networks, batch, loss_fn)
 
 
+def measurable(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, plain: Sequence[float]) -> Ensemble:
+    """The ensemble of networks of one shape, once it is known to measure what plain calls of the networks give.
+
+    They are compared where the networks are, and at a random place nearby, for which every network has other parameters
+    for a moment: all are measured by the forward pass of the first, with tensors that are put in the place of its own.
+
+    Args:
+        plain: the loss of each network on the batch, by a plain call.
+
+    Raises:
+        ValueError: what `stack` refuses; the loss is a sum; a measurement differs from the plain call (the message says
+            what may be the cause).
+    """
+    ensemble = stack(networks)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)  # not what the plain calls had, should they draw
+        _compared(plain, losses(ensemble, batch, loss_fn), networks, batch, loss_fn)
+        if loss_fn not in MEANS:
+            not_a_sum(ensemble, batch, loss_fn)
+        moved = {name: moved_from(p) for name, p in ensemble.parameters.items()}
+    there, found = Ensemble(ensemble.network, moved, ensemble.buffers), []
+    for k, network in enumerate(networks):
+        own = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        before = {name: p.data for name, p in own.items()}
+        with ALONE, torch.random.fork_rng(devices=[]), torch.no_grad(), measuring(network):
+            try:
+                for name, p in own.items():
+                    p.data = moved[name][k]
+                found.append(float(loss_fn(network, batch)))
+            finally:
+                for name, p in own.items():
+                    p.data = before[name]
+    _compared(found, losses(there, batch, loss_fn), networks, batch, loss_fn)
+    return ensemble
+
+
+def _compared(
+    plain: Sequence[float], measured: Tensor, networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn
+) -> None:
+    for k, (a, b) in enumerate(zip(plain, measured.tolist(), strict=True)):
+        if abs(a - b) > 1e-4 * max(abs(a), abs(b)) + 1e-6:  # never where one of them is NaN
+            check(networks[k], batch, loss_fn)  # which names what is random, keeps a state, or is no mean
+            raise ValueError(
+                f"network {k}: a plain call gives a loss of {a:g}, its measurement {b:g}. Something reads a parameter "
+                "elsewhere than at its place in its module (a list, a closure, a network that the loss keeps), or asks "
+                "the model for more than a call (an attribute, `training`): give loss_fn(model, batch) that only calls "
+                "the model, and modules that own what they use"
+            )
+
+
 def tried(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, normalization: str = "frozen") -> list[float]:
     """The loss of each network on the batch, once every problem that one call shows is ruled out.
 
@@ -33,9 +87,14 @@ def tried(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, normaliz
     """
     found = []
     for network in networks:
-        quiet = torch.random.fork_rng(devices=[])
+        quiet, before = torch.random.fork_rng(devices=[]), _versions(batch)
         with arguments.explained(batch), torch.no_grad(), quiet, measuring(network, normalization):
             loss = loss_fn(network, batch)
+        if _versions(batch) != before:
+            raise ValueError(
+                f"{type(network).__name__}, or the loss, changes the batch in place (an operation that ends in _, "
+                "inplace=True on the inputs), so that every call would see another one: let it work on a copy"
+            )
         if not isinstance(loss, Tensor) or loss.ndim or loss.is_complex() or not loss.is_floating_point():
             raise ValueError(f"the loss must be one number, the mean over examples; got {arguments.described(loss)}")
         if not bool(loss.isfinite()):
@@ -44,6 +103,10 @@ def tried(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, normaliz
             )
         found.append(loss.item())
     return found
+
+
+def _versions(batch: Batch) -> list[int]:
+    return [t._version for t in engine.tensors(batch) if not t.is_inference()]
 
 
 def classes(network: nn.Module, batch: Batch) -> None:

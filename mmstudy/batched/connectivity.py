@@ -31,6 +31,22 @@ def interpolated(start: Ensemble, end: Ensemble, alphas: Float[Tensor, " points"
     return Ensemble(start.network, *({name: mixed(a[name], b[name]) for name in a} for a, b in kinds))
 
 
+def mixed(corners: Ensemble, shares: Float[Tensor, "points k"]) -> Ensemble:
+    """Networks whose every tensor is that mixture of the corners' tensors; what is an integer stays the first one's.
+
+    Args:
+        shares: of each corner, that add up to 1.
+    """
+
+    def of(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor[:1].repeat_interleave(len(shares), dim=0)
+        return torch.tensordot(shares.to(tensor), tensor, dims=1)
+
+    kinds = (corners.parameters, corners.buffers)
+    return Ensemble(corners.network, *({name: of(tensor) for name, tensor in kind.items()} for kind in kinds))
+
+
 def segment(
     loss: Landscape,
     start: Float[Tensor, "*many dim"],
@@ -74,6 +90,17 @@ def axes(corners: Float[Tensor, "3 dim"]) -> tuple[Float[Tensor, "2 dim"], Float
         raise ValueError(f"three corners on one line span no plane; got {apart}: take other networks, or a line")
     both, away = torch.stack([u, height / height.norm()]), corners - corners[0]
     return both, torch.stack([away @ both[0], away @ both[1]], dim=1)
+
+
+def shares(
+    places: Float[Tensor, "3 2"], first: Float[Tensor, " columns"], second: Float[Tensor, " rows"]
+) -> Float[Tensor, "rows columns 3"]:
+    """Of which mixture of the three corners at `places` every point of a grid on their plane consists."""
+    (across, _), (c1, c2) = places[1], places[2]
+    rows, columns = torch.meshgrid(second, first, indexing="ij")
+    third = rows / c2
+    other = (columns - third * c1) / across
+    return torch.stack([1 - other - third, other, third], dim=-1)
 
 
 def plane(

@@ -16,7 +16,8 @@ from torch.utils.data import BatchSampler, SequentialSampler
 
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn
-from mmstudy.batched.ensemble import Ensemble, classification, losses, measuring, parts_of, stack
+from mmstudy.batched.ensemble import Ensemble, classification, losses, parts_of, stack
+from mmstudy.batched.modes import measuring
 
 
 def check(
@@ -52,12 +53,32 @@ def check(
         for k in torch.nonzero(~_close(first, second)).flatten().tolist():
             cause = _where_random(calls_of(k), calls_of(k))
             raise ValueError(f"the loss{whose(k)} is {first[k]:g}, then {second[k]:g}: {cause}")
-        once = engine.take(part, slice(None, -(-engine.count(part) // 2)))
-        twice = tree_map(lambda leaf: torch.cat([leaf, leaf]), once)
-        single, double = (losses(ensemble, some, loss_fn, normalization) for some in (once, twice))
+        single, double = _twice(ensemble, part, loss_fn, normalization)
         for k in torch.nonzero(~_close(single, double, 1e-3)).flatten().tolist():
-            found = f"it is {single[k]:g}, but {double[k]:g} with each given twice (reduction='sum'?)"
-            raise ValueError(f"the loss must be the mean over the examples; {found}")
+            raise ValueError(_no_mean(single[k], double[k]))
+
+
+def not_a_sum(ensemble: Ensemble, batch: Batch, loss_fn: LossFn) -> None:
+    """Refuse a loss that is the sum over the examples.
+
+    Raises:
+        ValueError: the loss of examples that are each given twice is twice as large.
+    """
+    single, double = _twice(ensemble, batch, loss_fn, "frozen")
+    for k in torch.nonzero(_close(2 * single, double) & (single.abs() > 1e-3)).flatten().tolist():
+        raise ValueError(_no_mean(single[k], double[k]))
+
+
+def _twice(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, normalization: str) -> tuple[Tensor, Tensor]:
+    """The losses on half of the examples, and on these with each given twice."""
+    once = engine.take(batch, slice(None, -(-engine.count(batch) // 2)))
+    twice = tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) else leaf, once)
+    return losses(ensemble, once, loss_fn, normalization), losses(ensemble, twice, loss_fn, normalization)
+
+
+def _no_mean(single: Tensor, double: Tensor) -> str:
+    found = f"it is {single:g}, but {double:g} with each given twice (reduction='sum'?)"
+    return f"the loss must be the mean over the examples; {found}"
 
 
 def fixed(loader: Iterable[Batch], examples: int) -> Batch:

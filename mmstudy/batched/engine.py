@@ -5,7 +5,7 @@ batch only scatters over more memory. What one call costs is measured once for e
 looks at operations and bytes, never at a clock, so that the same seed gives the same numbers on a busy machine too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -57,9 +57,27 @@ def loss_of(network: nn.Module, loss_fn: LossFn) -> Callable[..., Tensor]:
     arguments.function(loss_fn)
 
     def loss(parameters: dict[str, Tensor], buffers: dict[str, Tensor], batch: Batch) -> Tensor:
-        return loss_fn(lambda *args, **kw: functional_call(network, (parameters, buffers), args, kw), batch)
+        return loss_fn(lambda *args, **kw: called_with(network, {**parameters, **buffers}, args, kw), batch)
 
     return loss
+
+
+def called_with(network: nn.Module, tensors: Mapping[str, Tensor], args: tuple = (), options: Any = None) -> Any:
+    """The network called with these tensors, each by the first of its names, in the place of its own.
+
+    What is tied stays tied. Of a module that has several names, each tensor is replaced once: `functional_call` alone
+    would replace it once for every name, and leave the replacement in the network.
+    """
+    first: dict[int, str] = {}
+    every: dict[str, Tensor] = {}
+    for path, module in network.named_modules():
+        for name, own in (*module._parameters.items(), *module._buffers.items()):
+            if own is not None:
+                name = f"{path}.{name}" if path else name
+                known = first.setdefault(id(own), name)
+                if known in tensors:
+                    every[name] = tensors[known]
+    return functional_call(network, every, args, options, tie_weights=False)
 
 
 def count(batch: Batch) -> int:
@@ -157,12 +175,17 @@ def at_once(taken: Cost, device: torch.device) -> int:
     return max(1, _allowed(BYTES, device) // max(1, taken.memory))
 
 
-def examples_at_once(network: nn.Module, parameters: dict, buffers: dict, batch: Batch, loss_fn: LossFn) -> int:
-    """On how many of these examples one network is evaluated in one call: what a few take tells what all would."""
+def examples_at_once(
+    network: nn.Module, parameters: dict, buffers: dict, batch: Batch, loss_fn: LossFn, limit: int = EXAMPLES
+) -> int:
+    """On how many of these examples, at most `limit`, one network is evaluated in one call.
+
+    What a few take tells what all would.
+    """
     few = min(FEW, count(batch))
     taken = cost(network, parameters, buffers, take(batch, slice(few)), loss_fn)
     allowed = _allowed(MOST_BYTES, tensors(batch)[0].device)
-    return min(EXAMPLES, max(1, allowed * few // max(1, taken.memory)))
+    return min(limit, max(1, allowed * few // max(1, taken.memory)))
 
 
 def _allowed(bytes_of_cpu: int, device: torch.device) -> int:

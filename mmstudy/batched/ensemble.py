@@ -5,9 +5,9 @@ Any `nn.Module` goes in. Examples come as a batch: a tree of tensors that share 
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -16,11 +16,9 @@ from torch import Tensor, nn
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn, Model
 from mmstudy.batched.likeness import difference, tensors_differ
-from mmstudy.batched.replay import ALONE
-from mmstudy.core import arguments, precision
-from mmstudy.core.networks import evaluating, named_tensors
-
-NORMALIZATION = ("frozen", "recomputed")
+from mmstudy.batched.modes import measuring
+from mmstudy.core import arguments
+from mmstudy.core.networks import named_tensors
 
 
 @dataclass(frozen=True)
@@ -198,31 +196,58 @@ def losses(
 def parts_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, normalization: str) -> list[Batch]:
     """The batch in parts that are evaluated one after another, their losses to be weighted by their examples.
 
-    One part where the statistics of the batch are what normalizes, or where the loss is no mean over examples (class
-    weights, masks): whether it is one is tried on this batch, for other losses than those of this module.
+    One part where the statistics of the batch are what normalizes, where the network mixes examples, or where the loss
+    is no mean over them (class weights, masks). With a loss of this module the network is tried on a few examples,
+    once; another loss is cut only where memory asks for it, and only if its parts add up on this batch.
     """
     same_device(ensemble, batch)
     if normalization == "recomputed":
         return [batch]
-    most = engine.examples_at_once(ensemble.network, ensemble.parameters, ensemble.buffers, batch, loss_fn)
+    mean = loss_fn in (*MEANS, output)
+    limit = engine.EXAMPLES if mean else engine.count(batch)
+    most = engine.examples_at_once(ensemble.network, ensemble.parameters, ensemble.buffers, batch, loss_fn, limit)
     parts = [engine.take(batch, part) for part in engine.pieces(engine.count(batch), most)]
-    known = len(parts) == 1 or loss_fn in (*MEANS, output)
-    return parts if known or _adds_up(ensemble, batch, parts, loss_fn) else [batch]
+    if len(parts) == 1:
+        return parts
+    adds_up = _apart(ensemble, batch, loss_fn) if mean else _adds_up(ensemble, batch, parts, loss_fn)
+    return parts if adds_up else [batch]
+
+
+_takes_examples_one_by_one: WeakKeyDictionary = WeakKeyDictionary()  # network → loss → whether it does
+
+
+def _apart(ensemble: Ensemble, batch: Batch, loss_fn: LossFn) -> bool:
+    """Whether the network takes each example by itself: tried on a few from all over the batch."""
+    known = _takes_examples_one_by_one.setdefault(ensemble.network, {})
+    if loss_fn not in known:
+        last = engine.count(batch) - 1
+        few = engine.take(batch, torch.linspace(0, last, 16, device=engine.tensors(batch)[0].device).long())
+        known[loss_fn] = _adds_up(ensemble, few, [engine.take(few, part) for part in engine.pieces(16, 8)], loss_fn)
+    return known[loss_fn]
 
 
 def _adds_up(ensemble: Ensemble, batch: Batch, parts: list[Batch], loss_fn: LossFn) -> bool:
-    """Whether the loss of the batch is the mean of its parts', at a random place, where no two examples are alike."""
+    """Whether what the batch gives is what its parts give, at a random place, where no two examples are alike."""
     first = ensemble[:1]
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        moved = {
-            name: p + 0.1 * (p.square().mean().sqrt() + 0.01) * torch.randn_like(p) if p.numel() else p
-            for name, p in first.parameters.items()
-        }
+        moved = {name: moved_from(p) for name, p in first.parameters.items()}
         there = Ensemble(first.network, moved, first.buffers)
-        whole, *found = [losses_of(there, some, loss_fn).double().item() for some in (batch, *parts)]
-    mean = sum(engine.count(part) * loss for part, loss in zip(parts, found, strict=True)) / engine.count(batch)
-    return abs(whole - mean) <= 1e-5 * max(1.0, abs(whole), *map(abs, found))
+        whole, *found = [losses_of(there, some, loss_fn).double() for some in (batch, *parts)]
+    if loss_fn is output:
+        together = torch.cat(found, dim=1)
+    else:
+        shares = [engine.count(part) / engine.count(batch) for part in parts]
+        together = sum(share * loss for share, loss in zip(shares, found, strict=True))  # type: ignore[assignment]
+    scale = max(1.0, *(float(each.abs().max()) for each in (whole, *found)))
+    return whole.shape == together.shape and bool(((whole - together).abs() <= 1e-5 * scale).all())
+
+
+def moved_from(parameter: Tensor) -> Tensor:
+    """A tensor like this one nearby, by torch's random numbers: a tenth of its root mean square away, and more of 0."""
+    if not parameter.numel():
+        return parameter
+    return parameter + 0.1 * (parameter.square().mean().sqrt() + 0.01) * torch.randn_like(parameter)
 
 
 def at_once(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, shared: bool = True) -> int:
@@ -255,32 +280,6 @@ def outputs(ensemble: Ensemble, inputs: Tensor) -> Tensor:
     with torch.no_grad(), measuring(ensemble.network):
         parts = parts_of(ensemble, inputs, output, "frozen")
         return torch.cat([losses_of(ensemble, part, output) for part in parts], dim=1)
-
-
-@contextmanager
-def measuring(network: nn.Module, normalization: str = "frozen", training: bool = False) -> Iterator[None]:
-    """The network in evaluation mode, float32 with all its digits, batch normalization as said; then all as it was.
-
-    With `training`, everything is in training mode, but running statistics don't follow.
-
-    Raises:
-        ValueError: an unknown normalization.
-    """
-    if normalization not in NORMALIZATION:
-        raise ValueError(f"unknown normalization {normalization!r}; known: {', '.join(NORMALIZATION)}")
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    tracked, shortcuts = [m.track_running_stats for m in norms], torch.backends.mha.get_fastpath_enabled()
-    with ALONE, evaluating(network), precision.full():
-        try:
-            torch.backends.mha.set_fastpath_enabled(False)  # it has no derivative
-            network.train(training)
-            for module in norms if normalization == "recomputed" else ():
-                module.training, module.track_running_stats = True, False
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(shortcuts)
-            for module, track in zip(norms, tracked, strict=True):
-                module.track_running_stats = track
 
 
 def output(model: Model, inputs: Tensor) -> Tensor:

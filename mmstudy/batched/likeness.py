@@ -5,43 +5,49 @@ import functools
 import types
 import weakref
 from collections.abc import Mapping, Sequence, Set
-from itertools import zip_longest
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from mmstudy.batched.watch import slots
+from mmstudy.batched.watch import names, slots
 from mmstudy.core.arguments import described
 from mmstudy.core.networks import named_tensors
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), type, enum.Enum, range, slice, torch.Size)
 TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 MODE = "training"  # every call sets it
+FILES = {name for name in vars(nn.Module()) if "state_dict" in name}  # hooks that no call runs
 
 
 def difference(first: nn.Module, other: nn.Module) -> str | None:
     """Where two networks compute differently whatever their parameters and buffers are; None where they don't.
 
-    Compared are the classes of their modules, the names and shapes of all tensors, what is tied and what is frozen, and
-    every attribute: numbers, activations, configurations, tensors that are no buffers, functions by their code. What
-    cannot be compared counts as different.
+    Compared are the classes of their modules, the names and shapes of all tensors, which names are one module or one
+    tensor, what is frozen, and every attribute: numbers, activations, configurations, tensors that are no buffers,
+    functions by their code and the globals that it names. What cannot be compared counts as different.
     """
     if first is other:
         return None
+    places = [_places(network) for network in (first, other)]
+    if list(places[0].items()) != list(places[1].items()):
+        unlike = [name for name in places[0] | places[1] if places[0].get(name, "") != places[1].get(name, "")]
+        where = unlike[0] if unlike else "modules or tensors in another order"
+        return f"{where}: {places[0].get(where, 'nothing')} against {places[1].get(where, 'nothing')}"
+    for kind in (nn.Module.named_parameters, nn.Module.named_buffers):
+        for (name, tensor), (_, another) in zip(kind(first), kind(other), strict=True):
+            if _form(tensor) != _form(another):
+                return f"{name} {_form(tensor)} against {name} {_form(another)}"
     own, others = dict(first.named_modules()), dict(other.named_modules())
-    if list(own) != list(others):
-        return f"modules {sorted(own.keys() ^ others.keys()) or 'in another order'}"
-    for kind in (nn.Module.named_parameters, nn.Module.named_buffers):  # what is tied has one name
-        forms = [[(name, _form(tensor)) for name, tensor in kind(network)] for network in (first, other)]
-        for (name, form), (another, its_form) in zip_longest(*forms, fillvalue=("nothing", "")):
-            if (name, form) != (another, its_form):
-                return f"{name} {form} against {another} {its_form}"
     registered = zip(named_tensors(first).values(), named_tensors(other).values(), strict=True)
-    seen = {(id(a), id(b)) for a, b in registered}  # whatever their numbers are
+    seen: set[tuple[int, int | None]] = {(id(a), id(b)) for a, b in registered}  # whatever their numbers are
+    seen |= {(id(module), id(others[name])) for name, module in own.items()}  # compared one by one
+    seen |= {(id(module), None) for module in (*own.values(), *others.values())}  # like no other module
     for name, module in own.items():
         where = name or type(module).__name__
-        if type(module) is not type(others[name]):
+        if _class(module) is not _class(others[name]):
             return f"{where}: {type(module).__name__} against {type(others[name]).__name__}"
         if found := _attributes_differ(vars(module), vars(others[name]), where, seen):
             return found
@@ -55,13 +61,29 @@ def tensors_differ(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> 
     return f"{unlike[0]}: {forms[0].get(unlike[0])} against {forms[1].get(unlike[0])}" if unlike else None
 
 
+def _class(module: nn.Module) -> type:
+    """Its class; of a parametrized module, which has one of its own, the class that this was made of."""
+    return type(module).__mro__[1] if is_parametrized(module) else type(module)
+
+
+def _places(network: nn.Module) -> dict[str, str | None]:
+    """For every name of a module or tensor, in order: the first name of what has this one, None where nothing has."""
+    first: dict[int, str] = {}
+    found: dict[str, str | None] = {}
+    for path, module in network.named_modules(remove_duplicate=False):
+        for name, value in chain(module._modules.items(), module._parameters.items(), module._buffers.items()):
+            place = f"{path}.{name}" if path else name
+            found[place] = None if value is None else first.setdefault(id(value), place)
+    return found
+
+
 def _form(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)}{'' if tensor.requires_grad else ' frozen'}"
 
 
 def _attributes_differ(a: Mapping, b: Mapping, where: str, seen: set) -> str | None:
     tensors = {"_parameters", "_buffers", "_modules", MODE}
-    for name in sorted((a.keys() | b.keys()) - tensors, key=str):
+    for name in sorted((a.keys() | b.keys()) - tensors - FILES, key=str):
         if name not in a or name not in b:
             return f"{where}.{name}, which only one of them has"
         if found := _values_differ(a[name], b[name], f"{where}.{name}", seen):
@@ -84,8 +106,13 @@ def _values_differ(a: Any, b: Any, where: str, seen: set) -> str | None:
     if isinstance(a, weakref.ref):
         return _values_differ(a(), b(), where, seen)
     if isinstance(a, nn.Module):
-        return difference(a, b) and unlike
+        known = (id(a), None) in seen or (id(b), None) in seen  # and not at one place in both networks
+        return unlike if known or difference(a, b) else None
+    if isinstance(a, types.ModuleType):
+        return unlike
     if isinstance(a, Mapping):
+        if list(a) != list(b):
+            return unlike
         return _attributes_differ(a, b, where, seen) or _attributes_differ(_state(a), _state(b), where, seen)
     if isinstance(a, Sequence):
         parts = [_values_differ(x, y, f"{where}[{i}]", seen) for i, (x, y) in enumerate(zip(a, b, strict=False))]
@@ -106,11 +133,11 @@ def _parts_of_function(function: Any) -> tuple:
     if isinstance(function, functools.partial):
         return function.func, function.args, function.keywords
     if isinstance(function, types.MethodType):
-        bound = function.__self__  # of the network itself, usually, which is compared anyway
-        return function.__func__, None if isinstance(bound, nn.Module) else bound
+        return function.__func__, function.__self__
     closure = tuple(cell.cell_contents for cell in function.__closure__ or ())
-    code = function.__code__
-    return code.co_code, code.co_names, _constants(code), function.__defaults__, function.__kwdefaults__, closure
+    code, known = function.__code__, function.__globals__
+    used = [known[name] for name in sorted({*names(code)} & known.keys())]
+    return code.co_code, code.co_names, _constants(code), function.__defaults__, function.__kwdefaults__, closure, used
 
 
 def _constants(code: types.CodeType) -> tuple:

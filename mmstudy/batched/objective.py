@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 from mmstudy.batched import engine
 from mmstudy.batched.augmentation import Take
 from mmstudy.batched.engine import Batch, LossFn
-from mmstudy.batched.ensemble import Ensemble, at, at_once, classification, measuring, parts_of
+from mmstudy.batched.ensemble import Ensemble, at, at_once, classification, parts_of
+from mmstudy.batched.modes import measuring
 from mmstudy.batched.replay import recorded
 from mmstudy.batched.tape import Function
 from mmstudy.batched.training import minibatches

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -139,10 +140,18 @@ def take_down(function: Function, inputs: tuple[Tensor, ...]) -> Function | None
 def _refuse_reading(function: Function, inputs: tuple[Tensor, ...]) -> None:
     """Raise where the function reads numbers out of what it computes, or changes a tensor of its own.
 
-    There are no numbers in fake tensors for `.tolist()`, `.numpy()`, or a comparison that Python sorts by.
+    There are no numbers in fake tensors for `.tolist()`, `.numpy()`, a comparison that Python sorts by, or a printout.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, _Reading():
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+        _Reading(),
+        patch.object(FakeTensor, "__repr__", _unprinted),
+    ):
         function(*[mode.from_tensor(tensor.detach()) for tensor in inputs])
+
+
+def _unprinted(tensor: FakeTensor, **options: object) -> str:
+    raise NotImplementedError("the function prints a tensor")
 
 
 class _Reading(TorchDispatchMode):
@@ -161,8 +170,7 @@ class _Reading(TorchDispatchMode):
 def _modes() -> tuple:
     """Settings of torch that decide which operations a function comes to."""
     return (
-        torch.is_autocast_enabled("cpu"),
-        torch.is_autocast_enabled("cuda"),
+        *((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")),
         torch.get_default_dtype(),
         torch.are_deterministic_algorithms_enabled(),
         *precision.settings(),

@@ -16,11 +16,11 @@ from mmstudy.batched.ensemble import (
     at_once,
     classification,
     losses_of,
-    measuring,
     output,
     parts_of,
     vectors,
 )
+from mmstudy.batched.modes import measuring
 
 CALIBRATION_BINS = 15
 

@@ -1,5 +1,6 @@
 """All that the Python of a function can reach and that may change between two calls, and whether it has changed."""
 
+import dis
 import enum
 import inspect
 import sys
@@ -19,12 +20,13 @@ from torch.nn.modules import module as torch_modules
 MOST = 20_000  # things that are watched; with more, the look at each call would cost more than it saves
 # code without state of a user
 LIBRARIES = {"torch", "numpy", "mmstudy", "jaxtyping", "beartype", *sys.stdlib_module_names}
-LOUD = {"print", "open", "input", "exec", "eval"}  # a list of tensor operations does not do what these do
+# a list of tensor operations does not do what these do
+LOUD = {"print", "open", "input", "exec", "eval", "environ", "getenv", "__import__", "import_module"}
 CLOCKS = {"time", "random", "secrets", "datetime"}  # modules that say something else at every call
 CONSTANTS = (
     *(type(None), bool, int, float, complex, str, bytes, range, slice, type(...), enum.Enum, torch.Size),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.finfo, torch.iinfo, inspect.Signature),
-    *(torch._ops.OpOverload, torch._ops.OpOverloadPacket, types.BuiltinFunctionType, types.MethodDescriptorType),
+    *(torch._ops.OpOverload, torch._ops.OpOverloadPacket, types.MethodDescriptorType),
     *(types.WrapperDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType, types.GenericAlias),
     *(types.CodeType, types.UnionType),
 )
@@ -86,18 +88,27 @@ def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable
     if any(hooks):
         raise Opaque("hooks")
 
+    kept = [tensor.detach() for tensor in tensors]  # so that no other memory gets their addresses
+
     def counts() -> list[int]:
-        return [*map(len, views), *map(len, attributes), *map(VERSION, tensors)]
+        return [*map(len, views), *map(len, attributes), *map(VERSION, tensors), *map(_address, tensors)]
 
     def look() -> list:
         return list(chain(chain.from_iterable(views), chain.from_iterable([values() for values in getters])))
 
     counted, seen_then = counts(), look()
 
-    def same() -> bool:  # in this order: as many things as before, so that what follows compares like with like
+    def same(
+        kept: list[Tensor] = kept,
+    ) -> bool:  # in this order: as many things as before, so that what follows compares like with like
         return not any(hooks) and not any(empty) and counted == counts() and all(map(is_, look(), seen_then))
 
     return same
+
+
+def _address(tensor: Tensor) -> int:
+    """Where its numbers lie: elsewhere, once `tensor.data` has been given others."""
+    return tensor.data_ptr() if tensor.layout is torch.strided else 0
 
 
 def _views(container: Collection) -> list[Collection]:
@@ -145,6 +156,12 @@ def _inside(value: Any, any_mode: set[int]) -> tuple[Iterable, list[Collection],
     if isinstance(value, types.ModuleType):
         if value.__name__ in CLOCKS or value.__name__.startswith("numpy.random"):
             raise Opaque(f"the module {value.__name__}")
+        own = {} if _library(value.__name__) else vars(value)
+        names = [name for name in own if not name.startswith("__")]
+        return (), [], [partial(map, own.get, names, repeat(ABSENT))]
+    if isinstance(value, types.BuiltinFunctionType):
+        if value.__module__ in CLOCKS:
+            raise Opaque(f"{value.__module__}.{value.__name__}")
         return (), [], []
     if isinstance(value, type):
         return ((), [], []) if _of_library(value) else (value.__mro__[1:], [vars(value)], [])
@@ -162,11 +179,11 @@ def _inside_function(function: types.FunctionType) -> tuple[Iterable, list[Colle
     closure: list[Values] = [partial(map, CONTENTS, cells)] if cells else []
     if _of_library(function):
         return (), [], closure
-    names = set(_names(function.__code__))
-    if loud := names & LOUD:
+    named = set(names(function.__code__))
+    if loud := named & LOUD:
         raise Opaque(f"{', '.join(sorted(loud))}")
     globals_ = function.__globals__
-    used = [name for name in names if name in globals_]
+    used = [name for name in named if name in globals_]
     own = partial(attrgetter("__code__", "__defaults__", "__kwdefaults__"), function)
     return (), [vars(function)], [*closure, partial(map, globals_.get, used), own]
 
@@ -202,12 +219,23 @@ def slots(kind: type) -> list[str]:
 
 def _of_library(value: Any) -> bool:
     """Whether code belongs to a library: no loss keeps its state there."""
-    return str(getattr(value, "__module__", "")).partition(".")[0] in LIBRARIES
+    return _library(str(getattr(value, "__module__", "")))
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
-    """The names of globals and attributes that code uses, and that code inside it does."""
+def _library(name: str) -> bool:
+    return name.partition(".")[0] in LIBRARIES
+
+
+def names(code: types.CodeType) -> Iterator[str]:
+    """The names of globals and attributes that code uses, and that code inside it does.
+
+    Raises:
+        Opaque: it imports another module than a library for itself.
+    """
+    for step in dis.get_instructions(code):
+        if step.opname == "IMPORT_NAME" and not _library(step.argval):
+            raise Opaque(f"an import of {step.argval}")
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            yield from names(constant)

@@ -61,7 +61,7 @@ def size(
     if minibatch is not None:
         arguments.whole(minibatch, "minibatch", 1, engine.count(batch))
     height = _height(level, losses)
-    return _measured(_together(networks, batch, loss_fn, minibatch), height, method, budget, seed)
+    return _measured(_together(networks, losses, batch, loss_fn, minibatch), height, method, budget, seed)
 
 
 def sizes(
@@ -85,7 +85,7 @@ def sizes(
         arguments.one_of(method, ESTIMATORS, "method")
     networks, batch, losses = asked.fit(network, batch, loss_fn)
     arguments.whole(seed, "seed")
-    height, groups = _height(level, losses), _together(networks, batch, loss_fn)
+    height, groups = _height(level, losses), _together(networks, losses, batch, loss_fn)
     found = [_measured(groups, height, method, ESTIMATORS[method].budget, seed) for method in methods]
     units: dict[str, Any] = {"unit": ("estimator", [each.attrs["unit"] for each in found])}
     whole = xr.concat([each.drop_vars("level").drop_attrs() for each in found], "estimator")
@@ -101,10 +101,11 @@ def check(
 ) -> None:
     """Refuse what would turn a measurement into noise, by name: dropout that stays on, a loss that is no mean, NaN."""
     arguments.one_of(normalization, ("frozen", "recomputed"), "normalization")
-    networks, batch, _ = asked.fit(network, batch, loss_fn)
-    for i, each in enumerate(networks):
+    networks, batch, losses = asked.fit(network, batch, loss_fn)
+    for i, (each, loss) in enumerate(zip(networks, losses, strict=True)):
         try:
             determinism.check(each, batch, loss_fn, normalization)
+            asked.measurable([each], batch, loss_fn, [loss])
         except ValueError as error:
             if len(networks) == 1:
                 raise
@@ -128,12 +129,14 @@ def _height(level: float | int | None, losses: list[float]) -> float:
     return height
 
 
-def _together(networks: list[nn.Module], batch: Batch, loss_fn: LossFn, minibatch: int | None = None) -> list[_Group]:
+def _together(
+    networks: list[nn.Module], losses: list[float], batch: Batch, loss_fn: LossFn, minibatch: int | None = None
+) -> list[_Group]:
     examples = engine.count(batch)
     few = minibatch or (MINIBATCH if examples > MINIBATCH else max(1, examples // 2))  # all of them would part nobody
     found = []
     for places in _of_one_shape(networks):
-        ensemble = stack([networks[i] for i in places])
+        ensemble = asked.measurable([networks[i] for i in places], batch, loss_fn, [losses[i] for i in places])
         found.append(_Group(places, of_networks(ensemble, batch, loss_fn, minibatch=few), vectors(ensemble)))
     return found
 

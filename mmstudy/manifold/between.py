@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmstudy.batched import asked, connectivity
 from mmstudy.batched.engine import Batch, LossFn
-from mmstudy.batched.ensemble import Ensemble, at, classification, losses, stack, vectors
+from mmstudy.batched.ensemble import Ensemble, classification, losses, stack, vectors
 from mmstudy.core import arguments
 from mmstudy.tracing.calls import of_loss
 from mmstudy.tracing.matching import matched
@@ -77,8 +77,8 @@ def plane(
     """The `loss` over (y, x) on the plane through three networks, with a margin around them.
 
     x and y are distances from a in parameter space, x in the direction of b. `corner_x` and `corner_y` over network say
-    where a, b and c lie. Batch normalization uses the statistics of the batch at every point; the attribute
-    `normalization` says so.
+    where a, b and c lie. Frozen parameters and buffers are mixed as the parameters are. Batch normalization uses the
+    statistics of the batch at every point; the attribute `normalization` says so.
 
     Raises:
         TypeError: an argument of another kind.
@@ -91,12 +91,9 @@ def plane(
     x, y = (_around(ends, points) for ends in places.cpu().unbind(1))
     how, used = _normalization(a, "recomputed")
 
-    def loss(where: Tensor) -> Tensor:
-        flat = where.reshape(-1, where.shape[-1]).to(vectors(three))
-        parts = [losses(at(three[:1], some), batch, loss_fn, how) for some in flat.split(64)]
-        return torch.cat(parts).view(where.shape[:-1])
-
-    heights, _ = connectivity.plane(loss, corners, x, y)
+    shares = connectivity.shares(places, x.to(places), y.to(places))
+    parts = [losses(connectivity.mixed(three, some), batch, loss_fn, how) for some in shares.flatten(0, 1).split(64)]
+    heights = torch.cat(parts).view(points, points)
     return xr.Dataset(
         {
             "loss": (("y", "x"), heights.cpu().numpy()),
@@ -116,8 +113,8 @@ def _around(ends: Tensor, points: int) -> Tensor:
 
 def _together(given: list[Any], names: tuple[str, ...], batch: Any, loss_fn: Any) -> tuple[Ensemble, Batch]:
     networks = [arguments.network(each, name) for each, name in zip(given, names, strict=True)]
-    networks, batch, _ = asked.fit(networks, batch, loss_fn)
-    return stack(networks), batch
+    networks, batch, found = asked.fit(networks, batch, loss_fn)
+    return asked.measurable(networks, batch, loss_fn, found), batch
 
 
 def _normalization(network: nn.Module, wanted: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmstudy.batched.engine import Batch, LossFn
-from mmstudy.batched.ensemble import measuring
+from mmstudy.batched.modes import measuring
 from mmstudy.core import progress
 from mmstudy.core.networks import count_flops, count_parameters
 from mmstudy.expansion import asked, pools

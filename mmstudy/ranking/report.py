@@ -86,13 +86,14 @@ def concluded(rows: Rows, how: Plan, full_steps: int, seen: Seen, refused: Mappi
     early, final, told, status, chosen = seen.early, seen.final, seen.told, seen.status, seen.chosen
     gain, low, high = told.gains(LEVEL)
     draws = told.draws()
+    best = draws == draws.max(1, keepdims=True)  # several, where they are known to be equal
     score, loss, order = early_order(early, seen.sizes, how.anchored)
     last = [late or first for first, late in zip(early, final, strict=True)]
     columns = {
         "gain": gain,
         "low": low,
         "high": high,
-        "chance": np.bincount(draws.argmax(1), minlength=len(early)) / len(draws),
+        "chance": (best / best.sum(1, keepdims=True)).mean(0),
         "worth": np.maximum(draws, draws[:, [chosen]]).mean(0) - draws[:, chosen].mean(),
         "early_score": score,
         "early_loss": loss,

@@ -39,7 +39,7 @@ class Row:
     @property
     def diverged(self) -> bool:
         """Whether a loss was no finite number."""
-        return not math.isfinite(self.score) or not math.isfinite(self.minibatch_loss)
+        return not all(map(math.isfinite, (self.score, self.minibatch_loss, self.validation_loss)))
 
 
 @dataclass(frozen=True)

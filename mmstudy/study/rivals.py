@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_map
 
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn, Model
-from mmstudy.batched.ensemble import Ensemble, at, classification, losses_of, measuring, vectors
+from mmstudy.batched.ensemble import Ensemble, at, classification, losses_of, vectors
+from mmstudy.batched.modes import measuring
 from mmstudy.batched.objective import of_networks
 
 EXAMPLES = 64  # whose own gradients are computed

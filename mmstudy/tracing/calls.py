@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules import module as modules
 from torch.nn.parameter import is_lazy
 
-from mmstudy.batched.engine import LossFn
-from mmstudy.batched.ensemble import classification, measuring
+from mmstudy.batched.engine import LossFn, called_with
+from mmstudy.batched.ensemble import classification
+from mmstudy.batched.modes import measuring
 from mmstudy.core import arguments
 
 HOOKS = ("forward", "forward_pre", "backward", "backward_pre", "state_dict", "state_dict_pre")
@@ -36,12 +36,14 @@ class Call:
     output: Output = None
 
     def of(self, network: Callable[..., Any]) -> Any:
-        """What the network returns, as far as it counts."""
-        return self._part(network(*self.arguments, **self.options))
+        """What the network returns, as far as it counts; it may change its copy of the arguments in place."""
+        fresh = self.mapped(torch.clone)
+        return self._part(network(*fresh.arguments, **fresh.options))
 
     def under(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
         """The same of the network with other tensors, by name, in the place of its own."""
-        return self._part(functional_call(network, dict(tensors), self.arguments, dict(self.options)))
+        fresh = self.mapped(torch.clone)
+        return self._part(called_with(network, tensors, fresh.arguments, dict(fresh.options)))
 
     def mapped(self, function) -> "Call":
         """The call with every tensor replaced by a function of it, in order."""

@@ -5,6 +5,7 @@ from torch import nn
 
 from mmstudy.batched import connectivity
 from mmstudy.batched import ensemble as en
+from mmstudy.batched.modes import NORMALIZATION
 from mmstudy.batched.objective import of_networks
 from mmstudy.core.seeds import generator
 from mmstudy.validation import landscapes
@@ -108,7 +109,7 @@ def test_the_plane_keeps_distances_and_has_rows_along_the_second_axis():
             torch.testing.assert_close(grid[row, column], (corners[0] + x * u + y * v).square().sum())
 
 
-@pytest.mark.parametrize("normalization", en.NORMALIZATION)
+@pytest.mark.parametrize("normalization", NORMALIZATION)
 def test_interpolated_networks_end_in_the_networks_themselves(normalization):
     """Normalized networks whose running statistics differ, several pairs at once."""
     inputs, targets = batch(64)

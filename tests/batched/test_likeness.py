@@ -10,6 +10,7 @@ import torch
 from cases import batch, convolutional, mlp
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from mmstudy.batched import connectivity
 from mmstudy.batched import ensemble as en
@@ -40,6 +41,33 @@ class Net(nn.Module):
         return self.head(hidden * self.config.scale * self.options["scales"][0])
 
 
+class Places(nn.Module):
+    """Two layers, and what may point to either of them."""
+
+    def __init__(self, **pointers):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+        for name, of in pointers.items():
+            setattr(self, name, of(self))
+
+
+def with_nothing(name: str) -> nn.Module:
+    network = nn.Linear(3, 3)
+    network.register_parameter(name, None)
+    return network
+
+
+def with_global(value: float):
+    """A function of code that reads a global, of this value."""
+    return eval("lambda x: x * SCALE", {"SCALE": value})
+
+
+def tied(to: str) -> nn.Module:
+    network = nn.ModuleDict({name: nn.Linear(3, 3) for name in "abc"})
+    network["c"].weight = network[to].weight
+    return network
+
+
 def times(factor: float):
     return lambda x: x * factor
 
@@ -55,6 +83,12 @@ ALIKE = {
     "perceptrons": (mlp(seed=0), mlp(seed=1)),
     "recurrent": (nn.LSTM(3, 4), nn.LSTM(3, 4)),
     "convolutions": (convolutional(0), convolutional(1)),
+    "pointers": (Places(c=lambda n: n.a, kept=lambda n: [n.b], run=lambda n: n.a.forward),
+                 Places(c=lambda n: n.a, kept=lambda n: [n.b], run=lambda n: n.a.forward)),
+    "weight norm": (weight_norm(nn.Linear(3, 2)), weight_norm(nn.Linear(3, 2))),
+    "a copy of spectral norm": (spectral_norm(nn.Linear(3, 2)), copy.deepcopy(spectral_norm(nn.Linear(3, 2)))),
+    "equal globals": (Net(activation=with_global(2.0)), Net(activation=with_global(2.0))),
+    "tied": (tied("a"), tied("a")),
 }  # fmt: skip
 hidden, own = Net(), Net()
 hidden.kept, own.kept = [nn.Parameter(torch.zeros(3))], [nn.Parameter(torch.ones(3))]
@@ -73,6 +107,14 @@ UNLIKE = {
     "eps of a LayerNorm": (nn.LayerNorm(3), nn.LayerNorm(3, eps=1e-3), "eps"),
     "what broadcasts": (nn.Linear(1, 3), nn.Linear(4, 3), r"\(3, 1\) against weight \(3, 4\)"),
     "classes": (nn.Linear(2, 2), nn.Bilinear(1, 2, 2), "against"),
+    "ties": (tied("a"), tied("b"), r"c\.weight: a\.weight against b\.weight"),
+    "names of one module": (Places(c=lambda n: n.a), Places(c=lambda n: n.b), "c: a against b"),
+    "a module in a list": (Places(kept=lambda n: [n.a]), Places(kept=lambda n: [n.b]), r"kept\[0\]"),
+    "a bound method": (Places(run=lambda n: n.a.forward), Places(run=lambda n: n.b.forward), "run"),
+    "a name of nothing": (with_nothing("extra"), nn.Linear(3, 3), "extra: None against nothing"),
+    "an order": (Places(each=lambda n: {"a": 1, "b": 2}), Places(each=lambda n: {"b": 2, "a": 1}), "each"),
+    "a global": (Net(activation=with_global(2.0)), Net(activation=with_global(3.0)), "activation"),
+    "parametrizations": (weight_norm(nn.Linear(3, 2)), spectral_norm(nn.Linear(3, 2)), "parametrizations"),
 }  # fmt: skip
 
 

@@ -1,9 +1,12 @@
 """Whatever can change between two calls is noticed: each case gave wrong numbers once, replayed or not must agree."""
 
 import functools
+import os
+import sys
 import threading
 from collections import UserDict
-from types import SimpleNamespace
+from time import perf_counter
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -151,6 +154,68 @@ def test_a_global_that_is_annealed_is_noticed():
             anneal_global()
         data = examples(seed)
         torch.testing.assert_close(function(*data)[0], with_global(network, data).detach(), rtol=0, atol=0)
+
+
+SETTINGS = ModuleType("settings_of_a_user")
+sys.modules[SETTINGS.__name__] = SETTINGS
+TEACHER = nn.Linear(5, 3)
+
+
+def scaled(factor: float, model, batch) -> Tensor:
+    return factor * F.cross_entropy(model(batch[0]), batch[1])
+
+
+def scale_of(module: ModuleType) -> float:
+    return module.scale
+
+
+def by_import(model, batch) -> Tensor:
+    import settings_of_a_user
+
+    return scaled(settings_of_a_user.scale, model, batch)
+
+
+def by_printing(model, batch) -> Tensor:
+    loss = scaled(1.0, model, batch)
+    return loss * (1 + str(loss).count("1"))
+
+
+ELSEWHERE = {
+    "a module's attribute": lambda model, batch: scaled(SETTINGS.scale, model, batch),
+    "that of a module passed on": lambda model, batch: scaled(scale_of(SETTINGS), model, batch),
+    "an import": by_import,
+    "the environment": lambda model, batch: scaled(float(os.environ["SCALE_OF_A_TEST"]), model, batch),
+    "a clock": lambda model, batch: scaled(1.0 + 0 * perf_counter(), model, batch),
+    "a printout": by_printing,
+    "a teacher of other data": lambda model, batch: (model(batch[0]) - TEACHER(batch[0])).square().mean(),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_what_lies_elsewhere_is_noticed(name, monkeypatch):
+    network, loss_fn = nn.Linear(5, 3), ELSEWHERE[name]
+    function = recorded(lambda x, y: (loss_fn(network, (x, y)),))
+    for seed in range(3 * STEPS):
+        if seed % STEPS == 0:
+            SETTINGS.scale = 1.0 + seed
+            monkeypatch.setenv("SCALE_OF_A_TEST", str(1.0 + seed))
+            TEACHER.weight.data = torch.full((3, 5), 0.1 * seed)
+        data = examples(seed)
+        torch.testing.assert_close(function(*data)[0], loss_fn(network, data).detach(), rtol=0, atol=0)
+
+
+def test_a_clock_is_no_constant():
+    with pytest.raises(Opaque, match="time.perf_counter"):
+        watch(ELSEWHERE["a clock"])
+
+
+def test_half_precision_of_another_kind_is_its_own_call():
+    network = nn.Linear(5, 3)
+    function = recorded(lambda x: (network(x),))
+    for seed in range(2 * STEPS):
+        kind = torch.bfloat16 if seed < STEPS else torch.float16
+        with torch.autocast("cpu", kind):
+            assert function(examples(seed)[0])[0].dtype == kind
 
 
 def test_a_hook_that_collects_sees_every_call():

@@ -1,0 +1,179 @@
+"""What is measured is what plain calls of the networks give; where it isn't, nothing is measured."""
+
+import pytest
+import torch
+from cases import CLASSES, batch, mlp
+from torch import nn
+from torch.nn import functional as F
+
+import mmstudy as mm
+from mmstudy.batched import ensemble as en
+from mmstudy.batched.objective import of_networks
+
+X, Y = batch(40)
+IN = X[0].numel()
+FACES = {
+    "size": lambda network, loss_fn: mm.size(network, (X, Y), loss_fn=loss_fn),
+    "sizes": lambda network, loss_fn: mm.sizes(network, (X, Y), methods=["rays"], loss_fn=loss_fn),
+    "check": lambda network, loss_fn: mm.check(network, (X, Y), loss_fn=loss_fn),
+    "line": lambda network, loss_fn: mm.line(network, network, (X, Y), loss_fn=loss_fn),
+}
+
+
+class Net(nn.Module):
+    """A perceptron, to be changed by its subclasses."""
+
+    weight_decay = 3.0
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(IN, 6), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        return self.second(self.first(x).tanh())
+
+
+class Kept(Net):
+    """Reads a weight through a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = [self.second.weight]
+
+    def forward(self, x):
+        return self.first(x).tanh() @ self.kept[0].T + self.second.bias
+
+
+class Dropping(Net):
+    """Drops units in evaluation mode, too."""
+
+    def forward(self, x):
+        return self.second(F.dropout(self.first(x).tanh(), 0.5))
+
+
+class InPlace(Net):
+    """Changes its inputs."""
+
+    def forward(self, x):
+        return super().forward(x.mul_(0.5))
+
+
+class TwoNames(Net):
+    """Has a second name for each of its modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(self.first, nn.Tanh(), self.second)
+
+    def forward(self, x):
+        return self.model(x)
+
+
+class Mixing(Net):
+    """Normalizes by the examples at hand."""
+
+    def forward(self, x):
+        hidden = self.first(x)
+        return self.second((hidden - hidden.mean(0)) / hidden.std(0))
+
+
+def mean(model, data):
+    return F.cross_entropy(model(data[0]), data[1])
+
+
+CAPTURED = Net()
+
+
+def penalized(model, data):
+    return mean(model, data) + sum(p.square().sum() for p in CAPTURED.parameters())
+
+
+def by_attribute(model, data):
+    return mean(model, data) * getattr(model, "weight_decay", 1.0)
+
+
+def summed(model, data):
+    return F.cross_entropy(model(data[0]), data[1], reduction="sum")
+
+
+@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize(
+    ("network", "loss_fn", "message"),
+    [
+        (Kept(), mean, "elsewhere than at its place"),
+        (CAPTURED, penalized, "elsewhere than at its place"),
+        (Net(), by_attribute, "asks the model for more than a call"),
+        (Net(), summed, "mean over the examples.*reduction='sum'"),
+        (Dropping(), mean, "returns something else for the same inputs"),
+        (InPlace(), mean, "changes the batch in place"),
+    ],
+    ids=["a list", "a captured network", "an attribute", "a sum", "dropout", "in place"],
+)
+def test_what_cannot_be_measured_is_refused(face, network, loss_fn, message):
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    memory = [p.data_ptr() for p in network.parameters()]
+    with pytest.raises(ValueError, match=message):
+        FACES[face](network, loss_fn)
+    assert memory == [p.data_ptr() for p in network.parameters()]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_module_of_two_names_stays_what_it_is(face):
+    network = TwoNames()
+    parameters = list(network.parameters())
+    FACES[face](network, mean)
+    assert all(a is b for a, b in zip(parameters, network.parameters(), strict=True))
+    assert network.first.weight is network.model[0].weight is parameters[0]
+
+
+def test_a_module_of_two_names_is_measured_as_one_of_one():
+    network, plain = TwoNames(), Net()
+    plain.load_state_dict({name: t for name, t in network.state_dict().items() if not name.startswith("model")})
+    assert (
+        mm.size(network, (X, Y), method="rays")["size"].item() == mm.size(plain, (X, Y), method="rays")["size"].item()
+    )
+
+
+@pytest.mark.parametrize("loss_fn", [en.classification, mean])
+def test_a_network_that_mixes_examples_is_evaluated_on_all_of_them(loss_fn):
+    inputs = torch.randn(1500, IN, generator=torch.Generator().manual_seed(0))
+    inputs[:700] += 2
+    data, network = (inputs, (inputs[:, 0] > 1).long()), Mixing()
+    expected = mean(network, data).item()
+    stacked = en.stack(network)
+    assert en.losses(stacked, data, loss_fn).item() == pytest.approx(expected, rel=1e-5)
+    assert of_networks(stacked, data, loss_fn)(en.vectors(stacked)).item() == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(en.outputs(stacked, inputs)[0], network(inputs))
+    assert len(en.parts_of(en.stack(Net()), data, en.classification, "frozen")) == 3
+
+
+def test_a_loss_that_is_a_mean_only_far_away_is_that_of_the_whole():
+    inputs = torch.randn(1500, IN, generator=torch.Generator().manual_seed(0))
+    labels = (inputs[:, 0] > 0).long()
+    order = inputs[:, 0].argsort()
+    data, network = (inputs[order], labels[order]), Net()
+
+    def flooded(model, data):
+        return (mean(model, data) - 0.5).abs() + 0.5
+
+    with torch.no_grad():
+        network.second.weight.zero_(), network.second.bias.copy_(torch.tensor([3.0, 0.0] + [-9.0] * (CLASSES - 2)))
+    assert en.losses(en.stack(network), data, flooded).item() == pytest.approx(flooded(network, data).item(), rel=1e-5)
+
+
+def test_corners_of_a_plane_have_frozen_weights_of_their_own():
+    corners = [Net() for _ in range(3)]
+    for network in corners:
+        network.first.requires_grad_(False)
+    found = mm.plane(*corners, (X, Y), points=15)
+    for network, name in zip(corners, "abc", strict=True):
+        where = {axis: float(found[f"corner_{axis}"].sel(network=name)) for axis in ("x", "y")}
+        near = found["loss"].interp(where).item()
+        assert near == pytest.approx(mean(network, (X, Y)).item(), abs=0.01)
+
+
+def test_networks_of_several_shapes_are_each_compared():
+    assert mm.size([mlp(seed=0), Net()], (X, Y), method="rays").sizes == {"network": 2}
+    with pytest.raises(ValueError, match="elsewhere than at its place"):
+        mm.size([Net(), Kept()], (X, Y), method="rays")
