@@ -1,6 +1,7 @@
 """What the face asks of networks and a batch before any work: are they fit for each other?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def measurable(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, pla
             what may be the cause).
     """
     ensemble = stack(networks)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _of_measurements():
         torch.manual_seed(1)  # not what the plain calls had, should they draw
         _compared(plain, losses(ensemble, batch, loss_fn), networks, batch, loss_fn)
         if loss_fn not in MEANS:
@@ -63,6 +64,20 @@ def measurable(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, pla
                     p.data = before[name]
     _compared(found, losses(there, batch, loss_fn), networks, batch, loss_fn)
     return ensemble
+
+
+@contextmanager
+def _of_measurements() -> Iterator[None]:
+    """What measuring asks of a loss and a batch beyond a plain call, where it fails, in a sentence."""
+    try:
+        yield
+    except AttributeError as error:
+        raise TypeError(f"loss_fn must do no more with its model than call it, as model(inputs): {error}") from error
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"a part of the examples does not go through the network or the loss: {error}. The first axis of every "
+            "tensor in the batch must count examples; pass what belongs to all of them in loss_fn"
+        ) from error
 
 
 def _compared(

@@ -104,8 +104,8 @@ def check(
     networks, batch, losses = asked.fit(network, batch, loss_fn)
     for i, (each, loss) in enumerate(zip(networks, losses, strict=True)):
         try:
-            determinism.check(each, batch, loss_fn, normalization)
             asked.measurable([each], batch, loss_fn, [loss])
+            determinism.check(each, batch, loss_fn, normalization)
         except ValueError as error:
             if len(networks) == 1:
                 raise

@@ -173,6 +173,26 @@ def test_corners_of_a_plane_have_frozen_weights_of_their_own():
         assert near == pytest.approx(mean(network, (X, Y)).item(), abs=0.01)
 
 
+@pytest.mark.parametrize("face", FACES)
+def test_a_loss_that_asks_more_of_its_model_is_named(face):
+    def decayed(model, data):
+        return mean(model, data) + sum(p.square().sum() for p in model.parameters())
+
+    with pytest.raises(TypeError, match="no more with its model than call it.*parameters"):
+        FACES[face](Net(), decayed)
+
+
+@pytest.mark.parametrize("measure", [mm.size, mm.check])
+def test_a_batch_that_has_no_examples_is_named(measure):
+    edges = torch.eye(40)
+
+    def on_graph(model, graph):
+        return F.cross_entropy(graph["edges"] @ model(graph["nodes"]), graph["labels"])
+
+    with pytest.raises(ValueError, match="first axis of every tensor"):
+        measure(Net(), {"nodes": X, "edges": edges, "labels": Y}, loss_fn=on_graph)
+
+
 def test_networks_of_several_shapes_are_each_compared():
     assert mm.size([mlp(seed=0), Net()], (X, Y), method="rays").sizes == {"network": 2}
     with pytest.raises(ValueError, match="elsewhere than at its place"):
