@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.deeper import deeper_identity
 from mmstudy.expansion.operators import EXACTLY, OPERATORS
-from mmstudy.tracing.couplings import couplings, of_trace
+from mmstudy.tracing.couplings import of_trace
 from mmstudy.tracing.trace import trace
 from mmstudy.validation.preservation import FAMILIES
 
@@ -73,11 +73,12 @@ def test_no_operator_refuses_everything(operator):
     done = []
     for name, family in FAMILIES.items():
         network, (inputs, targets) = family.network(), family.examples(16)
-        groups = couplings(network, inputs)
+        traced = trace_of(name, torch.float32)
+        groups = of_trace(traced)
         for place in family.wider if OPERATORS[operator].widens else family.deeper:
             size = 2 * groups[place].size if OPERATORS[operator].widens else 1
             try:
-                Candidate(operator, (place,), (size,)).expand(network, (inputs, targets), family.loss_fn)
+                Candidate(operator, (place,), (size,)).grow(network, (inputs, targets), family.loss_fn, traced)
             except ValueError:
                 continue
             done.append(name)
