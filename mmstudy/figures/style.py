@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -11,6 +12,7 @@ import numpy as np
 import seaborn as sns
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
@@ -18,7 +20,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from mmstudy.expansion.operators import OPERATORS
 
 COLORS = sns.color_palette("colorblind")
-OPERATOR_MARKERS = [*"oph8Hd", *"sP*>^v", *"DX<", (4, 1, 0), (5, 1, 0), (6, 1, 0)]  # in the order of OPERATORS
+OPERATOR_MARKERS: dict[str, str | tuple[int, int, int]] = {  # unlike each other among all, and most so inside a kind, which share a panel
+    "net2net": "o", "bert2bert": "s", "bert2bert_advanced": (4, 1, 0), "lemon": "D", "hypercloning": "P",
+    "firefly": "*", "zero_outgoing": "^", "zero_incoming": "v", "orthogonal": "d", "gradmax": ">", "random": "X",
+    "ligo": "H", "deeper_identity": "<", "deeper_random": (6, 1, 0), "zero_residual": (5, 1, 36),
+    "identity_block": "p", "stack": "h", "interleave": "8",
+}  # fmt: skip
+OUTSIDE = (3, 1, 0)  # the marker of operators that somebody else has entered
 COLUMN = 8.5 / 2.54  # inches: the width of half a page
 SMALL = {  # sizes that can be read in a column
     "font.size": 7, "axes.labelsize": 7, "axes.titlesize": 7, "legend.fontsize": 6.5, "legend.title_fontsize": 6.5,
@@ -29,6 +37,7 @@ SMALL = {  # sizes that can be read in a column
     "axes.titlepad": 3, "axes.labelpad": 2, "legend.handletextpad": 0.4, "legend.columnspacing": 1.2,
     "legend.frameon": False, "legend.borderaxespad": 0.2, "hatch.linewidth": 0.4,
 }  # fmt: skip
+NO_OPERATOR = {"color": "0.3", "marker": "o"}
 NUMBER = 6  # points, of numbers inside a figure
 
 matplotlib.rcParams["svg.hashsalt"] = "mmstudy"
@@ -70,7 +79,18 @@ def operator_color(name: str) -> str:
 
 def operator_marker(name: str) -> str | tuple[int, int, int]:
     """The marker of an operator, which tells it from others without colours."""
-    return OPERATOR_MARKERS[list(OPERATORS).index(name) % len(OPERATOR_MARKERS)]
+    return OPERATOR_MARKERS.get(name, OUTSIDE)
+
+
+def operator_look(name: str) -> dict[str, Any]:
+    """Colour and marker of an operator; a grey disc for what is none, such as the base."""
+    return {"color": operator_color(name), "marker": operator_marker(name)} if name in OPERATORS else NO_OPERATOR
+
+
+def operator_marks(names: Iterable[str]) -> list[Line2D]:
+    """A mark of each operator that is there, for a legend."""
+    present = {*names}
+    return [Line2D([], [], ls="", label=plain(name), **operator_look(name)) for name in OPERATORS if name in present]
 
 
 def label_ends(axis, ends: Mapping[str, tuple[float, str]]) -> None:
@@ -94,19 +114,28 @@ def label_ends(axis, ends: Mapping[str, tuple[float, str]]) -> None:
 
 
 def number_points(axis, x: np.ndarray, y: np.ndarray, colors: Sequence[object], others: np.ndarray) -> None:
-    """1, 2, … beside the points, each where it is furthest from all points, others, and the numbers before it."""
+    """1, 2, … beside the points, each as near as is free of all points, others, and the numbers before it.
+
+    A thin line leads to those that are not close.
+
+    Args:
+        others: places in data coordinates where no number may lie, such as points along lines.
+    """
     axis.figure.draw_without_rendering()
     points = axis.transData.transform(np.column_stack([x, y])) * 72 / axis.figure.dpi
-    angles = np.arange(16) * np.pi / 8 + np.pi / 4
-    around = 6.5 * np.column_stack([np.cos(angles), np.sin(angles)])  # points of a printer
+    angles = np.arange(24) * np.pi / 12 + np.pi / 4
+    around = np.column_stack([np.cos(angles), np.sin(angles)])
+    around = np.vstack([distance * around for distance in (6.5, 9, 12)])  # points of a printer
     taken = np.vstack([points, axis.transData.transform(others) * 72 / axis.figure.dpi])
     for i, point in enumerate(points):
-        free = [np.sort(np.hypot(*(taken - spot).T))[:3] for spot in point + around]
-        best = max(range(len(around)), key=lambda k: tuple(np.minimum(free[k], 6.5).round(1)))
+        free = np.array([np.hypot(*((taken - spot) / (1.2, 1)).T).min() for spot in point + around])
+        best = int(np.argmax(np.minimum(free, 4.5)))  # the first of those that are free: the nearest
+        lead = {"arrowstyle": "-", "lw": 0.3, "color": colors[i], "shrinkA": 0, "shrinkB": 0}
         taken = np.vstack([taken, point + around[best]])
         axis.annotate(
             str(i + 1), (x[i], y[i]), tuple(around[best]), textcoords="offset points", fontsize=NUMBER, zorder=4,
             ha="center", va="center", color=colors[i], path_effects=[withStroke(linewidth=1.2, foreground="w")],
+            arrowprops=lead if best >= len(angles) else None,
         )  # fmt: skip
 
 

@@ -88,25 +88,47 @@ def a_relation(rng, panels, censored=0.0, gain=None):
         "panel": ("candidate", np.repeat(panels, 12)),
         "operator": ("candidate", ["net2net", "random", "stack", "lemon"] * (3 * len(panels))),
     }
-    size = xr.DataArray(rng.normal(size=len(task)), dims="candidate")
+    size = xr.DataArray(rng.uniform(0.1, 1, len(task)), dims="candidate")
     gain = rng.normal(size=len(task)) if gain is None else gain
     rho = xr.DataArray(rng.uniform(size=len(panels)), {"task": TASKS[: len(panels)]})
     return summaries.relation(xr.DataArray(gain, coords, dims="candidate"), size, 0 * size + censored, rho)
 
 
 def points(axis):
-    """Filled and hollow points of a scatter, without the trend."""
-    marks = [line for line in axis.lines if line.get_linestyle() == "None"]
+    """Filled and hollow points of a scatter, without the trend and the crosses."""
+    marks = [line for line in axis.lines if line.get_linestyle() == "None" and line.get_marker() != "x"]
     return [sum(len(m.get_xdata()) for m in marks if (m.get_mfc() == "none") == hollow) for hollow in (False, True)]
 
 
 def test_the_relation_has_a_panel_for_each_group_and_a_point_for_each_candidate(rng):
-    figure = answer.relation(a_relation(rng, ["clean", "clean", "clean", "noisy"]))
+    figure = answer.relation(
+        a_relation(rng, ["true labels, few", "true labels, few", "true labels, few", "flipped, few"])
+    )
     assert [points(axis) for axis in figure.axes] == [[36, 0], [12, 0]]
     clean, noisy = (axis.get_title() for axis in figure.axes)
-    assert "clean (3 tasks)\nρ = ." in clean and "[" in clean
-    assert "noisy (1 tasks)" in noisy and "[" not in noisy  # one task has no interval
+    assert "true labels, few\n3 tasks\nρ = ." in clean and "[" in clean
+    assert "flipped, few\n1 tasks" in noisy and "[" not in noisy  # one task has no interval
     assert_legible(figure)
+
+
+def test_the_panels_of_the_relation_are_rows_of_labels_and_columns_of_examples(rng):
+    tasks = xr.Dataset({"label_noise": ("candidate", [0.0, 0.2, 0.2]), "train_size": ("candidate", [4000, 1500, 1501])})
+    panels = summaries.kinds_of_tasks(tasks).values.tolist()
+    assert panels[1:] == ["flipped labels, ≤ 1,500 examples", "flipped labels, > 1,500 examples"]
+    figure = answer.relation(a_relation(rng, panels))
+    shown = [axis.get_title().partition("\n")[0] for axis in figure.axes]
+    assert shown == ["", panels[0], *panels[1:]] and not figure.axes[0].get_visible()
+    assert_legible(figure)
+
+
+def test_candidates_without_a_size_are_crosses_and_counted(rng):
+    table = a_relation(rng, ["true labels, few", "flipped, few"])
+    table["none"][:6] = True
+    figure = answer.relation(table)
+    crosses = [sum(len(line.get_xdata()) for line in axis.lines if line.get_marker() == "x") for axis in figure.axes]
+    assert crosses == [6, 0]
+    assert ["no size: 50%" in axis.get_title() for axis in figure.axes] == [True, False]
+    assert "no size: above the level" in texts(figure)
 
 
 def test_a_size_that_is_a_lower_bound_is_hollow_and_explained(rng):
@@ -119,8 +141,8 @@ def test_a_size_that_is_a_lower_bound_is_hollow_and_explained(rng):
 def test_candidates_without_a_gain_are_no_points(rng):
     gain = rng.normal(size=24)
     gain[:5] = np.nan
-    figure = answer.relation(a_relation(rng, ["one", "other"], gain=gain))
-    assert [points(axis) for axis in figure.axes] == [[7, 0], [12, 0]]
+    figure = answer.relation(a_relation(rng, ["one, few", "other, few"], gain=gain))
+    assert sorted(points(axis) for axis in figure.axes) == [[7, 0], [12, 0]]
 
 
 def test_the_build_up_shows_every_share_also_the_first_ones(rng):
@@ -152,6 +174,7 @@ def test_choices_are_numbered_and_named(rng, count):
     figure = answer.choices(table.isel(policy=slice(None, None, -1)), {"policy_0": "any"})
     assert {str(i + 1) for i in range(count)} <= {*texts(figure)}
     assert any(text.startswith("any: ") for text in texts(figure))  # the cheapest comes first
+    assert {"worst task", "beaten by none"} <= {*texts(figure)}
     markers = [line for line in figure.axes[0].lines if line.get_marker() in ("s", "^", "D", "o", "x")]
     assert len(markers) == count
     assert_legible(figure, may_touch=True)
@@ -377,8 +400,15 @@ def test_a_ranking_has_a_row_for_each_network_and_an_interval_where_the_gain_is_
     bars = {tuple(line.get_xdata()) for line in axis.lines if len(line.get_xdata()) == 2}
     assert {(0.2, 0.2), (0.0, 0.3), (0.0, 0.0)} <= bars
     assert (-0.3, 0.1) not in bars
-    assert {"trained to the end", "expected", "diverged"} <= {*texts(figure)}
+    assert {"trained to the end", "expected", "diverged", "80% interval"} <= {*texts(figure)}
     assert_legible(figure)
+
+
+def test_operators_differ_without_colours_also_from_one_that_somebody_else_entered(monkeypatch):
+    names = [*style.OPERATORS]
+    monkeypatch.setitem(style.OPERATORS, "mine", style.OPERATORS["random"])
+    assert len({style.operator_marker(name) for name in [*names, "mine"]}) == len(names) + 1
+    assert style.operator_look("train on") == style.NO_OPERATOR
 
 
 def test_advice_is_shown_against_what_came_for_each_case_and_budget(rng):
@@ -404,7 +434,10 @@ def test_advice_is_shown_against_what_came_for_each_case_and_budget(rng):
         },
     )
     figure = ranking.advice(told)
-    points = [sum(line.get_marker() == "o" for line in axis.lines) for axis in figure.axes]
+    shapes = [style.operator_marker(name) for name in ("net2net", "random")]
+    points = [sum(line.get_marker() in shapes and line.get_fillstyle() == "full" for line in axis.lines)
+              for axis in figure.axes]  # fmt: skip
     assert points == [2, 1, 2, 1]  # what was trained to the end is no prediction
-    assert {"digits 200, 4-4, 10%", "convolutional, 25%", "chosen", "best"} <= {*texts(figure)}
+    titles = {"digits 200, 4-4\n10% of the training", "convolutional\n25% of the training"}
+    assert titles | {"net2net", "random", "chosen", "best", "expected, 80% interval"} <= {*texts(figure)}
     assert_legible(figure)
