@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import xarray as xr
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -20,12 +21,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from mmstudy.expansion.operators import OPERATORS
 
 COLORS = sns.color_palette("colorblind")
-OPERATOR_MARKERS: dict[str, str | tuple[int, int, int]] = {  # unlike each other among all, and most so inside a kind, which share a panel
+OPERATOR_MARKERS: dict[str, str | tuple[int, int, int]] = {  # most unlike inside a kind
     "net2net": "o", "bert2bert": "s", "bert2bert_advanced": (4, 1, 0), "lemon": "D", "hypercloning": "P",
     "firefly": "*", "zero_outgoing": "^", "zero_incoming": "v", "orthogonal": "d", "gradmax": ">", "random": "X",
     "ligo": "H", "deeper_identity": "<", "deeper_random": (6, 1, 0), "zero_residual": (5, 1, 36),
     "identity_block": "p", "stack": "h", "interleave": "8",
 }  # fmt: skip
+SIGNED = LinearSegmentedColormap.from_list("signed", ["#08306b", "0.6", "#ffdc8c"])  # also without colours
 OUTSIDE = (3, 1, 0)  # the marker of operators that somebody else has entered
 COLUMN = 8.5 / 2.54  # inches: the width of half a page
 SMALL = {  # sizes that can be read in a column
@@ -39,6 +41,10 @@ SMALL = {  # sizes that can be read in a column
 }  # fmt: skip
 NO_OPERATOR = {"color": "0.3", "marker": "o"}
 NUMBER = 6  # points, of numbers inside a figure
+SPELT = {
+    "sam": "SAM", "grasp": "GraSP", "snip": "SNIP", "ntk": "NTK", "synflow": "SynFlow", "flops": "FLOPs",
+    "fisher": "Fisher", "hessian": "Hessian", "jacobian": "Jacobian",
+}  # fmt: skip
 
 matplotlib.rcParams["svg.hashsalt"] = "mmstudy"
 matplotlib.rcParams["svg.fonttype"] = "none"  # letters stay letters: a file of half the size, which can be searched
@@ -102,13 +108,13 @@ def label_ends(axis, ends: Mapping[str, tuple[float, str]]) -> None:
     axis.figure.canvas.draw()
     to_axes = axis.transData + axis.transAxes.inverted()
     heights = {name: float(to_axes.transform((1, height))[1]) for name, (height, _) in ends.items()}
-    order, least = sorted(heights, key=heights.get), 0.075
+    order, least = sorted(heights, key=heights.get), NUMBER * 1.15 / (axis.bbox.height * 72 / axis.figure.dpi)
     up = list(accumulate((heights[name] for name in order), lambda at, height: max(height, at + least)))
     down = list(accumulate((heights[name] for name in order[::-1]), lambda at, height: min(height, at - least)))
     for name, low, high in zip(order, down[::-1], up, strict=True):
         at = (low + high) / 2
         axis.annotate(
-            plain(name), (1, heights[name]), (1.05, at), xycoords="axes fraction", va="center", fontsize="small",
+            plain(name), (1, heights[name]), (1.05, at), xycoords="axes fraction", va="center", fontsize=NUMBER,
             color=ends[name][1], arrowprops={"arrowstyle": "-", "lw": 0.5, "color": ends[name][1], "relpos": (0, 0.5)},
         )  # fmt: skip
 
@@ -151,10 +157,21 @@ def interval(table: xr.Dataset) -> np.ndarray:
 
 
 def short_tasks(names: Iterable[object]) -> list[str]:
-    """Tasks in the margin of a figure: examples, share of flipped labels, widths; the seed where they differ in it."""
-    words = [plain(name).replace(" flipped", "").rsplit(", seed ", 1) for name in names]
+    """Tasks in the margin of a figure: examples, share of flipped labels, widths; the seed where they differ in it.
+
+    "Permuted" is mnist1d with its inputs permuted.
+    """
+    words = [
+        plain(name).replace(" flipped", "").replace("permuted mnist1d", "permuted").rsplit(", seed ", 1)
+        for name in names
+    ]
     firsts = [first for first, *_ in words]
     return [f"{first} ({seed[0]})" if seed and firsts.count(first) > 1 else first for first, *seed in words]
+
+
+def measure_words(name: str) -> str:
+    """A measure's name in words, acronyms and names as they are written."""
+    return " ".join(SPELT.get(word, word) for word in plain(name).split(" "))
 
 
 def signed(value: float | int) -> str:

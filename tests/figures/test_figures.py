@@ -199,6 +199,8 @@ def test_forty_predictors_are_ranked_the_best_on_top(rng):
     assert axis.get_yticklabels()[0].get_text() == WORDS.get(best, best.replace("_", " "))
     assert axis.get_ylim()[0] > axis.get_ylim()[1] and len(axis.containers) == 40
     assert {*FAMILIES, "worst task", "noise ceiling", "hollow: + parameters"} <= {*texts(figure)}
+    bold = [text.get_text() for text in axis.get_yticklabels() if text.get_fontweight() == "bold"]
+    assert bold == ["parameters"]  # none of the others is a claim, or its rival
     assert_legible(figure)
 
 
@@ -221,8 +223,8 @@ def test_tasks_are_rows_and_what_is_not_known_is_empty(rng, count):
     figure = rankings.tasks(xr.Dataset({"spearman": rho, "ceiling": ("task", np.full(count, 0.97))}), WORDS)
     (axis,) = figure.axes
     assert len(axis.texts) == 5 * count - 1
-    assert {text.get_text() for text in axis.texts} >= {f"{round(100 * float(rho[0, 0]))}".replace("-", "−"), "97"}
-    assert axis.get_yticklabels()[0].get_text() == "permuted mnist1d 100, 20%, 12-12"
+    assert {text.get_text() for text in axis.texts} >= {style.signed(float(rho[0, 0])), ".97"}
+    assert axis.get_yticklabels()[0].get_text() == "permuted 100, 20%, 12-12"
     assert len(axis.patches) == sum(text.get_text().startswith("−") for text in axis.texts)  # hatched
     assert_legible(figure)
 
@@ -268,6 +270,8 @@ def test_the_sensitivity_has_maps_above_and_margins_below(rng):
     assert len(margins.containers) == 4 and len(censored.lines) == 4
     assert [label.get_text() for label in censored.get_xticklabels()] == ["0.02", "0.05", "0.1", "0.2", "0.5"]
     assert_legible(figure, may_touch=True)  # matplotlib counts labels of ticks twice in a figure of figures
+    table["censored"] *= 0
+    assert len(regimes.sensitivity(table, "children", "multiple", 0.1).findobj(plt.Axes)) == 3
 
 
 def test_predictors_of_one_family_differ_without_colours():
