@@ -52,7 +52,7 @@ def ranking(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
     axis.grid(axis="y", lw=0.3, color="0.9")
     axis.set_axisbelow(True)
     axis.xaxis.set_major_locator(MultipleLocator(0.5))
-    axis.set_xlabel("Spearman ρ with the gain" + " (bold: claim and rivals)" * bool(bets))
+    axis.set_xlabel("Spearman ρ with the gain" + "\n(bold: claim and rivals)" * bool(bets))
     marks = family_marks(table["family"].values)
     if table["combined"].any():
         marks.append(Line2D([], [], ls="", marker="o", mfc="w", color="0.3", label="hollow: + parameters"))

@@ -239,8 +239,8 @@ def without_the_rest(axes: np.ndarray, count: int) -> None:
 
 
 def plain_log(axis) -> None:
-    """A logarithmic y-axis whose ticks read 0.1, 1, 10, whatever the range, without crowding."""
-    axis.axes.set_yscale("log")
+    """A logarithmic axis whose ticks read 0.1, 1, 10, whatever the range, without crowding."""
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
     low, high = axis.get_view_interval()
     wide, narrow = high > 50 * low, high < 5 * low
     axis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))

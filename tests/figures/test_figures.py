@@ -344,12 +344,12 @@ def test_churn_is_seen_along_the_training_and_given_other_numbers(rng):
     assert_legible(figure)
 
 
-def test_descent_has_errors_above_and_gains_below_with_the_threshold_in_both(rng):
+def test_descent_has_a_panel_of_each_error_and_one_of_gains_with_the_threshold_in_all(rng):
     table = some_runs(rng)
     table["descent_gain"][:, -1] = np.nan  # nothing is as wide
     figure = beyond.descent(table, 16.0)
-    above, below = figure.axes
-    assert [len(axis.containers) for axis in figure.axes] == [2, 2]
+    above, _, below = figure.axes
+    assert [len(axis.containers) for axis in figure.axes] == [1, 1, 2]
     assert all([16.0, 16.0] in [[*line.get_xdata()] for line in axis.lines] for axis in figure.axes)
     assert [label.get_text() for label in below.get_xticklabels()] == [f"{w}" for w in table["width"].values]
     none = beyond.descent(table, np.nan)
