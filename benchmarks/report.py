@@ -104,13 +104,16 @@ def draw(dataset: xr.Dataset) -> Figure:
     sweeps = {"parameters": "parameters", "directions": "count", "examples": "examples"}
     for axis, (what, along) in zip(axes[1], sweeps.items(), strict=True):
         some = frame[frame["what"] == what]
-        known = some[some["ms"].notna()]  # the lines go on where a case says nothing
+        known = some[some["ms"].notna()]
+        for place in some[along][some["ms"].isna()]:
+            axis.annotate("?", (place, 0.02), xycoords=("data", "axes fraction"), ha="center")
         axis.plot(known[along], known["ms"], "o-", color=COLORS[0], label="batch")
         axis.plot(known[along], known["ms"] * known["ratio"], "s--", color="0.5", label="loop")
         axis.set(xlabel=what, ylabel="ms", title=f"time against {what}")
         if len(known):
             plain_log(axis.xaxis)
             plain_log(axis.yaxis)
+            axis.set_xlim(0.8 * some[along].min(), 1.25 * some[along].max())
     axes[1, 0].legend(frameon=False)
     return figure
 

@@ -284,8 +284,8 @@ def draw(found: xr.Dataset) -> Figure:
             left.plot(1e3 * one["length"], 100 * one.clip(1e-4), **look)
     left.axhline(100 * GOAL, color="0.6", lw=0.8, zorder=0)
     left.set(xlabel="length of a piece, ms", ylabel="overhead, %", title="measured")
-    left.annotate(f"goal: {GOAL:.0%}", (1, 100 * GOAL), (-2, 2), ("axes fraction", "data"), "offset points", ha="right")
-    left.legend(frameon=False)
+    left.annotate(f"goal: {GOAL:.0%}", (0, 100 * GOAL), (4, 2), ("axes fraction", "data"), "offset points")
+    left.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.6))
     for study, color, marker in zip(found["study"].values, COLORS[2:], "^Dv", strict=False):
         look = {"color": color, "marker": marker, "ms": 3, "label": study}
         right.plot(found["worker"], found["speedup"].sel(study=study), **look)

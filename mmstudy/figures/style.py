@@ -108,7 +108,7 @@ def label_ends(axis, ends: Mapping[str, tuple[float, str]]) -> None:
     axis.figure.canvas.draw()
     to_axes = axis.transData + axis.transAxes.inverted()
     heights = {name: float(to_axes.transform((1, height))[1]) for name, (height, _) in ends.items()}
-    order, least = sorted(heights, key=heights.get), NUMBER * 1.15 / (axis.bbox.height * 72 / axis.figure.dpi)
+    order, least = sorted(heights, key=heights.get), NUMBER * 1.3 / (axis.bbox.height * 72 / axis.figure.dpi)
     up = list(accumulate((heights[name] for name in order), lambda at, height: max(height, at + least)))
     down = list(accumulate((heights[name] for name in order[::-1]), lambda at, height: min(height, at - least)))
     for name, low, high in zip(order, down[::-1], up, strict=True):
