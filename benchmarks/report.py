@@ -111,9 +111,9 @@ def draw(dataset: xr.Dataset) -> Figure:
         axis.plot(known[along], known["ms"] * known["ratio"], "s--", color="0.5", label="loop")
         axis.set(xlabel=what, ylabel="ms", title=f"time against {what}")
         if len(known):
+            axis.set_xlim(0.8 * some[along].min(), 1.25 * some[along].max())
             plain_log(axis.xaxis)
             plain_log(axis.yaxis)
-            axis.set_xlim(0.8 * some[along].min(), 1.25 * some[along].max())
     axes[1, 0].legend(frameon=False)
     return figure
 
