@@ -68,12 +68,13 @@ def save_figure(figure: Figure, folder: str | Path, name: str, pixels: int = 100
     """Write the figure as .svg and .png, with the same bytes for the same picture.
 
     Args:
-        pixels: the width of the .png, if 150 in an inch are not more.
+        pixels: the width of the .png, if 150 in an inch are not more; what is much higher than wide has fewer.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
-    dpi = max(150, pixels / figure.get_figwidth())  # a figure for a column is shown larger on a screen
+    width, height = figure.get_size_inches()
+    dpi = max(150, min(pixels / width, 1.5 * pixels / height))  # a figure for a column is shown larger on a screen
     figure.savefig(folder / f"{name}.png", bbox_inches="tight", dpi=dpi, metadata={"Software": None})
     plt.close(figure)
 
