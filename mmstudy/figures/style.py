@@ -21,14 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from mmstudy.expansion.operators import OPERATORS
 
 COLORS = sns.color_palette("colorblind")
-OPERATOR_MARKERS: dict[str, str | tuple[int, int, int]] = {  # most unlike inside a kind
-    "net2net": "o", "bert2bert": "s", "bert2bert_advanced": (4, 1, 0), "lemon": "D", "hypercloning": "P",
-    "firefly": "*", "zero_outgoing": "^", "zero_incoming": "v", "orthogonal": "d", "gradmax": ">", "random": "X",
-    "ligo": "H", "deeper_identity": "<", "deeper_random": (6, 1, 0), "zero_residual": (5, 1, 36),
-    "identity_block": "p", "stack": "h", "interleave": "8",
-}  # fmt: skip
 SIGNED = LinearSegmentedColormap.from_list("signed", ["#08306b", "0.6", "#ffdc8c"])  # also without colours
-OUTSIDE = (3, 1, 0)  # the marker of operators that somebody else has entered
 COLUMN = 8.5 / 2.54  # inches: the width of half a page
 SMALL = {  # sizes that can be read in a column
     "font.size": 7, "axes.labelsize": 7, "axes.titlesize": 7, "legend.fontsize": 6.5, "legend.title_fontsize": 6.5,
@@ -86,7 +79,7 @@ def operator_color(name: str) -> str:
 
 def operator_marker(name: str) -> str | tuple[int, int, int]:
     """The marker of an operator, which tells it from others without colours."""
-    return OPERATOR_MARKERS.get(name, OUTSIDE)
+    return OPERATORS[name].marker
 
 
 def operator_look(name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 from matplotlib.text import Text
 
+from mmstudy.expansion.operators import NEW_UNITS, NOT, Operator
 from mmstudy.figures import answer, beyond, families, ranking, rankings, regimes, style, training
 from mmstudy.study import intervals, summaries
 from mmstudy.study.derived import LEVELS
@@ -410,7 +411,8 @@ def test_a_ranking_has_a_row_for_each_network_and_an_interval_where_the_gain_is_
 
 def test_operators_differ_without_colours_also_from_one_that_somebody_else_entered(monkeypatch):
     names = [*style.OPERATORS]
-    monkeypatch.setitem(style.OPERATORS, "mine", style.OPERATORS["random"])
+    mine = Operator(print, NOT, NEW_UNITS, "an idea", "a source", "#000000")
+    monkeypatch.setitem(style.OPERATORS, "mine", mine)
     assert len({style.operator_marker(name) for name in [*names, "mine"]}) == len(names) + 1
     assert style.operator_look("train on") == style.NO_OPERATOR
 
