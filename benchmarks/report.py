@@ -4,15 +4,17 @@ import argparse
 from pathlib import Path
 
 import matplotlib
+import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 matplotlib.rcParams |= {"backend": "agg", "svg.hashsalt": "mmstudy"}
 import matplotlib.pyplot as plt  # noqa: E402
 import seaborn as sns  # noqa: E402
 
 from mmstudy.core import results  # noqa: E402
+from mmstudy.figures.style import COLORS, plain_log  # noqa: E402
 
 WAYS = ["reference", "one process", "processes"]
 GOALS = {  # (what, network, how many) → the least ratio
@@ -75,32 +77,56 @@ def draw(dataset: xr.Dataset) -> Figure:
     fastest = dataset["seconds"].median("repetition", skipna=False).sel(way=WAYS[1:]).min("way")
     shown = dataset[["ratio"]].assign(ms=1e3 * fastest).where(~doubtful(dataset))
     frame = shown.to_dataframe().reset_index()
-    sns.set_theme(context="paper", style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
     training = axes[0, 0]
-    sns.lineplot(frame[frame["what"] == "training"], x="count", y="ratio", hue="network", marker="o", ax=training)
-    training.set(xscale="log", xlabel="networks", ylabel="loop / batch", title="a step of training", ylim=0)
+    of_training = frame[frame["what"] == "training"]
+    look = {
+        "hue": "network",
+        "style": "network",
+        "markers": True,
+        "palette": COLORS[: of_training["network"].nunique()],
+    }
+    sns.lineplot(of_training, x="count", y="ratio", ax=training, **look)
+    plain_log(training.xaxis)
+    training.set(xlabel="networks", ylabel="loop / batch", title="a step of training", ylim=0)
     training.legend(frameon=False, fontsize="small")
-    sns.barplot(frame[frame["what"] == "points"], x="ratio", y="network", color="C0", ax=axes[0, 1])
-    axes[0, 1].set(xlabel="loop / batch", ylabel="", title="the loss at 64 points")
+    points = frame[frame["what"] == "points"]
+    _bars(axes[0, 1], points["network"], points["ratio"], COLORS[0])
+    axes[0, 1].set(xlabel="loop / batch", title="the loss at 64 points")
     others = frame[~frame["what"].isin(MEASURED)]
-    names = others["reference"] + ", " + others["what"] + ", " + others["network"]
-    sns.barplot(x=others["ratio"], y=names, color="C1", ax=axes[0, 2])
-    axes[0, 2].set(xlabel="other / batch", ylabel="", title="beside others")
+    _bars(
+        axes[0, 2], others["reference"] + ", " + others["what"] + ", " + others["network"], others["ratio"], COLORS[1]
+    )
+    axes[0, 2].set(xlabel="other / batch", title="beside others")
     axes[0, 2].tick_params("y", labelsize="small")
     for axis in axes[0]:
         (axis.axhline if axis is training else axis.axvline)(1, color="0.6", lw=0.8, zorder=0)
     sweeps = {"parameters": "parameters", "directions": "count", "examples": "examples"}
     for axis, (what, along) in zip(axes[1], sweeps.items(), strict=True):
         some = frame[frame["what"] == what]
-        axis.plot(some[along], some["ms"], "o-", label="batch")
-        axis.plot(some[along], some["ms"] * some["ratio"], "s--", color="0.5", label="loop")
+        known = some[some["ms"].notna()]
+        for place in some[along][some["ms"].isna()]:
+            axis.annotate("?", (place, 0.02), xycoords=("data", "axes fraction"), ha="center")
+        axis.plot(known[along], known["ms"], "o-", color=COLORS[0], label="batch")
+        axis.plot(known[along], known["ms"] * known["ratio"], "s--", color="0.5", label="loop")
         axis.set(xlabel=what, ylabel="ms", title=f"time against {what}")
-        if some["ms"].notna().any():
-            axis.set(xscale="log", yscale="log")
-            axis.xaxis.set_minor_formatter(NullFormatter())
+        if len(known):
+            axis.set_xlim(0.8 * some[along].min(), 1.25 * some[along].max())
+            plain_log(axis.xaxis)
+            plain_log(axis.yaxis)
     axes[1, 0].legend(frameon=False)
     return figure
+
+
+def _bars(axis, names: pd.Series, ratios: pd.Series, color) -> None:
+    """A bar for each case, the first on top; a ? for one that says nothing."""
+    rows = range(len(names))
+    axis.barh(rows, ratios.fillna(0), color=color)
+    for row in rows:
+        if np.isnan(ratios.iloc[row]):
+            axis.text(0.1, row, "?", va="center")
+    axis.set_yticks(rows, names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
 
 
 def arguments(description: str, quick: str) -> argparse.ArgumentParser:

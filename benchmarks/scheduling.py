@@ -31,7 +31,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import psutil
-import seaborn as sns
 import xarray as xr
 from matplotlib.figure import Figure
 from report import NOISY, arguments, write
@@ -41,6 +40,7 @@ from mmstudy.core import cluster, processes, results
 from mmstudy.core.tasks import load
 from mmstudy.expansion import pools
 from mmstudy.expansion.candidate import Candidate
+from mmstudy.figures.style import COLORS, plain_log
 from mmstudy.study import design, sweep
 from mmstudy.study.statistics import expansions
 
@@ -276,24 +276,24 @@ def limits(found: xr.Dataset) -> Iterator[str]:
 
 def draw(found: xr.Dataset) -> Figure:
     """What was measured at the left, what is on paper at the right."""
-    sns.set_theme(context="paper", style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for way, dash in zip(WAYS, ("-", "--"), strict=True):
-        for kind, color in zip(KINDS, ("C0", "C1"), strict=True):
+        for kind, color, marker in zip(KINDS, COLORS, "os", strict=False):
             one = found["overhead"].sel(way=way, kind=kind)
-            left.plot(
-                1e3 * one["length"], 100 * one.clip(1e-4), f"o{dash}", color=color, label=f"{way}, a piece {kind}"
-            )
+            look = {"color": color, "marker": marker, "ls": dash, "label": f"{way}, a piece {kind}"}
+            left.plot(1e3 * one["length"], 100 * one.clip(1e-4), **look)
     left.axhline(100 * GOAL, color="0.6", lw=0.8, zorder=0)
-    left.set(xscale="log", yscale="log", xlabel="length of a piece, ms", ylabel="overhead, %", title="measured")
-    left.legend(frameon=False)
-    for study in found["study"].values:
-        right.plot(found["worker"], found["speedup"].sel(study=study), "o-", ms=3, label=study)
-    right.plot(found["worker"], found["worker"], color="0.6", lw=0.8, zorder=0)
-    right.set(
-        xscale="log", yscale="log", xlabel="workers", ylabel="times faster than one", title="on paper (simulated)"
-    )
+    left.set(xlabel="length of a piece, ms", ylabel="overhead, %", title="measured")
+    left.annotate(f"goal: {GOAL:.0%}", (0, 100 * GOAL), (4, 2), ("axes fraction", "data"), "offset points")
+    left.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.6))
+    for study, color, marker in zip(found["study"].values, COLORS[2:], "^Dv", strict=False):
+        look = {"color": color, "marker": marker, "ms": 3, "label": study}
+        right.plot(found["worker"], found["speedup"].sel(study=study), **look)
+    right.plot(found["worker"], found["worker"], color="0.6", lw=0.8, zorder=0, label="as many times as workers")
+    right.set(xlabel="workers", ylabel="times faster than one", title="on paper (simulated)")
     right.legend(frameon=False, fontsize="small")
+    for axis in (left.xaxis, left.yaxis, right.xaxis, right.yaxis):
+        plain_log(axis)
     return figure
 
 

@@ -20,7 +20,8 @@ class Operator:
     (see `deeper`); `preserves` the function exactly, up to noise, or not; `kind`: what operators have in common;
     `idea` in a few words, and its `source`; `color` in figures; `parts`: by training, new units become different from
     each other and from the old ones; `cost`: example-evaluations that it takes to learn from so many examples (a
-    forward pass is one per example, a training step three).
+    forward pass is one per example, a training step three); `marker` in figures, most unlike those of its kind, by
+    default one that no operator here has.
     """
 
     apply: Callable
@@ -31,6 +32,7 @@ class Operator:
     color: str
     parts: bool = True
     cost: Callable[[int], int] = lambda examples: 0
+    marker: str | tuple[int, int, int] = (3, 1, 0)
 
     @property
     def learns(self) -> bool:
@@ -51,6 +53,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "copies at random, parted by noise",
         "Chen et al. 2016, arXiv 1511.05641",
         "#0173b2",
+        marker="o",
     ),
     "bert2bert": Operator(
         copies.bert2bert,
@@ -60,6 +63,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "Chen et al. 2022, arXiv 2110.07143, FPI",
         "#56b4e9",
         parts=False,
+        marker="s",
     ),
     "bert2bert_advanced": Operator(
         copies.bert2bert_advanced,
@@ -68,6 +72,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "new units from the next layer",
         "Chen et al. 2022, arXiv 2110.07143, AKI",
         "#0b2f6b",
+        marker=(4, 1, 0),
     ),
     "lemon": Operator(
         copies.lemon,
@@ -76,6 +81,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "copies in turn, read in uneven shares",
         "Wang et al. 2023, arXiv 2310.07999",
         "#17a8b8",
+        marker="D",
     ),
     "hypercloning": Operator(
         copies.hypercloning,
@@ -84,6 +90,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "whole clones, read with noise that cancels",
         "Samragh et al. 2024, arXiv 2409.12903",
         "#7b6fe0",
+        marker="P",
     ),
     "firefly": Operator(
         copies.firefly,
@@ -93,6 +100,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "Wu et al. 2020, arXiv 2102.08574",
         "#708090",
         cost=copies.firefly_cost,
+        marker="*",
     ),
     "zero_outgoing": Operator(
         new_units.zero_outgoing,
@@ -101,6 +109,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "random units that nothing reads yet",
         "compare Evci et al. 2022, arXiv 2201.05125",
         "#029e73",
+        marker="^",
     ),
     "zero_incoming": Operator(
         new_units.zero_incoming,
@@ -110,6 +119,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "compare Evci et al. 2022, arXiv 2201.05125",
         "#8fcb7c",
         parts=False,
+        marker="v",
     ),
     "orthogonal": Operator(
         new_units.orthogonal,
@@ -118,6 +128,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "orthogonal to the old units, not read yet",
         "Maile et al. 2022, arXiv 2202.08539",
         "#0f5a3c",
+        marker="d",
     ),
     "gradmax": Operator(
         new_units.gradmax,
@@ -127,6 +138,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "Evci et al. 2022, arXiv 2201.05125",
         "#8a9a00",
         cost=new_units.gradmax_cost,
+        marker=">",
     ),
     "random": Operator(
         new_units.random,
@@ -135,6 +147,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "random units, read by random weights",
         "the layers' default initialization",
         "#de8f05",
+        marker="X",
     ),
     "ligo": Operator(
         new_units.ligo,
@@ -144,6 +157,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "Wang et al. 2023, arXiv 2303.00980",
         "#7a5230",
         cost=new_units.ligo_cost,
+        marker="H",
     ),
     "deeper_identity": Operator(
         deeper.deeper_identity,
@@ -152,6 +166,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "a layer that does nothing",
         "Chen et al. 2016, arXiv 1511.05641",
         "#cc78bc",
+        marker="<",
     ),
     "deeper_random": Operator(
         deeper.deeper_random,
@@ -160,6 +175,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "a layer or block drawn anew",
         "the layers' default initialization",
         "#d55e00",
+        marker=(6, 1, 0),
     ),
     "zero_residual": Operator(
         deeper.zero_residual,
@@ -168,6 +184,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "a new block that ends in zeros",
         "Goyal et al. 2017, arXiv 1706.02677",
         "#7b2a83",
+        marker=(5, 1, 36),
     ),
     "identity_block": Operator(
         deeper.identity_block,
@@ -176,6 +193,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "a copied block that ends in zeros",
         "Wu et al. 2024, arXiv 2401.02415",
         "#e6459a",
+        marker="p",
     ),
     "stack": Operator(
         deeper.stack,
@@ -184,6 +202,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "all blocks once more, behind the last",
         "Gong et al. 2019; Du et al. 2024, arXiv 2405.15319",
         "#8c1c1c",
+        marker="h",
     ),
     "interleave": Operator(
         deeper.interleave,
@@ -192,6 +211,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "each block once more, behind itself",
         "Chang et al. 2018, arXiv 1710.10348",
         "#f2837a",
+        marker="8",
     ),
 }
 

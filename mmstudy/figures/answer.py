@@ -23,7 +23,6 @@ from mmstudy.figures.style import (
     plain,
     root_scale,
     signed,
-    without_the_rest,
 )
 from mmstudy.study.intervals import front
 
@@ -36,37 +35,37 @@ CENSORED = 0.5  # of its rays: from here on, a size is shown as a lower bound
 def relation(dataset: xr.Dataset) -> Figure:
     """The gain of each candidate against its size, both as ranks in its task; one panel for each group of tasks.
 
-    Hollow: more than half of the rays did not meet the level, so that the size is a lower bound. The line is the mean
-    gain of each tenth of the sizes. Where the rays start above the level there is no size: these share one rank.
+    Hollow: more than half of the rays did not meet the level, so that the size is a lower bound. Crosses: the rays
+    start above the level, so that there is no size; those of a task share one rank. The line is the mean gain of each
+    tenth of the sizes.
 
-    `dataset` has `gain`, `size`, `censored` over candidate, with the coordinates `operator` and `panel_of`; `trend`
-    over (panel, tenth); `mean`, `low`, `high`, `tasks` over panel: ρ. `summaries.relation` makes it.
+    A row has the panels whose names begin alike ("true labels, …"), a column those that end alike.
+
+    `dataset` has `gain`, `size`, `censored`, `none` over candidate, with the coordinates `operator` and `panel_of`;
+    `trend` over (panel, tenth); `mean`, `low`, `high`, `tasks` over panel: ρ. `summaries.relation` makes it.
     """
-    panels = dataset["panel"].values
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    side = COLUMN / 2
+    places = {panel: tuple(panel.partition(", ")[::2]) for panel in dataset["panel"].values.tolist()}
+    rows, columns = (sorted({place[i] for place in places.values()}, reverse=True) for i in range(2))
     figure, axes = plt.subplots(
-        rows, columns, figsize=(COLUMN, 0.55 + rows * (side + 0.15)), squeeze=False, sharex=True, sharey=True,
-        layout="constrained",
+        len(rows), len(columns), figsize=(COLUMN, 0.75 + len(rows) * (COLUMN / 2 + 0.3)), squeeze=False, sharex=True,
+        sharey=True, layout="constrained",
     )  # fmt: skip
     kinds = np.array([OPERATORS[name].kind for name in dataset["operator"].values.tolist()])
-    bound = dataset["censored"].values > CENSORED
-    for axis, panel in zip(axes.flat, panels, strict=False):
-        one = dataset.sel(panel=panel)
+    bound, none = dataset["censored"].values > CENSORED, dataset["none"].values
+    for panel, (row, column) in places.items():
+        axis, one = axes[rows.index(row), columns.index(column)], dataset.sel(panel=panel)
+        here = dataset["panel_of"].values == panel
         for kind, color in KIND_COLORS.items():
-            for hollow in (True, False):
-                mine = (dataset["panel_of"].values == panel) & (kinds == kind) & (bound == hollow)
-                face = {"mfc": "none", "alpha": 0.8} if hollow else {"mfc": color, "alpha": 0.45}
-                size, gain = (dataset[name].values[mine] for name in ("size", "gain"))
-                axis.plot(size, gain, KIND_MARKERS[kind], ms=2.2, mec=color, mew=0.4 if hollow else 0, **face)
+            _points(axis, dataset.isel(candidate=here & (kinds == kind)), color, KIND_MARKERS[kind])
         axis.plot(dataset["tenth"], one["trend"], "-o", color="w", lw=2.0, ms=3.5)
         axis.plot(dataset["tenth"], one["trend"], "-o", color="k", lw=1.2, ms=2.5)
-        axis.set_title(f"{panel} ({int(one['tasks'])} tasks)\n{_with_interval(one)}")
-        axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
-        axis.set_xticklabels(["0", "0.5", "1"])
-        axis.set_yticklabels(["0", "0.5", "1"])
-    without_the_rest(axes, len(panels))
+        words = f"{int(one['tasks'])} tasks" + f", no size: {none[here].mean():.0%}" * bool(none[here].any())
+        axis.set_title(f"{panel}\n{words}\n{_with_interval(one)}", fontsize=NUMBER)
+    for axis in axes.flat:
+        axis.set_visible(bool(axis.get_title()))
+    axes[0, 0].set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    axes[0, 0].set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes[0, 0].set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
     figure.supxlabel("size, rank in its task (0 smallest, 1 largest)", fontsize=7)
     figure.supylabel("gain in accuracy, rank in its task", fontsize=7)
     marks = [
@@ -77,9 +76,23 @@ def relation(dataset: xr.Dataset) -> Figure:
     if bound.any():
         word = "most rays cut off: a lower bound"
         marks.append(Line2D([], [], ls="", marker="o", mfc="none", color="0.3", label=word))
+    if none.any():
+        marks.append(Line2D([], [], ls="", marker="x", color="0.3", label="no size: above the level"))
     marks.append(Line2D([], [], color="k", lw=1.2, marker="o", ms=2.5, label="mean of each tenth"))
     figure.legend(handles=marks, loc="outside upper center", ncols=2)
     return figure
+
+
+def _points(axis, some: xr.Dataset, color, marker: str) -> None:
+    """Candidates of one kind: filled, hollow where the size is a lower bound, a cross where there is none."""
+    bound, none = some["censored"].values > CENSORED, some["none"].values
+    looks = (
+        (~bound & ~none, {"marker": marker, "mfc": color, "mew": 0, "alpha": 0.45}),
+        (bound & ~none, {"marker": marker, "mfc": "none", "mew": 0.4, "alpha": 0.8}),
+        (none, {"marker": "x", "mew": 0.5, "alpha": 0.8}),
+    )
+    for mine, look in looks:
+        axis.plot(some["size"].values[mine], some["gain"].values[mine], ls="", ms=2.2, mec=color, **look)
 
 
 def _with_interval(one: xr.Dataset) -> str:
@@ -121,8 +134,8 @@ def build_up(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
 def choices(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
     """What the candidate that a policy chooses falls short of the best one, against what it costs, with intervals.
 
-    Numbered policies, the cheapest first, those of one cost side by side; a line joins those that no other beats, a
-    dash is the worst task. The regret stands beside the name. The axis of the regret is that of its square root.
+    Numbered policies, the cheapest first, those of one cost side by side; a grey line joins those that no other beats,
+    a dash is the worst task. The regret stands beside the name. The axis of the regret is that of its square root.
 
     `dataset` has `regret`, `low`, `high`, `worst` and `total` over policy, with the coordinate `family` of what a
     policy looks at (of no family: nothing, or all of the training): `judging.summary`.
@@ -132,18 +145,20 @@ def choices(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
     """
     table = dataset.sortby("total")
     figure, (axis, key) = plt.subplots(
-        2, 1, figsize=(COLUMN, 2.9 + 0.075 * table.sizes["policy"]), layout="constrained",
-        height_ratios=(2.5, 0.1 + 0.075 * table.sizes["policy"]),
+        2, 1, figsize=(COLUMN, 3.3 + 0.075 * table.sizes["policy"]), layout="constrained",
+        height_ratios=(2.9, 0.1 + 0.075 * table.sizes["policy"]),
     )  # fmt: skip
     total, regret = 100 * _apart(table["total"].values), table["regret"].values
     on = np.flatnonzero(front(table["total"].values, -regret))
     axis.plot(total[on], regret[on], color="0.6", lw=0.9, drawstyle="steps-post", zorder=1)
+    lines = _along(np.repeat(total[on], 2)[1:], np.repeat(regret[on], 2)[:-1])  # where no number may lie
     half = -(-len(total) // 2)
     for i, policy in enumerate(table["policy"].values.tolist()):
         one, look = table.isel(policy=i), family_look(table["family"].values[i])
         low, high = np.nan_to_num([float(one["low"]), float(one["high"])], nan=regret[i])
         axis.plot([total[i]] * 2, [max(low, 0), high], color=look["color"], lw=0.7, zorder=2)
         axis.plot(total[i], float(one["worst"]), "_", color=look["color"], ms=4)
+        lines = np.vstack([lines, _along(total[[i, i]], np.array([max(low, 0), high])), [total[i], one["worst"]]])
         axis.plot(total[i], regret[i], ls="", zorder=3, **look | {"markersize": 3.5})
         at = 0.52 * (i // half), 1 - (i % half) / half
         key.text(*at, str(i + 1), va="top", fontsize=NUMBER, color=look["color"])
@@ -158,10 +173,19 @@ def choices(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_ylabel("regret (points of test accuracy)")
     axis.set_xlabel("total cost (% of training the whole pool)")
-    figure.legend(handles=family_marks(table["family"].values), loc="outside upper center", ncols=3)
+    marks = family_marks(table["family"].values)
+    marks.append(Line2D([], [], ls="", marker="_", color="0.3", ms=4, label="worst task"))
+    marks.append(Line2D([], [], color="0.6", lw=0.9, label="beaten by none"))
+    figure.legend(handles=marks, loc="outside upper center", ncols=3)
     colors = [family_look(family)["color"] for family in table["family"].values]
-    number_points(axis, total, regret, colors, np.column_stack([total, table["worst"].values]))
+    number_points(axis, total, regret, colors, lines)
     return figure
+
+
+def _along(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Points along a broken line, close to each other on any axis."""
+    share = np.linspace(0, 1, 40 * (len(x) - 1) + 1) * (len(x) - 1)
+    return np.column_stack([np.interp(share, np.arange(len(x)), each) for each in (x, y)])
 
 
 def _apart(costs: np.ndarray) -> np.ndarray:

@@ -13,7 +13,16 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from mmstudy.figures.families import looks
-from mmstudy.figures.style import COLUMN, for_a_column, interval, numbered, operator_color, operator_marker, plain
+from mmstudy.figures.style import (
+    COLUMN,
+    NUMBER,
+    for_a_column,
+    interval,
+    numbered,
+    operator_color,
+    operator_marker,
+    plain,
+)
 from mmstudy.study import intervals
 
 MARKERS, SHADES = "osD^v", ("0", "0.35", "0.55", "0.2", "0.45")  # of tasks and of rules: neither has a colour
@@ -97,17 +106,18 @@ def churn(along: xr.Dataset, left: xr.Dataset, named: Mapping[str, str]) -> Figu
             )
         axis.set_title(labels)
         axis.set_xticks(places, [f"{100 * share:g}" for share in along["progress"].values])
-        axis.set_xlabel("share of the training (%)")
+        axis.set_xlabel("share of the training (%)", fontsize=NUMBER)
     names = left["given"].values.tolist()
     for axis, labels in zip(axes[1], words, strict=True):
         one, rows = left.sel(labels=labels), np.arange(len(names))
         axis.errorbar(rows, one["mean"], interval(one), ls="", marker="o", color="k", elinewidth=0.8)
         axis.set_xticks(rows, [plain(name).replace(" ", "\n", 1) for name in names], rotation=90)
         axis.set_xlim(-0.5, len(names) - 0.5)
+        axis.set_xlabel("given")
     for axis in axes.flat:
         axis.axhline(0, color="0.7", lw=0.6, zorder=0)
     axes[0, 0].set_ylabel("ρ with the gain")
-    axes[1, 0].set_ylabel("ρ of churn with the gain")
+    axes[1, 0].set_ylabel("partial ρ of churn\nwith the gain")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2)
     return figure
@@ -115,21 +125,21 @@ def churn(along: xr.Dataset, left: xr.Dataset, named: Mapping[str, str]) -> Figu
 
 @for_a_column
 def descent(dataset: xr.Dataset, threshold: float) -> Figure:
-    """Errors of networks of many widths from scratch (above), and what expanding each of them gains (below).
+    """Errors of networks of many widths from scratch, and what expanding each of them gains (below).
 
-    The dotted line is the interpolation threshold, where the training error vanishes; NaN: there is none.
+    Test and training error have limits of their own: where the one rises and falls again is a few points. The dotted
+    line is the interpolation threshold, where the training error vanishes; NaN: there is none.
 
     `dataset` has `descent_train_error`, `descent_test_error` over (width, seed), `descent_gain` over (operator, width,
     seed): `beyond.runs`. Intervals are over seeds.
     """
-    figure, (above, below) = plt.subplots(2, 1, figsize=(COLUMN, 3.6), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(3, 1, figsize=(COLUMN, 4.6), sharex=True, layout="constrained")
+    *errors, below = axes
     width = dataset["width"].values
-    for name, look in {
-        "test": {"color": "k", "marker": "o"},
-        "train": {"color": "0.5", "marker": "D", "ls": "--"},
-    }.items():
+    for axis, (name, look) in zip(errors, ERROR_LOOKS.items(), strict=True):
         one = intervals.over_seeds(dataset[f"descent_{name}_error"])
-        above.errorbar(width, one["mean"], interval(one), elinewidth=0.7, label=f"{name} error", **look)
+        axis.errorbar(width, one["mean"], interval(one), elinewidth=0.7, **look)
+        axis.set_ylabel(f"{name} error (%)")
     for operator in dataset["operator"].values.tolist():
         one = intervals.over_seeds(dataset["descent_gain"].sel(operator=operator))
         below.errorbar(
@@ -137,7 +147,7 @@ def descent(dataset: xr.Dataset, threshold: float) -> Figure:
             marker=operator_marker(operator),
         )  # fmt: skip
     below.axhline(0, color="0.7", lw=0.6, zorder=0)
-    for axis in (above, below):
+    for axis in axes:
         if np.isfinite(threshold):
             axis.axvline(threshold, color="k", lw=0.8, ls=(0, (1, 1)), zorder=0)
     below.set_xscale("log")
@@ -145,9 +155,7 @@ def descent(dataset: xr.Dataset, threshold: float) -> Figure:
     below.xaxis.set_minor_locator(NullLocator())
     below.xaxis.set_major_formatter("{x:g}")
     below.set_xlabel("units in each hidden layer")
-    above.set_ylabel("error (%)")
     below.set_ylabel("gain of doubling\n(points of accuracy)")
-    above.legend()
     below.legend()
     return figure
 

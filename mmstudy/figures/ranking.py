@@ -7,47 +7,53 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
-from mmstudy.expansion.operators import OPERATORS
-from mmstudy.figures.style import COLUMN, NUMBER, for_a_column, operator_color, short_tasks
-from mmstudy.ranking.report import OWN
+from mmstudy.figures.style import COLUMN, NUMBER, for_a_column, operator_look, operator_marks, plain
+from mmstudy.ranking.report import LEVEL, OWN
 
 ROW = 0.13  # inches
 NEUTRAL = "0.3"
 FILL = {"trained": "full", "probed": "none", "diverged": "none"}
-MARKERS = {"trained": "o", "probed": "o", "diverged": "x"}
+INTERVAL = f"{LEVEL:.0%} interval"
+AROUND = {"chosen": {"marker": "o", "ms": 7.5}, "best": {"marker": "s", "ms": 8}}  # what encloses a point
 
 
 @for_a_column
 def ranking(data: xr.Dataset) -> Figure:
     """The expected gain of each candidate over training on, best on top, with its interval.
 
-    Filled: trained to the end, so that the gain is known. Colours are those of operators. Candidates that diverged have
-    no gain and stand at the left.
+    Filled: trained to the end, so that the gain is known. Colours and markers are those of operators. Candidates that
+    diverged have no gain: crosses at the left.
 
     `data` is that of `ranking.report.Ranking`.
     """
-    names = data["candidate"].values.tolist()
-    figure, axis = plt.subplots(figsize=(COLUMN, 0.55 + ROW * len(names)), layout="constrained")
+    names = [plain(name) for name in data["candidate"].values]
+    figure, axis = plt.subplots(figsize=(COLUMN, 0.7 + ROW * len(names)), layout="constrained")
     axis.axvline(0, color="0.8", lw=0.8, zorder=0)
     low, high, gain = (data[name].values for name in ("low", "high", "gain"))
-    for place, operator in enumerate(data["operator"].values.tolist()):
-        color = operator_color(operator) if operator in OPERATORS else NEUTRAL
-        status = str(data["status"].values[place])
-        known = status != "diverged"
-        if known:
-            axis.plot([low[place], high[place]], [place, place], color=color, lw=1)
-        at = gain[place] if known else np.nanmin(low)
-        axis.plot(at, place, MARKERS[status], color=color, fillstyle=FILL[status])
+    statuses = data["status"].values.tolist()
+    for place, (operator, status) in enumerate(zip(data["operator"].values.tolist(), statuses, strict=True)):
+        look = operator_look(operator)
+        if status == "diverged":
+            axis.plot(np.nanmin(low), place, "x", color=look["color"])
+            continue
+        axis.plot([low[place], high[place]], [place, place], color=look["color"], lw=1)
+        axis.plot(gain[place], place, ls="", mfc="w" if status == "probed" else look["color"], **look)
     axis.set_yticks(range(len(names)), names)
     axis.tick_params(axis="y", length=0)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.spines["left"].set_visible(False)
-    axis.set_xlabel("gain in the validation score over training on")
-    shown = [word for word in FILL if word in data["status"].values]
-    handles = [Line2D([], [], ls="", marker=MARKERS[word], fillstyle=FILL[word], color=NEUTRAL) for word in shown]
+    losses = "loss" in str(data.attrs.get("score", ""))
+    axis.set_xlabel(f"gain in the validation {'loss (lower: positive)' if losses else 'score'} over training on")
     words = {"trained": "trained to the end", "probed": "expected", "diverged": "diverged"}
-    figure.legend(handles, [words[word] for word in shown], ncols=len(shown), loc="outside upper right")
+    marks = [
+        Line2D([], [], ls="", marker="x" if status == "diverged" else "o", fillstyle=FILL[status], color=NEUTRAL,
+               label=word)
+        for status, word in words.items() if status in statuses
+    ]  # fmt: skip
+    marks.append(Line2D([], [], color=NEUTRAL, lw=1, label=INTERVAL))
+    figure.legend(handles=marks, ncols=2, loc="outside upper center")
     return figure
 
 
@@ -56,37 +62,43 @@ def advice(told: xr.Dataset) -> Figure:
     """What was foretold of each candidate against what became of it: a row for each case, a column for each budget.
 
     Points are the expected gains of candidates that were not trained to the end, with their intervals; on the line,
-    what was foretold is what came. A triangle is the row that the advice chose, a star the best one, by test data.
+    what was foretold is what came. A ring is around what the advice chose, a square around the best one, by test data.
 
     `told` is that of `study.advice.outcomes`.
     """
     cases = list(dict.fromkeys(told["case"].values.tolist()))
     columns = told["anchored"].values.tolist()
-    figure, axes = plt.subplots(
-        len(cases), len(columns), figsize=(COLUMN, 0.5 + 1.65 * len(cases)), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(len(cases), len(columns), figsize=(COLUMN, 0.8 + 1.6 * len(cases)), squeeze=False)
+    figure.set_layout_engine("constrained", wspace=0.06, hspace=0.04)
     for (i, case), (j, anchored) in product(enumerate(cases), enumerate(columns)):
         axis, one = axes[i, j], told.isel(row=told["case"].values == case).sel(anchored=anchored)
-        came = (one["final_score"] - one["final_score"].values[one["label"].values == OWN]).values
-        open_rows = ~one["trained"].values & (one["label"].values != OWN)
-        gain, low, high = (one[name].values for name in ("gain", "low", "high"))
-        axis.axline((0, 0), slope=1, color="0.8", lw=0.8, zorder=0)
-        for row in np.flatnonzero(open_rows):
-            color = operator_color(str(one["operator"].values[row]))
-            axis.plot([came[row]] * 2, [low[row], high[row]], color=color, lw=0.7, alpha=0.6)
-            axis.plot(came[row], gain[row], "o", color=color, ms=2)
-        chosen, best = int(one["chosen"].values.argmax()), int(np.nanargmax(one["test_score"].values))
-        axis.plot(came[chosen], gain[chosen], "v", color="k", ms=4, fillstyle="none")
-        axis.plot(came[best], gain[best], "*", color="k", ms=5, fillstyle="none")
-        axis.set_title(
-            f"{short_tasks([case])[0]}\n{float(one['share'].values[0]):.0%} of the training", fontsize=NUMBER
-        )
+        _foretold(axis, one)
+        axis.margins(x=0.1)
+        words = f"{plain(case).rsplit(', seed ', 1)[0]}\n{float(one['share'].values[0]):.0%} of the training"
+        axis.set_title(words, fontsize=NUMBER)
+        axis.xaxis.set_major_locator(MaxNLocator(3))
+        axis.yaxis.set_major_locator(MaxNLocator(5))
         if j == 0:
-            axis.set_ylabel("expected gain")
+            axis.set_ylabel("expected gain (score)")
         if i + 1 == len(cases):
-            axis.set_xlabel("gain in the end")
-    marks = {"expected": ("o", NEUTRAL), "chosen": ("v", "k"), "best": ("*", "k")}
-    handles = [Line2D([], [], ls="", marker=m, color=c, fillstyle="none") for m, c in marks.values()]
-    handles[0].set(fillstyle="full", markersize=3)
-    figure.legend(handles, [*marks], ncols=3, loc="outside upper right")
+            axis.set_xlabel("gain in the end (score)")
+    marks = {mark.get_label(): mark for mark in operator_marks(told["operator"].values.tolist())}
+    expected = [Line2D([], [], color=NEUTRAL, ls="", marker=mark, ms=size) for mark, size in (("o", 3), ("|", 7))]
+    marks[f"expected, {INTERVAL}"] = tuple(expected)
+    marks |= {word: Line2D([], [], color="k", ls="", fillstyle="none", **look) for word, look in AROUND.items()}
+    figure.legend(marks.values(), marks.keys(), ncols=3, loc="outside upper center")
     return figure
+
+
+def _foretold(axis, one: xr.Dataset) -> None:
+    """The candidates of one case at one budget."""
+    came = (one["final_score"] - one["final_score"].values[one["label"].values == OWN]).values
+    gain, low, high = (one[name].values for name in ("gain", "low", "high"))
+    axis.axline((0, 0), slope=1, color="0.8", lw=0.8, zorder=0)
+    for row in np.flatnonzero(~one["trained"].values & (one["label"].values != OWN)):
+        look = operator_look(str(one["operator"].values[row]))
+        axis.plot([came[row]] * 2, [low[row], high[row]], color=look["color"], lw=0.6, alpha=0.6)
+        axis.plot(came[row], gain[row], ls="", ms=3, mew=0, **look)
+    places = {"chosen": int(one["chosen"].values.argmax()), "best": int(np.nanargmax(one["test_score"].values))}
+    for word, row in places.items():
+        axis.plot(came[row], gain[row], ls="", color="k", fillstyle="none", **AROUND[word])

@@ -10,14 +10,21 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MultipleLocator
 
 from mmstudy.figures.families import family_look, family_marks, looks
-from mmstudy.figures.style import COLUMN, NUMBER, for_a_column, interval, numbered, plain, short_tasks
+from mmstudy.figures.style import COLUMN, NUMBER, for_a_column, interval, measure_words, numbered, plain, short_tasks
+from mmstudy.study import choices
+
+CHOSEN = {  # the size and the loss that the study bets on, in words
+    choices.HEADLINE: f"size @{choices.HEADLINE.split('@')[1]}",
+    choices.RIVAL: choices.RIVAL.replace("minibatch_loss", "loss"),
+}
+BET = ("parameters", *(name.split(" @")[0] for name in (choices.HEADLINE, choices.RIVAL)))  # measures
 
 
 @for_a_column
 def ranking(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
     """Predictors, the best on top: mean ρ over tasks with its interval, and the worst task as a dash.
 
-    Hollow: averaged with the parameter count.
+    Hollow: averaged with the parameter count. Bold: the measures of the headline and of its rival, and that count.
 
     `dataset` has `mean`, `low`, `high`, `worst` over predictor, with the coordinates `family` and `combined`, and
     `ceiling`, a number: `intervals.over_tasks` of `statistics.scores`.
@@ -35,19 +42,23 @@ def ranking(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
         axis.plot(one["worst"], i, "|", color=look["color"], ms=4)
     axis.axvline(0, color="0.7", lw=0.6, zorder=0)
     axis.axvline(float(table["ceiling"]), color="k", lw=0.8, ls=(0, (1, 1)), zorder=0)
-    axis.set_yticks(range(count), [named.get(name, plain(name)) for name in table["predictor"].values.tolist()])
+    names = table["predictor"].values.tolist()
+    axis.set_yticks(range(count), [named.get(name, measure_words(name)) for name in names])
+    bets = [label for label, name in zip(axis.get_yticklabels(), names, strict=True) if name.split(" @")[0] in BET]
+    for label in bets:
+        label.set_fontweight("bold")
     axis.set_ylim(count - 0.4, -0.6)
     axis.tick_params(axis="y", length=0, labelsize=NUMBER)
     axis.grid(axis="y", lw=0.3, color="0.9")
     axis.set_axisbelow(True)
     axis.xaxis.set_major_locator(MultipleLocator(0.5))
-    axis.set_xlabel("Spearman ρ with the gain")
+    axis.set_xlabel("Spearman ρ with the gain" + "\n(bold: claim and rivals)" * bool(bets))
     marks = family_marks(table["family"].values)
     if table["combined"].any():
         marks.append(Line2D([], [], ls="", marker="o", mfc="w", color="0.3", label="hollow: + parameters"))
     marks.append(Line2D([], [], ls="", marker="|", color="0.3", label="worst task"))
     marks.append(Line2D([], [], color="k", lw=0.8, ls=(0, (1, 1)), label="noise ceiling"))
-    figure.legend(handles=marks, loc="outside upper right", ncols=3)
+    figure.legend(handles=marks, loc="outside upper center", ncols=3)
     return figure
 
 
@@ -82,25 +93,23 @@ def within(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
 
 @for_a_column
 def tasks(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
-    """A map of correlations in hundredths, tasks × predictors, the noise ceiling in the last column; negative: hatched.
+    """A map of correlations, tasks × predictors, the noise ceiling in the last column; negative: hatched.
 
     `dataset` has `spearman` over (task, predictor) and `ceiling` over task: `statistics.scores` and `reliability`.
 
     Args:
         named: predictor → its name in words; the others keep theirs.
     """
-    rho = dataset["spearman"].transpose("task", "predictor")
-    names = [named.get(name, plain(name)) for name in rho["predictor"].values.tolist()]
-    figure, axis = plt.subplots(figsize=(COLUMN, 1.3 + 0.14 * rho.sizes["task"]), layout="constrained")
-    numbered(axis, 100 * np.column_stack([rho.values, dataset["ceiling"].values]), "vlag", (-100, 100), _hundredths)
+    rho, words = dataset["spearman"].transpose("task", "predictor"), CHOSEN | dict(named)
+    names = [words.get(name, measure_words(name)) for name in rho["predictor"].values.tolist()]
+    rows = short_tasks(rho["task"].values)
+    figure, axis = plt.subplots(figsize=(COLUMN, 1.3 + 0.14 * len(rows)), layout="constrained")
+    numbered(axis, np.column_stack([rho.values, dataset["ceiling"].values]), "vlag", (-1, 1))
     axis.axvline(len(names) - 0.5, color="w", lw=3)
-    axis.set_yticks(range(rho.sizes["task"]), short_tasks(rho["task"].values))
+    axis.set_yticks(range(len(rows)), rows)
     axis.xaxis.tick_top()
     axis.set_xticks(range(len(names) + 1), [*names, "noise ceiling"], rotation=90)
     axis.tick_params(length=0, labelsize=NUMBER)
-    figure.supxlabel("numbers: 100 ρ; tasks: examples, flipped labels, widths (seed)", fontsize=NUMBER)
+    legend = "numbers: ρ; tasks: examples, flipped labels, widths (seed)"
+    figure.supxlabel(legend, fontsize=NUMBER)
     return figure
-
-
-def _hundredths(value: float) -> str:
-    return f"{round(value)}".replace("-", "−")

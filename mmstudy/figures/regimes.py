@@ -87,28 +87,32 @@ def scratch(dataset: xr.Dataset) -> Figure:
     """
     names, references = dataset["task"].values.tolist(), dataset["reference"].values.tolist()
     figure, axes = plt.subplots(
-        1, len(references), figsize=(COLUMN, 0.95 + 0.16 * (len(names) + 1)), sharex=True, sharey=True,
+        1, len(references), figsize=(COLUMN, 1.0 + 0.16 * (len(names) + 1)), sharex=True, sharey=True,
         layout="constrained",
     )  # fmt: skip
     for axis, reference in zip(np.ravel(axes), references, strict=True):
         for apart, (budget, look) in zip((-0.18, 0.18), BUDGET_LOOKS.items(), strict=True):
             one = dataset.sel(reference=reference, budget=budget)
-            rows = np.arange(len(names)) + 1 + apart
+            rows = np.arange(len(names)) + 1.4 + apart
             axis.hlines(rows, one["lower"], one["upper"], color=look["color"], lw=0.6)
             axis.plot(one["middle"], rows, ls="", ms=2.4, mew=0.6, **look)
-            axis.errorbar(one["mean"], apart, xerr=interval(one)[:, None], ls="", ms=3, elinewidth=1.2, **look)
+            axis.errorbar(
+                one["mean"], 2 * apart, xerr=interval(one)[:, None], ls="", ms=2, elinewidth=0.9, capsize=1.8, mew=0.6,
+                **look,
+            )  # fmt: skip
         axis.axvline(0, color="0.4", lw=0.7, zorder=0)
-        axis.axhline(0.5, color="0.7", lw=0.6)
+        axis.axhline(0.8, color="0.7", lw=0.6)
         axis.set_title(fill(plain(reference), 11))
+        axis.tick_params(axis="x", labelsize=NUMBER)
         axis.tick_params(axis="y", length=0, labelsize=NUMBER)
     first, far = np.ravel(axes)[0], float(np.abs(dataset[["lower", "upper"]].to_array()).max())
     root_scale(first.xaxis)
     end = max(tick for tick in (1, 5, 25) if tick <= max(far, 1))
-    first.set_xticks([-end, 0, end], [f"−{end}", "", f"{end}"])  # a line marks 0
+    first.set_xticks([-end, 0, end], [f"−{end}", "0", f"{end}"])
     first.set_xticks([-5, -1, 1, 5], minor=True)
     first.set_xlim(-1.1 * far, 1.1 * far)
-    first.set_yticks(range(len(names) + 1), ["mean over tasks", *short_tasks(names)])
-    first.set_ylim(len(names) + 0.6, -0.6)
+    first.set_yticks([0, *np.arange(len(names)) + 1.4], ["mean over tasks", *short_tasks(names)])
+    first.set_ylim(len(names) + 1, -0.8)
     figure.supxlabel("lead of the expansion (points of test accuracy; small ticks: 1, 5)", fontsize=7)
     marks = [Line2D([], [], ls="", label=budget.replace("flops", "FLOPs"), **b) for budget, b in BUDGET_LOOKS.items()]
     figure.legend(handles=marks, loc="outside upper center", ncols=2)
@@ -119,14 +123,17 @@ def scratch(dataset: xr.Dataset) -> Figure:
 def sensitivity(dataset: xr.Dataset, kind: str, form: str, margin: float | int) -> Figure:
     """What the choices inside the extent do: to ρ (left), and to the share of rays that meet no level (right).
 
-    Above: all kinds of rays, forms and levels at one margin; below: one kind and form, against the margin.
+    Above: all kinds of rays, forms and levels at one margin; below: one kind and form, against the margin. Where all of
+    its rays meet their level, the panel of the share is left out.
 
     `dataset` has `mean`, `low`, `high` over (kind, form, level, margin), and `censored` over (kind, level, margin):
     `summaries.extents`, and means over its tasks.
     """
     figure = plt.figure(figsize=(COLUMN, 3.6), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=(1.15, 1))
-    maps, lines = above.subplots(1, 2), below.subplots(1, 2)
+    one, places = dataset.sel(kind=kind, form=form), np.arange(dataset.sizes["margin"])
+    cut = float(one["censored"].max()) > 0.005
+    maps, lines = above.subplots(1, 2), below.subplots(1, 1 + cut, squeeze=False)[0]
     kinds, forms, levels = (dataset[name].values.tolist() for name in ("kind", "form", "level"))
     at = dataset.sel(margin=margin)
     rho = at["mean"].transpose("kind", "form", "level").values.reshape(-1, len(levels))
@@ -137,12 +144,12 @@ def sensitivity(dataset: xr.Dataset, kind: str, form: str, margin: float | int) 
     maps[1].set_yticks(range(len(kinds)), [""] * len(kinds))
     maps[0].set_title(f"mean ρ, margin {margin:g} nat")
     maps[1].set_title("rays cut off (%)")
-    one, places = dataset.sel(kind=kind, form=form), np.arange(dataset.sizes["margin"])
     for i, level in enumerate(levels):
         line, look = one.sel(level=level), LEVEL_LOOKS[level]
         apart = places + (i - (len(levels) - 1) / 2) * 0.12
         lines[0].errorbar(apart, line["mean"], interval(line), elinewidth=0.6, label=level, **look)
-        lines[1].plot(apart, 100 * line["censored"], **look)
+        if cut:
+            lines[1].plot(apart, 100 * line["censored"], **look)
     for axis in maps:
         axis.set_xticks(range(len(levels)), levels, rotation=90)
     for axis in lines:
@@ -150,8 +157,9 @@ def sensitivity(dataset: xr.Dataset, kind: str, form: str, margin: float | int) 
     lines[0].yaxis.set_major_locator(MaxNLocator(5))
     lines[0].axhline(0, color="0.7", lw=0.6, zorder=0)
     lines[0].set_ylabel(f"mean ρ\n({plain(kind)}, {form})")
-    lines[1].set_ylabel("rays cut off (%)")
-    lines[1].set_ylim(-4, 104)
-    below.supxlabel("margin above the level (nat)", fontsize=7)
+    if cut:
+        lines[1].set_ylabel("rays cut off (%)")
+        lines[1].set_ylim(-4, 104)
+    below.supxlabel("margin of the level above the reference loss (nat)", fontsize=7)
     below.legend(*lines[0].get_legend_handles_labels(), ncols=len(levels), loc="outside upper center")
     return figure

@@ -4,13 +4,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import xarray as xr
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
@@ -18,7 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from mmstudy.expansion.operators import OPERATORS
 
 COLORS = sns.color_palette("colorblind")
-OPERATOR_MARKERS = [*"oph8Hd", *"sP*>^v", *"DX<", (4, 1, 0), (5, 1, 0), (6, 1, 0)]  # in the order of OPERATORS
+SIGNED = LinearSegmentedColormap.from_list("signed", ["#08306b", "0.6", "#ffdc8c"])  # also without colours
 COLUMN = 8.5 / 2.54  # inches: the width of half a page
 SMALL = {  # sizes that can be read in a column
     "font.size": 7, "axes.labelsize": 7, "axes.titlesize": 7, "legend.fontsize": 6.5, "legend.title_fontsize": 6.5,
@@ -29,7 +32,12 @@ SMALL = {  # sizes that can be read in a column
     "axes.titlepad": 3, "axes.labelpad": 2, "legend.handletextpad": 0.4, "legend.columnspacing": 1.2,
     "legend.frameon": False, "legend.borderaxespad": 0.2, "hatch.linewidth": 0.4,
 }  # fmt: skip
+NO_OPERATOR = {"color": "0.3", "marker": "o"}
 NUMBER = 6  # points, of numbers inside a figure
+SPELT = {
+    "sam": "SAM", "grasp": "GraSP", "snip": "SNIP", "ntk": "NTK", "synflow": "SynFlow", "flops": "FLOPs",
+    "fisher": "Fisher", "hessian": "Hessian", "jacobian": "Jacobian",
+}  # fmt: skip
 
 matplotlib.rcParams["svg.hashsalt"] = "mmstudy"
 matplotlib.rcParams["svg.fonttype"] = "none"  # letters stay letters: a file of half the size, which can be searched
@@ -53,12 +61,13 @@ def save_figure(figure: Figure, folder: str | Path, name: str, pixels: int = 100
     """Write the figure as .svg and .png, with the same bytes for the same picture.
 
     Args:
-        pixels: the width of the .png, if 150 in an inch are not more.
+        pixels: the width of the .png, if 150 in an inch are not more; what is much higher than wide has fewer.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
-    dpi = max(150, pixels / figure.get_figwidth())  # a figure for a column is shown larger on a screen
+    width, height = figure.get_size_inches()
+    dpi = max(150, min(pixels / width, 1.5 * pixels / height))  # a figure for a column is shown larger on a screen
     figure.savefig(folder / f"{name}.png", bbox_inches="tight", dpi=dpi, metadata={"Software": None})
     plt.close(figure)
 
@@ -70,7 +79,18 @@ def operator_color(name: str) -> str:
 
 def operator_marker(name: str) -> str | tuple[int, int, int]:
     """The marker of an operator, which tells it from others without colours."""
-    return OPERATOR_MARKERS[list(OPERATORS).index(name) % len(OPERATOR_MARKERS)]
+    return OPERATORS[name].marker
+
+
+def operator_look(name: str) -> dict[str, Any]:
+    """Colour and marker of an operator; a grey disc for what is none, such as the base."""
+    return {"color": operator_color(name), "marker": operator_marker(name)} if name in OPERATORS else NO_OPERATOR
+
+
+def operator_marks(names: Iterable[str]) -> list[Line2D]:
+    """A mark of each operator that is there, for a legend."""
+    present = {*names}
+    return [Line2D([], [], ls="", label=plain(name), **operator_look(name)) for name in OPERATORS if name in present]
 
 
 def label_ends(axis, ends: Mapping[str, tuple[float, str]]) -> None:
@@ -82,31 +102,40 @@ def label_ends(axis, ends: Mapping[str, tuple[float, str]]) -> None:
     axis.figure.canvas.draw()
     to_axes = axis.transData + axis.transAxes.inverted()
     heights = {name: float(to_axes.transform((1, height))[1]) for name, (height, _) in ends.items()}
-    order, least = sorted(heights, key=heights.get), 0.075
+    order, least = sorted(heights, key=heights.get), NUMBER * 1.3 / (axis.bbox.height * 72 / axis.figure.dpi)
     up = list(accumulate((heights[name] for name in order), lambda at, height: max(height, at + least)))
     down = list(accumulate((heights[name] for name in order[::-1]), lambda at, height: min(height, at - least)))
     for name, low, high in zip(order, down[::-1], up, strict=True):
         at = (low + high) / 2
         axis.annotate(
-            plain(name), (1, heights[name]), (1.05, at), xycoords="axes fraction", va="center", fontsize="small",
+            plain(name), (1, heights[name]), (1.05, at), xycoords="axes fraction", va="center", fontsize=NUMBER,
             color=ends[name][1], arrowprops={"arrowstyle": "-", "lw": 0.5, "color": ends[name][1], "relpos": (0, 0.5)},
         )  # fmt: skip
 
 
 def number_points(axis, x: np.ndarray, y: np.ndarray, colors: Sequence[object], others: np.ndarray) -> None:
-    """1, 2, … beside the points, each where it is furthest from all points, others, and the numbers before it."""
+    """1, 2, … beside the points, each as near as is free of all points, others, and the numbers before it.
+
+    A thin line leads to those that are not close.
+
+    Args:
+        others: places in data coordinates where no number may lie, such as points along lines.
+    """
     axis.figure.draw_without_rendering()
     points = axis.transData.transform(np.column_stack([x, y])) * 72 / axis.figure.dpi
-    angles = np.arange(16) * np.pi / 8 + np.pi / 4
-    around = 6.5 * np.column_stack([np.cos(angles), np.sin(angles)])  # points of a printer
+    angles = np.arange(24) * np.pi / 12 + np.pi / 4
+    around = np.column_stack([np.cos(angles), np.sin(angles)])
+    around = np.vstack([distance * around for distance in (6.5, 9, 12)])  # points of a printer
     taken = np.vstack([points, axis.transData.transform(others) * 72 / axis.figure.dpi])
     for i, point in enumerate(points):
-        free = [np.sort(np.hypot(*(taken - spot).T))[:3] for spot in point + around]
-        best = max(range(len(around)), key=lambda k: tuple(np.minimum(free[k], 6.5).round(1)))
+        free = np.array([np.hypot(*((taken - spot) / (1.2, 1)).T).min() for spot in point + around])
+        best = int(np.argmax(np.minimum(free, 4.5)))  # the first of those that are free: the nearest
+        lead = {"arrowstyle": "-", "lw": 0.3, "color": colors[i], "shrinkA": 0, "shrinkB": 0}
         taken = np.vstack([taken, point + around[best]])
         axis.annotate(
             str(i + 1), (x[i], y[i]), tuple(around[best]), textcoords="offset points", fontsize=NUMBER, zorder=4,
             ha="center", va="center", color=colors[i], path_effects=[withStroke(linewidth=1.2, foreground="w")],
+            arrowprops=lead if best >= len(angles) else None,
         )  # fmt: skip
 
 
@@ -122,10 +151,21 @@ def interval(table: xr.Dataset) -> np.ndarray:
 
 
 def short_tasks(names: Iterable[object]) -> list[str]:
-    """Tasks in the margin of a figure: examples, share of flipped labels, widths; the seed where they differ in it."""
-    words = [plain(name).replace(" flipped", "").rsplit(", seed ", 1) for name in names]
+    """Tasks in the margin of a figure: examples, share of flipped labels, widths; the seed where they differ in it.
+
+    "Permuted" is mnist1d with its inputs permuted.
+    """
+    words = [
+        plain(name).replace(" flipped", "").replace("permuted mnist1d", "permuted").rsplit(", seed ", 1)
+        for name in names
+    ]
     firsts = [first for first, *_ in words]
     return [f"{first} ({seed[0]})" if seed and firsts.count(first) > 1 else first for first, *seed in words]
+
+
+def measure_words(name: str) -> str:
+    """A measure's name in words, acronyms and names as they are written."""
+    return " ".join(SPELT.get(word, word) for word in plain(name).split(" "))
 
 
 def signed(value: float | int) -> str:
@@ -193,8 +233,8 @@ def without_the_rest(axes: np.ndarray, count: int) -> None:
 
 
 def plain_log(axis) -> None:
-    """A logarithmic y-axis whose ticks read 0.1, 1, 10, whatever the range, without crowding."""
-    axis.axes.set_yscale("log")
+    """A logarithmic axis whose ticks read 0.1, 1, 10, whatever the range, without crowding."""
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
     low, high = axis.get_view_interval()
     wide, narrow = high > 50 * low, high < 5 * low
     axis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from mmstudy.figures.style import COLORS, COLUMN, for_a_column
 
-LINES = ("-", "--", "-.", ":")
+LINES, MARKERS = ("-", "--", "-.", ":"), "os^Dv"
 
 
 @for_a_column
@@ -21,7 +21,9 @@ def curves(dataset: xr.Dataset, window: int = 10) -> Figure:
         look = {"color": COLORS[i % len(COLORS)], "ls": LINES[i % len(LINES)]}
         losses = losses.squeeze("way").transpose("step", "seed")
         axis.plot(losses["step"], losses, lw=0.4, alpha=0.5, **look)
-        axis.plot(losses["step"], losses.mean("seed"), label=str(way), **look)
+        tenth = max(1, losses.sizes["step"] // 10)
+        some = {"marker": MARKERS[i % len(MARKERS)], "markevery": (i * tenth // 4, tenth), "label": str(way)}
+        axis.plot(losses["step"], losses.mean("seed"), **some, **look)
     axis.set_xlabel("step")
     axis.set_ylabel("minibatch loss (nats)")
     axis.set_ylim(bottom=0)

@@ -20,6 +20,14 @@ TENTHS = 10
 MARGINS = (0.02, 0.05, 0.1, 0.2, 0.5)
 KINDS, FORMS = ("children", "snapshots", "random"), ("multiple", "radius")
 BASE = "base, trained on"
+FEW = 1500  # training examples
+
+
+def kinds_of_tasks(pool: xr.Dataset) -> xr.DataArray:
+    """Of each candidate its task's labels and number of examples, such as "true labels, > 1,500 examples"."""
+    labels = np.where(pool["label_noise"] > 0, "flipped labels", "true labels")
+    examples = np.where(pool["train_size"] <= FEW, f"≤ {FEW:,} examples", f"> {FEW:,} examples")
+    return xr.DataArray([f"{one}, {other}" for one, other in zip(labels, examples, strict=True)], dims="candidate")
 
 
 def relation(gain: xr.DataArray, size: xr.DataArray, censored: xr.DataArray, rho: xr.DataArray) -> xr.Dataset:
@@ -31,7 +39,8 @@ def relation(gain: xr.DataArray, size: xr.DataArray, censored: xr.DataArray, rho
         censored: over candidate, the share of rays that did not meet the level: such a size is a lower bound.
         rho: over task, the correlation of both.
 
-    Returns over candidate `gain`, `size`, from 0, the smallest of the task, to 1, and `censored`; over (panel, tenth)
+    Returns over candidate `gain`, `size`, from 0, the smallest of the task, to 1, `censored`, and `none`, whether there
+    is no size (0, or not known: the rays start above the level); over (panel, tenth)
     `trend`, the mean gain of those whose size is in each tenth; over panel the mean of ρ, its interval and the number
     of `tasks` (`intervals.over_tasks`). Candidates without a gain are left out.
     """
@@ -41,7 +50,8 @@ def relation(gain: xr.DataArray, size: xr.DataArray, censored: xr.DataArray, rho
     for _, one in statistics.by_task(table):
         columns = {"gain": one["gain"].values, "size": statistics.ranked_last(one["size"].values)}
         shares = {name: (stats.rankdata(column) - 0.5) / len(column) for name, column in columns.items()}
-        ranked.append(one.assign({name: ("candidate", share) for name, share in shares.items()}))
+        ranks = {name: ("candidate", share) for name, share in shares.items()}
+        ranked.append(one.assign(ranks | {"none": ("candidate", ~(one["size"].values > 0))}))
     found = xr.concat(ranked, "candidate")
     names = list(dict.fromkeys(found["panel"].values.tolist()))
     tenth = np.minimum((found["size"].values * TENTHS).astype(int), TENTHS - 1)

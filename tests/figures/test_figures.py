@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 from matplotlib.text import Text
 
+from mmstudy.expansion.operators import NEW_UNITS, NOT, Operator
 from mmstudy.figures import answer, beyond, families, ranking, rankings, regimes, style, training
 from mmstudy.study import intervals, summaries
 from mmstudy.study.derived import LEVELS
@@ -88,25 +89,47 @@ def a_relation(rng, panels, censored=0.0, gain=None):
         "panel": ("candidate", np.repeat(panels, 12)),
         "operator": ("candidate", ["net2net", "random", "stack", "lemon"] * (3 * len(panels))),
     }
-    size = xr.DataArray(rng.normal(size=len(task)), dims="candidate")
+    size = xr.DataArray(rng.uniform(0.1, 1, len(task)), dims="candidate")
     gain = rng.normal(size=len(task)) if gain is None else gain
     rho = xr.DataArray(rng.uniform(size=len(panels)), {"task": TASKS[: len(panels)]})
     return summaries.relation(xr.DataArray(gain, coords, dims="candidate"), size, 0 * size + censored, rho)
 
 
 def points(axis):
-    """Filled and hollow points of a scatter, without the trend."""
-    marks = [line for line in axis.lines if line.get_linestyle() == "None"]
+    """Filled and hollow points of a scatter, without the trend and the crosses."""
+    marks = [line for line in axis.lines if line.get_linestyle() == "None" and line.get_marker() != "x"]
     return [sum(len(m.get_xdata()) for m in marks if (m.get_mfc() == "none") == hollow) for hollow in (False, True)]
 
 
 def test_the_relation_has_a_panel_for_each_group_and_a_point_for_each_candidate(rng):
-    figure = answer.relation(a_relation(rng, ["clean", "clean", "clean", "noisy"]))
+    figure = answer.relation(
+        a_relation(rng, ["true labels, few", "true labels, few", "true labels, few", "flipped, few"])
+    )
     assert [points(axis) for axis in figure.axes] == [[36, 0], [12, 0]]
     clean, noisy = (axis.get_title() for axis in figure.axes)
-    assert "clean (3 tasks)\nρ = ." in clean and "[" in clean
-    assert "noisy (1 tasks)" in noisy and "[" not in noisy  # one task has no interval
+    assert "true labels, few\n3 tasks\nρ = ." in clean and "[" in clean
+    assert "flipped, few\n1 tasks" in noisy and "[" not in noisy  # one task has no interval
     assert_legible(figure)
+
+
+def test_the_panels_of_the_relation_are_rows_of_labels_and_columns_of_examples(rng):
+    tasks = xr.Dataset({"label_noise": ("candidate", [0.0, 0.2, 0.2]), "train_size": ("candidate", [4000, 1500, 1501])})
+    panels = summaries.kinds_of_tasks(tasks).values.tolist()
+    assert panels[1:] == ["flipped labels, ≤ 1,500 examples", "flipped labels, > 1,500 examples"]
+    figure = answer.relation(a_relation(rng, panels))
+    shown = [axis.get_title().partition("\n")[0] for axis in figure.axes]
+    assert shown == ["", panels[0], *panels[1:]] and not figure.axes[0].get_visible()
+    assert_legible(figure)
+
+
+def test_candidates_without_a_size_are_crosses_and_counted(rng):
+    table = a_relation(rng, ["true labels, few", "flipped, few"])
+    table["none"][:6] = True
+    figure = answer.relation(table)
+    crosses = [sum(len(line.get_xdata()) for line in axis.lines if line.get_marker() == "x") for axis in figure.axes]
+    assert crosses == [6, 0]
+    assert ["no size: 50%" in axis.get_title() for axis in figure.axes] == [True, False]
+    assert "no size: above the level" in texts(figure)
 
 
 def test_a_size_that_is_a_lower_bound_is_hollow_and_explained(rng):
@@ -119,8 +142,8 @@ def test_a_size_that_is_a_lower_bound_is_hollow_and_explained(rng):
 def test_candidates_without_a_gain_are_no_points(rng):
     gain = rng.normal(size=24)
     gain[:5] = np.nan
-    figure = answer.relation(a_relation(rng, ["one", "other"], gain=gain))
-    assert [points(axis) for axis in figure.axes] == [[7, 0], [12, 0]]
+    figure = answer.relation(a_relation(rng, ["one, few", "other, few"], gain=gain))
+    assert sorted(points(axis) for axis in figure.axes) == [[7, 0], [12, 0]]
 
 
 def test_the_build_up_shows_every_share_also_the_first_ones(rng):
@@ -152,6 +175,7 @@ def test_choices_are_numbered_and_named(rng, count):
     figure = answer.choices(table.isel(policy=slice(None, None, -1)), {"policy_0": "any"})
     assert {str(i + 1) for i in range(count)} <= {*texts(figure)}
     assert any(text.startswith("any: ") for text in texts(figure))  # the cheapest comes first
+    assert {"worst task", "beaten by none"} <= {*texts(figure)}
     markers = [line for line in figure.axes[0].lines if line.get_marker() in ("s", "^", "D", "o", "x")]
     assert len(markers) == count
     assert_legible(figure, may_touch=True)
@@ -176,6 +200,8 @@ def test_forty_predictors_are_ranked_the_best_on_top(rng):
     assert axis.get_yticklabels()[0].get_text() == WORDS.get(best, best.replace("_", " "))
     assert axis.get_ylim()[0] > axis.get_ylim()[1] and len(axis.containers) == 40
     assert {*FAMILIES, "worst task", "noise ceiling", "hollow: + parameters"} <= {*texts(figure)}
+    bold = [text.get_text() for text in axis.get_yticklabels() if text.get_fontweight() == "bold"]
+    assert bold == ["parameters"]  # none of the others is a claim, or its rival
     assert_legible(figure)
 
 
@@ -198,8 +224,8 @@ def test_tasks_are_rows_and_what_is_not_known_is_empty(rng, count):
     figure = rankings.tasks(xr.Dataset({"spearman": rho, "ceiling": ("task", np.full(count, 0.97))}), WORDS)
     (axis,) = figure.axes
     assert len(axis.texts) == 5 * count - 1
-    assert {text.get_text() for text in axis.texts} >= {f"{round(100 * float(rho[0, 0]))}".replace("-", "−"), "97"}
-    assert axis.get_yticklabels()[0].get_text() == "permuted mnist1d 100, 20%, 12-12"
+    assert {text.get_text() for text in axis.texts} >= {style.signed(float(rho[0, 0])), ".97"}
+    assert axis.get_yticklabels()[0].get_text() == "permuted 100, 20%, 12-12"
     assert len(axis.patches) == sum(text.get_text().startswith("−") for text in axis.texts)  # hatched
     assert_legible(figure)
 
@@ -245,6 +271,8 @@ def test_the_sensitivity_has_maps_above_and_margins_below(rng):
     assert len(margins.containers) == 4 and len(censored.lines) == 4
     assert [label.get_text() for label in censored.get_xticklabels()] == ["0.02", "0.05", "0.1", "0.2", "0.5"]
     assert_legible(figure, may_touch=True)  # matplotlib counts labels of ticks twice in a figure of figures
+    table["censored"] *= 0
+    assert len(regimes.sensitivity(table, "children", "multiple", 0.1).findobj(plt.Axes)) == 3
 
 
 def test_predictors_of_one_family_differ_without_colours():
@@ -317,12 +345,12 @@ def test_churn_is_seen_along_the_training_and_given_other_numbers(rng):
     assert_legible(figure)
 
 
-def test_descent_has_errors_above_and_gains_below_with_the_threshold_in_both(rng):
+def test_descent_has_a_panel_of_each_error_and_one_of_gains_with_the_threshold_in_all(rng):
     table = some_runs(rng)
     table["descent_gain"][:, -1] = np.nan  # nothing is as wide
     figure = beyond.descent(table, 16.0)
-    above, below = figure.axes
-    assert [len(axis.containers) for axis in figure.axes] == [2, 2]
+    above, _, below = figure.axes
+    assert [len(axis.containers) for axis in figure.axes] == [1, 1, 2]
     assert all([16.0, 16.0] in [[*line.get_xdata()] for line in axis.lines] for axis in figure.axes)
     assert [label.get_text() for label in below.get_xticklabels()] == [f"{w}" for w in table["width"].values]
     none = beyond.descent(table, np.nan)
@@ -377,8 +405,16 @@ def test_a_ranking_has_a_row_for_each_network_and_an_interval_where_the_gain_is_
     bars = {tuple(line.get_xdata()) for line in axis.lines if len(line.get_xdata()) == 2}
     assert {(0.2, 0.2), (0.0, 0.3), (0.0, 0.0)} <= bars
     assert (-0.3, 0.1) not in bars
-    assert {"trained to the end", "expected", "diverged"} <= {*texts(figure)}
+    assert {"trained to the end", "expected", "diverged", "80% interval"} <= {*texts(figure)}
     assert_legible(figure)
+
+
+def test_operators_differ_without_colours_also_from_one_that_somebody_else_entered(monkeypatch):
+    names = [*style.OPERATORS]
+    mine = Operator(print, NOT, NEW_UNITS, "an idea", "a source", "#000000")
+    monkeypatch.setitem(style.OPERATORS, "mine", mine)
+    assert len({style.operator_marker(name) for name in [*names, "mine"]}) == len(names) + 1
+    assert style.operator_look("train on") == style.NO_OPERATOR
 
 
 def test_advice_is_shown_against_what_came_for_each_case_and_budget(rng):
@@ -404,7 +440,10 @@ def test_advice_is_shown_against_what_came_for_each_case_and_budget(rng):
         },
     )
     figure = ranking.advice(told)
-    points = [sum(line.get_marker() == "o" for line in axis.lines) for axis in figure.axes]
+    shapes = [style.operator_marker(name) for name in ("net2net", "random")]
+    points = [sum(line.get_marker() in shapes and line.get_fillstyle() == "full" for line in axis.lines)
+              for axis in figure.axes]  # fmt: skip
     assert points == [2, 1, 2, 1]  # what was trained to the end is no prediction
-    assert {"digits 200, 4-4, 10%", "convolutional, 25%", "chosen", "best"} <= {*texts(figure)}
+    titles = {"digits 200, 4-4\n10% of the training", "convolutional\n25% of the training"}
+    assert titles | {"net2net", "random", "chosen", "best", "expected, 80% interval"} <= {*texts(figure)}
     assert_legible(figure)
