@@ -95,7 +95,8 @@ def _short(final: xr.DataArray, early: xr.DataArray, choice: xr.Dataset) -> str:
         f"**In short.** (1) The size of the manifold around the trained network is {related} to what the expansion "
         f"gains. It {_compared(verdicts, BEATS)}: the claim that it beats such baselines {_holds(verdicts)}. "
         f"(2) Measured early, size {_compared(others, ORDERS)}. "
-        f"(3) Of all that costs up to {BUDGET:.0%} of training the whole pool, “{best}” chooses best: it costs {float(total.sel(policy=best)):.0%} and loses {float(regret.sel(policy=best)):.1f} "
+        f"(3) Of all that costs up to {BUDGET:.0%} of training the whole pool, “{best}” chooses best: it costs "
+        f"{float(total.sel(policy=best)):.0%} and loses {float(regret.sel(policy=best)):.1f} "
         "points of accuracy against the pool's best candidate, where the largest network loses "
         f"{float(regret.sel(policy='largest')):.1f}."
     )
@@ -156,9 +157,9 @@ def _prediction(prediction: xr.Dataset) -> str:
     rho = prediction["spearman"]
     cost = {str(name): f"{float(prediction['cost'].sel(predictor=name)):.0%}" for name in EARLY}
     return (
-        f"**Can it be known early?** The size chosen on the pilot ({choices.HEADLINE}), for {cost[choices.HEADLINE]} of "
-        f"the training, has ρ = {_mean(rho, choices.HEADLINE)}; the {COUNT} {_mean(rho, 'parameters')}; a well-run early "
-        f"loss, for {cost[choices.RIVAL]}, {_mean(rho, choices.RIVAL)}; validation accuracy, for "
+        f"**Can it be known early?** The size chosen on the pilot ({choices.HEADLINE}), for {cost[choices.HEADLINE]} "
+        f"of the training, has ρ = {_mean(rho, choices.HEADLINE)}; the {COUNT} {_mean(rho, 'parameters')}; a well-run "
+        f"early loss, for {cost[choices.RIVAL]}, {_mean(rho, choices.RIVAL)}; validation accuracy, for "
         f"{cost[choices.VALIDATION_RIVAL]}, {_mean(rho, choices.VALIDATION_RIVAL)}; and validation accuracy combined "
         f"with the early loss, weighted by their agreement, for {cost[choices.COMBINED]}, "
         f"{_mean(rho, choices.COMBINED)}. Size against the {COUNT}: {_pair(rho, choices.HEADLINE, 'parameters')}; "

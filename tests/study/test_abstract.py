@@ -51,7 +51,7 @@ def written(final: tuple[float, ...], early: tuple[float, ...], policies=POLICIE
     [
         (
             (0.7, 0.3, 0.2),
-            r"closely related to what .* It beats the final training loss and the parameter count: .* baselines holds\.",
+            r"closely related to .* It beats the final training loss and the parameter count: .* baselines holds\.",
         ),
         (
             (0.5, 0.7, 0.2),
