@@ -125,14 +125,14 @@ notebooks: $(ENVIRONMENT) ## Run the notebooks in place, write the tables of ope
 	$(PYTHON) -m nbstripout --keep-output --keep-count --extra-keys metadata.language_info \
 		$(NOTEBOOKS:%=notebooks/%.ipynb)
 
-reference: ## Copy the results of all tasks to outputs/reference, to be committed, and the answer to the README
+reference: $(ENVIRONMENT) ## Copy the results of all tasks to outputs/reference, to be committed, and the answer to the README
 	$(MAKE) all PROFILE=full
 	rm -rf outputs/reference/data outputs/reference/figures
 	mkdir -p outputs/reference
 	cp -R $(addprefix outputs/full/,data figures summary.md) outputs/reference
 	$(PYTHON) -m mmstudy.study.abstract README.md outputs/reference/summary.md
 
-compare: ## Hold the results of PROFILE against the reference, and say what moved
+compare: $(ENVIRONMENT) ## Hold the results of PROFILE against the reference, and say what moved
 	$(PYTHON) -m mmstudy.study.compare $(OUT)/data outputs/reference/data
 
 rank: $(ENVIRONMENT) ## Rank the expansions of a network: MODEL=examples/convolutional.py BUDGET=0.1

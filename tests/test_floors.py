@@ -1,6 +1,7 @@
 """The rooms of the package: imports run downward only, and figures are drawn on the top floor only."""
 
 from graphlib import TopologicalSorter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def test_every_folder_is_a_room():
     assert folders <= set(ROOMS)
     assert all((PACKAGE / folder / "__init__.py").read_text() for folder in folders)
     assert [path.name for path in PACKAGE.glob("*.py")] == ["__init__.py"]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_lists_its_modules(room):
+    folder = PACKAGE / room
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    modules |= {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert import_module(f"mmstudy.{room}").__all__ == sorted(modules)
 
 
 @pytest.mark.parametrize(

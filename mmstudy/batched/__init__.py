@@ -1,19 +1,17 @@
 """K networks as one: how they run, repeat what repeats, train, and are a function of their parameters."""
 
 __all__ = [
-    *(
-        "asked",
-        "augmentation",
-        "connectivity",
-        "determinism",
-        "engine",
-        "ensemble",
-        "likeness",
-        "objective",
-        "replay",
-        "scoring",
-        "tape",
-        "training",
-        "watch",
-    ),
+    "asked",
+    "augmentation",
+    "connectivity",
+    "determinism",
+    "engine",
+    "ensemble",
+    "likeness",
+    "objective",
+    "replay",
+    "scoring",
+    "tape",
+    "training",
+    "watch",
 ]

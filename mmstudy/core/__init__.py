@@ -3,9 +3,12 @@
 __all__ = [
     "arguments",
     "cluster",
+    "datasets",
     "extras",
+    "families",
     "networks",
     "openml",
+    "precision",
     "processes",
     "progress",
     "results",

@@ -13,6 +13,7 @@ __all__ = [
     "families",
     "manifold",
     "operators",
+    "ranking",
     "rankings",
     "regimes",
     "style",

@@ -12,6 +12,7 @@ __all__ = [
     "estimators",
     "extent",
     "llc",
+    "profiles",
     "rays",
     "simplex",
     "volume",

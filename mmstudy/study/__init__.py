@@ -2,6 +2,7 @@
 
 __all__ = [
     "abstract",
+    "advice",
     "beyond",
     "choices",
     "claims",
@@ -11,6 +12,7 @@ __all__ = [
     "design",
     "draws",
     "entries",
+    "experiments",
     "growing",
     "intervals",
     "judging",

@@ -14,6 +14,7 @@ import xarray as xr
 from mmstudy.study import choices, intervals
 
 LOSS, COUNT = "final training loss", "parameter count"
+EARLY = (choices.HEADLINE, choices.RIVAL, choices.VALIDATION_RIVAL, choices.COMBINED)
 ANCHORED = ("anchored size", "anchored loss, 5%")
 BEGIN, END = "<!-- answer -->\n", "<!-- end of the answer -->\n"
 
@@ -25,6 +26,7 @@ def written(relation: xr.Dataset, prediction: xr.Dataset, choice: xr.Dataset) ->
         ValueError: there is no confirmation task.
     """
     relation, prediction, choice = (_confirmed(each) for each in (relation, prediction, choice))
+    choice = choice.sel(task=relation["task"].values)  # intervals draw tasks by their place: one order for all
     tasks = relation.sizes["task"]
     families = ", ".join(f"{n} {name}" for name, n in _counts(relation["architecture"]).items())
     return (
@@ -68,9 +70,12 @@ def _counts(names: xr.DataArray) -> dict[str, int]:
 
 
 STRENGTHS = ((0.65, "closely"), (0.4, "moderately"), (-np.inf, "weakly"))  # from this mean ρ on
-CLOSER = {"better": "more closely than", "worse": "less closely than"}
-AHEAD = {"better": "better than", "worse": "worse than"}
-UNDECIDED = "(as far as these tasks tell) than"
+BEATS = {"better": "beats", "worse": "does worse than", "undecided": "is not shown to beat"}
+ORDERS = {
+    "better": "orders the candidates better than",
+    "worse": "orders the candidates worse than",
+    "undecided": "is not shown to order the candidates better than",
+}
 BUDGET = 0.125  # of training the whole pool
 
 
@@ -79,23 +84,39 @@ def _short(final: xr.DataArray, early: xr.DataArray, choice: xr.Dataset) -> str:
     rho = intervals.over_tasks(final.sel(predictor=choices.RELATION))
     strength = next(word for least, word in STRENGTHS if float(rho["mean"]) >= least)
     related = f"{strength} related" if float(rho["low"]) > 0 else "not shown to be related"
-    verdicts = [_verdict(final, choices.RELATION, rival) for rival in choices.RELATION_RIVALS]
-    holds = "holds" if set(verdicts) == {"better"} else "does not hold" if "worse" in verdicts else "is not confirmed"
-    loss, count = (CLOSER.get(verdict, f"no more closely {UNDECIDED}") for verdict in verdicts)
-    others = (_verdict(early, choices.HEADLINE, rival) for rival in ("parameters", choices.VALIDATION_RIVAL))
-    counting, validation = (AHEAD.get(verdict, f"no better {UNDECIDED}") for verdict in others)
+    rivals = {LOSS: choices.RELATION_RIVALS[0], COUNT: choices.RELATION_RIVALS[1]}
+    verdicts = {f"the {name}": _verdict(final, choices.RELATION, rival) for name, rival in rivals.items()}
+    rivals = {f"the {COUNT}": "parameters", "early validation accuracy": choices.VALIDATION_RIVAL}
+    others = {name: _verdict(early, choices.HEADLINE, rival) for name, rival in rivals.items()}
     regret, total = choice["regret"].mean("task"), choice["total"].mean("task")
     affordable = regret.isel(policy=(total <= BUDGET).values)
     best = affordable["policy"].values[int(affordable.values.argmin())]
     return (
         f"**In short.** (1) The size of the manifold around the trained network is {related} to what the expansion "
-        f"gains, {loss} the {LOSS} and {count} the {COUNT}: the claim that it beats such baselines {holds}. "
-        f"(2) Measured early, size orders the candidates {counting} counting parameters, and {validation} validation "
-        f"accuracy at the same price. (3) Of all that costs up to {BUDGET:.0%} of training the whole pool, “{best}” "
-        f"chooses best: it costs {float(total.sel(policy=best)):.0%} and loses {float(regret.sel(policy=best)):.1f} "
+        f"gains. It {_compared(verdicts, BEATS)}: the claim that it beats such baselines {_holds(verdicts)}. "
+        f"(2) Measured early, size {_compared(others, ORDERS)}. "
+        f"(3) Of all that costs up to {BUDGET:.0%} of training the whole pool, “{best}” chooses best: it costs "
+        f"{float(total.sel(policy=best)):.0%} and loses {float(regret.sel(policy=best)):.1f} "
         "points of accuracy against the pool's best candidate, where the largest network loses "
         f"{float(regret.sel(policy='largest')):.1f}."
     )
+
+
+def _compared(verdicts: dict[str, str], words: dict[str, str]) -> str:
+    """What is said of two rivals, those that are beaten first: once where one verdict covers both."""
+    first, second = sorted(verdicts, key=lambda name: [*words].index(verdicts[name]))
+    one, other = verdicts[first], verdicts[second]
+    if one == other:
+        return f"{words[one]} {first} {'or' if one == 'undecided' else 'and'} {second}"
+    return f"{words[one]} {first} {'but' if 'better' in (one, other) else 'and'} {words[other]} {second}"
+
+
+def _holds(verdicts: dict[str, str]) -> str:
+    """Whether it is so that every rival is beaten."""
+    found = [*verdicts.values()]
+    if "better" in found:
+        return "holds" if set(found) == {"better"} else "holds for one of the two"
+    return "does not hold" if "worse" in found else "is not confirmed"
 
 
 def _by_family(relation: xr.Dataset, prediction: xr.Dataset) -> str:
@@ -126,7 +147,7 @@ def _relation(relation: xr.Dataset) -> str:
         f"common to the pool) orders the gains with ρ = {_mean(rho, choices.RELATION)}; the {LOSS} has "
         f"{_mean(rho, loss)}, the {COUNT} {_mean(rho, count)}. "
         f"Size against loss: {_pair(rho, choices.RELATION, loss)}; "
-        f"against counting: {_pair(rho, choices.RELATION, count)}. Given the {COUNT}, "
+        f"against the {COUNT}: {_pair(rho, choices.RELATION, count)}. Given the {COUNT}, "
         f"{_interval(given.sel(given='parameters'))} of it is left; given the {LOSS}, "
         f"{_interval(given.sel(given='training loss'))}."
     )
@@ -134,14 +155,15 @@ def _relation(relation: xr.Dataset) -> str:
 
 def _prediction(prediction: xr.Dataset) -> str:
     rho = prediction["spearman"]
-    cost = float(prediction["cost"].sel(predictor=choices.HEADLINE))
+    cost = {str(name): f"{float(prediction['cost'].sel(predictor=name)):.0%}" for name in EARLY}
     return (
-        f"**Can it be known early?** For {cost:.0%} of the training, the size chosen on the pilot "
-        f"({choices.HEADLINE}) has ρ = {_mean(rho, choices.HEADLINE)}, counting {_mean(rho, 'parameters')}, a well-run "
-        f"early loss {_mean(rho, choices.RIVAL)}, validation accuracy {_mean(rho, choices.VALIDATION_RIVAL)}, and "
-        f"validation accuracy with as much of the early loss as it agrees with {_mean(rho, choices.COMBINED)}. Size "
-        f"against counting: {_pair(rho, choices.HEADLINE, 'parameters')}; against the early loss: "
-        f"{_pair(rho, choices.HEADLINE, choices.RIVAL)}."
+        f"**Can it be known early?** The size chosen on the pilot ({choices.HEADLINE}), for {cost[choices.HEADLINE]} "
+        f"of the training, has ρ = {_mean(rho, choices.HEADLINE)}; the {COUNT} {_mean(rho, 'parameters')}; a well-run "
+        f"early loss, for {cost[choices.RIVAL]}, {_mean(rho, choices.RIVAL)}; validation accuracy, for "
+        f"{cost[choices.VALIDATION_RIVAL]}, {_mean(rho, choices.VALIDATION_RIVAL)}; and validation accuracy combined "
+        f"with the early loss, weighted by their agreement, for {cost[choices.COMBINED]}, "
+        f"{_mean(rho, choices.COMBINED)}. Size against the {COUNT}: {_pair(rho, choices.HEADLINE, 'parameters')}; "
+        f"against the early loss: {_pair(rho, choices.HEADLINE, choices.RIVAL)}."
     )
 
 
@@ -158,7 +180,7 @@ def _choice(choice: xr.Dataset) -> str:
     return (
         f"**What should one do?** Accuracy lost against the best candidate, and what was spent, as a share of training "
         f"the whole pool: {words}. The middle expansion is ahead of the same shape from scratch by "
-        f"{' at equal steps, by '.join([leads['equal steps'], leads['equal flops']])} at equal operations."
+        f"{' at equal steps, by '.join([leads['equal steps'], leads['equal flops']])} at equal FLOPs."
     )
 
 

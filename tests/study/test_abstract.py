@@ -49,9 +49,19 @@ def written(final: tuple[float, ...], early: tuple[float, ...], policies=POLICIE
 @pytest.mark.parametrize(
     ("final", "said"),
     [
-        ((0.7, 0.3, 0.2), "closely related to what .* gains, more closely than .* more closely than .* holds"),
-        ((0.5, 0.7, 0.2), "moderately related .* less closely than the final training loss .* does not hold"),
-        ((0.3, 0.3, 0.2), "weakly related .* no more closely .as far .* than the final .* is not confirmed"),
+        (
+            (0.7, 0.3, 0.2),
+            r"closely related to .* It beats the final training loss and the parameter count: .* baselines holds\.",
+        ),
+        (
+            (0.5, 0.7, 0.2),
+            "moderately related .* It beats the parameter count but does worse than the final training loss: "
+            "the claim .* holds for one of the two",
+        ),
+        ((0.3, 0.3, 0.2), "weakly related .* beats the parameter count but is not shown to beat the final training"),
+        ((0.3, 0.3, 0.3), "is not shown to beat the final training loss or the parameter count: .* is not confirmed"),
+        ((0.3, 0.5, 0.3), "worse than the final .* and is not shown to beat the parameter count: .* does not hold"),
+        ((0.3, 0.5, 0.5), "It does worse than the final training loss and the parameter count: .* does not hold"),
         ((-0.3, 0.3, 0.2), "not shown to be related"),
     ],
 )  # fmt: skip
@@ -59,9 +69,21 @@ def test_the_first_sentence_follows_the_relation(final, said):
     assert re.search(said, written(final, (0.3, 0.3, 0.3, 0.3, 0.3)).replace("\n", " "))
 
 
-def test_the_second_sentence_follows_the_early_scores():
-    text = written((0.3, 0.3, 0.2), (0.5, 0.2, 0.3, 0.7, 0.3))
-    assert "better than counting parameters, and worse than validation accuracy" in text
+@pytest.mark.parametrize(
+    ("count", "validation", "said"),
+    [
+        (0.2, 0.7, "orders the candidates better than the parameter count but orders the candidates worse than early"),
+        (0.5, 0.5, "is not shown to order the candidates better than the parameter count or early validation"),
+        (0.2, 0.2, "orders the candidates better than the parameter count and early validation accuracy."),
+    ],
+)
+def test_the_second_sentence_follows_the_early_scores(count, validation, said):
+    text = written((0.3, 0.3, 0.2), (0.5, count, 0.3, validation, 0.3))
+    assert f"(2) Measured early, size {said}" in text
+
+
+def test_each_early_score_comes_with_its_cost():
+    assert written((0.3, 0.3, 0.2), (0.3,) * 5).count("for 10%") == 4
 
 
 @pytest.mark.parametrize(("regret", "best"), [(0.6, "anchored loss, 5%"), (2.8, "rank by size")])
