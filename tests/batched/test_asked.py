@@ -178,7 +178,7 @@ def test_a_loss_that_asks_more_of_its_model_is_named(face):
     def decayed(model, data):
         return mean(model, data) + sum(p.square().sum() for p in model.parameters())
 
-    with pytest.raises(TypeError, match="no more with its model than call it.*parameters"):
+    with pytest.raises(TypeError, match=r"no more with its model than call it.*parameters"):
         FACES[face](Net(), decayed)
 
 

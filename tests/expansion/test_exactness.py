@@ -73,12 +73,11 @@ def test_no_operator_refuses_everything(operator):
     done = []
     for name, family in FAMILIES.items():
         network, (inputs, targets) = family.network(), family.examples(16)
-        traced = trace_of(name, torch.float32)
-        groups = of_trace(traced)
+        groups = couplings(network, inputs)
         for place in family.wider if OPERATORS[operator].widens else family.deeper:
             size = 2 * groups[place].size if OPERATORS[operator].widens else 1
             try:
-                Candidate(operator, (place,), (size,)).grow(network, (inputs, targets), family.loss_fn, traced)
+                Candidate(operator, (place,), (size,)).expand(network, (inputs, targets), family.loss_fn)
             except ValueError:
                 continue
             done.append(name)
