@@ -34,6 +34,7 @@ TRIED = 3  # steps by which the time of a step is measured
 SAME = 4  # batches that are read twice to see whether the loader gives the same under one seed
 
 
+@torch.inference_mode(False)  # with gradients, in whichever mode it is called
 def rank_expansions(
     network: nn.Module,
     loss_fn: LossFn,
