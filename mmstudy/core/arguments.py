@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 MOST_BYTES = 2**33  # what a call may plan to hold in memory
@@ -35,7 +36,7 @@ def networks(given: Any, name: str = "network") -> list[nn.Module]:
             raise TypeError(f"{name} is compiled by torch.jit: {type(each).__name__}; give the module it was made of")
         if not any(p.requires_grad for p in each.parameters()):
             raise ValueError(f"{name} has no parameter to train: {type(each).__name__}; call requires_grad_(True)")
-        if any(p.is_inference() for p in each.parameters()):
+        if any(p.is_inference() for p in each.parameters() if not is_lazy(p)):
             raise ValueError(f"{name} was made under torch.inference_mode(), so it has no gradients: make it outside")
     return many
 

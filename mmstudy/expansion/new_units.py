@@ -77,7 +77,7 @@ def gradmax(growth: Growth) -> tuple[Plan, Touch | None]:
     have no gradient.
 
     Raises:
-        ValueError: not one layer makes the units and one reads them, there is no data, or a gradient that is not finite.
+        ValueError: not one layer makes the units and one reads them, or there is no data, or no finite gradient.
     """
     (maker, x), (reader, slope) = _around(growth)
 

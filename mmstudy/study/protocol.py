@@ -57,7 +57,7 @@ class Protocol:
             arguments.number(getattr(self, name), name, 0)
         arguments.momentum(self.momentum)
         for share in (self.short, *self.progress):
-            arguments.number(share, "a share of the training", most=1)
+            arguments.number(share, "a share of the training")
         if self.seeds < 2 or self.children < 3:
             raise ValueError(f"needs ≥ 2 seeds and ≥ 3 children; got {self.seeds} and {self.children}")
         if list(self.progress) != sorted({0.0, *self.progress, 1.0}) or self.progress[-1] > 1:
