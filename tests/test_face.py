@@ -248,6 +248,14 @@ CALLS += [
     call("expand", NETWORK, BATCH, Candidate("lemon", ("hidden.0",), (9,)), {"hidden.0": 9}),
     call("expand", NETWORK, X, "gradmax", {"hidden.0": 9}), call("expand", NETWORK, BATCH, "stack", {"nowhere.0": 1}),
     call("expand", MLP(INPUTS, (5,), 4).double(), BATCH, "lemon", {"hidden.0": 9}),
+    call("candidate_pool", NETWORK, BATCH, covered="all"), call("candidate_pool", NETWORK, BATCH, factors=b"x"),
+    call("candidate_pool", NETWORK, BATCH, factors=[10**400]), call("candidate_pool", NETWORK, BATCH, matched=[1e300]),
+    call("candidate_pool", NETWORK, BATCH, extra_layers=[10**400]), call("size", NETWORK, BATCH, level=10**400),
+    call("size", NETWORK, BATCH, level=-10**400), call("size", NETWORK, BATCH, samples=10**400),
+    call("size", NETWORK, BATCH, loss_fn=lambda model, part: classification(model, part).detach()),
+    call("size", torch.jit.script(nn.Linear(INPUTS, CLASSES)), BATCH), call("receipt", NETWORK, None, BATCH),
+    call("size", NETWORK, (X.to_sparse(), Y)), call("size", NETWORK, (X.to("meta"), Y.to("meta"))),
+    call("size", NETWORK, torch.nested.nested_tensor([X[0], X[1]])),
 ]  # fmt: skip
 
 
@@ -273,6 +281,26 @@ def test_a_bad_call_is_answered_by_a_sentence(name, args, options):
     assert type(caught.value) in (ValueError, TypeError), type(caught.value)
     assert len(said) > 30
     assert "positional argument" not in said
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_had_in_whichever_mode_a_call_is_made(mode):
+    def asked():
+        grown = mm.expand(NETWORK, BATCH, "gradmax", {"hidden.0": 9})
+        sizes = mm.sizes(NETWORK, BATCH, methods=["curvature", "extent"])
+        return str(mm.receipt(NETWORK, grown, BATCH)), str(mm.coverage(NETWORK, BATCH)), sizes["size"].values.tolist()
+
+    with mode():
+        inside = asked()
+        assert mm.size(NETWORK, (X * 1.0, Y), method="curvature")["status"] == "ok"  # made in this mode
+    assert inside == asked()
+
+
+def test_a_network_made_in_inference_mode_is_refused():
+    with torch.inference_mode():
+        network = mlp()
+    with pytest.raises(ValueError, match=r"was made under torch\.inference_mode\(\)"):
+        mm.size(network, BATCH)
 
 
 @pytest.mark.usefixtures("unchecked")

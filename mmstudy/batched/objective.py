@@ -20,7 +20,7 @@ from mmstudy.batched.modes import measuring
 from mmstudy.batched.replay import recorded
 from mmstudy.batched.tape import Function
 from mmstudy.batched.training import minibatches
-from mmstudy.core import precision
+from mmstudy.core import arguments, precision
 
 Landscape = Callable[[Tensor], Tensor]  # points (..., dim) → losses (...); an `Objective` is one too
 Term = Callable[[Float[Tensor, "n dim"], Int[Tensor, " n"]], Float[Tensor, " n"]]  # (points, owners) → losses
@@ -126,7 +126,16 @@ class Objective:
 
 
 def of_landscape(landscape: Callable[[Tensor], Tensor], dim: int, noise: float = 0.0) -> Objective:
-    """A function of points (..., dim) as an objective; training on it sees gradients with N(0, noise²) added."""
+    """A function of points (..., dim) as an objective; training on it sees gradients with N(0, noise²) added.
+
+    Raises:
+        TypeError: no function, or numbers that are none.
+        ValueError: fewer than one dimension, or noise that is negative or not finite.
+    """
+    arguments.function(landscape, "landscape", "a function of points (..., dim) → losses (...)")
+    arguments.whole(dim, "dim", 1)
+    if arguments.number(noise, "noise") < 0:
+        raise ValueError(f"noise is a standard deviation, at least 0; got {noise}")
 
     def draws(generators: Sequence[torch.Generator], steps: int) -> Tensor:
         return torch.stack([noise * torch.randn(steps, dim, generator=g, dtype=torch.float64) for g in generators])
@@ -155,9 +164,13 @@ def of_networks(
         normalization: what batch normalization uses: the parent's own statistics ("frozen"), or those of the batch at
             every point ("recomputed").
         take: how a step of training makes a minibatch of draws; `Objective.draws` draws the examples as they are.
+
+    Raises:
+        ValueError: a minibatch larger than the examples, or, once gradients are asked for, a loss that has none.
     """
     network, examples = ensemble.network, engine.count(batch)
     training = batch if training is None else training
+    arguments.whole(minibatch, "minibatch", 1, engine.count(training))
     with measuring(network, normalization):
         parts = parts_of(ensemble, batch, loss_fn, normalization)
 
@@ -168,7 +181,7 @@ def of_networks(
             with measuring(network, normalization):
                 here = at(ensemble, points, owner)
                 mean = engine.mapped(network, loss_fn, here.parameters, here.buffers, part, shared=True).double()
-            return mean if len(parts) == 1 else share * mean
+            return _sloping(mean if len(parts) == 1 else share * mean, points)
 
         return loss
 
@@ -178,7 +191,7 @@ def of_networks(
     def noisy(points: Tensor, owner: Tensor, draw: Tensor) -> Tensor:
         with measuring(network, "recomputed", training=True):
             here, some = at(ensemble, points, owner), take(training, draw)
-            return engine.mapped(network, loss_fn, here.parameters, here.buffers, some, shared=False)
+            return _sloping(engine.mapped(network, loss_fn, here.parameters, here.buffers, some, shared=False), points)
 
     with measuring(network, normalization):
         most = at_once(ensemble, parts[0], loss_fn)
@@ -187,6 +200,16 @@ def of_networks(
     parents = len(ensemble) if ensemble.buffers else None
     costs = examples, minibatch, most, noisy_most
     return Objective(tuple(map(term, parts)), noisy, draws, *costs, normalization, network, parents)
+
+
+def _sloping(losses: Tensor, points: Tensor) -> Tensor:
+    """The losses, once it is known that they have the gradient that is asked for."""
+    if points.requires_grad and not losses.requires_grad:
+        raise ValueError(
+            "the loss has no gradient: it was detached, or does not depend on the parameters. Compute it from the "
+            "model's outputs, or take a size that needs none, such as rays"
+        )
+    return losses
 
 
 class _ComposedWeightNorm(TorchFunctionMode):

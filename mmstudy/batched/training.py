@@ -11,6 +11,7 @@ from mmstudy.batched.augmentation import Take
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import Ensemble, at, at_once, classification, vectors
 from mmstudy.batched.replay import ALONE
+from mmstudy.core import arguments
 from mmstudy.core.networks import evaluating
 
 # (points, step) → the loss at each, stochastic where it draws on the step, and its gradient
@@ -23,8 +24,13 @@ def minibatches(
     """Minibatch orders, one for each generator: each epoch is a fresh permutation, its ragged end left out.
 
     Raises:
-        ValueError: a batch larger than the number of examples.
+        TypeError: what is no generator, or numbers that are not whole.
+        ValueError: a batch larger than the number of examples, or fewer than one step.
     """
+    for each in generators:
+        arguments.generator(each)
+    for name, value in (("examples", examples), ("steps", steps), ("batch", batch)):
+        arguments.whole(value, name, 1)
     if not 1 <= batch <= examples:
         raise ValueError(f"a batch of {batch} does not fit into {examples} examples")
     per_epoch = examples // batch

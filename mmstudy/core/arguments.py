@@ -1,6 +1,7 @@
 """Checks of arguments that all functions of the face share: each names the value, and what to give instead."""
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -8,17 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 MOST_BYTES = 2**33  # what a call may plan to hold in memory
+MOST_WHOLE = 2**63 - 1  # what torch holds of a whole number
 
 
 def networks(given: Any, name: str = "network") -> list[nn.Module]:
     """One network or several as a list.
 
     Raises:
-        TypeError: anything else than a module, or a sequence of modules.
-        ValueError: none, or one without parameters.
+        TypeError: anything else than a module, or a sequence of modules; one that torch.jit has compiled.
+        ValueError: none, or one without parameters, or with parameters that cannot have a gradient.
     """
     single = isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList)
     many = [given] if single else list(given) if isinstance(given, nn.ModuleList | list | tuple) else None
@@ -29,8 +32,12 @@ def networks(given: Any, name: str = "network") -> list[nn.Module]:
     for each in many:
         if not isinstance(each, nn.Module):
             raise TypeError(f"{name} must hold torch.nn.Modules; got {described(each)}")
+        if isinstance(each, torch.jit.ScriptModule):
+            raise TypeError(f"{name} is compiled by torch.jit: {type(each).__name__}; give the module it was made of")
         if not any(p.requires_grad for p in each.parameters()):
             raise ValueError(f"{name} has no parameter to train: {type(each).__name__}; call requires_grad_(True)")
+        if any(p.is_inference() for p in each.parameters() if not is_lazy(p)):
+            raise ValueError(f"{name} was made under torch.inference_mode(), so it has no gradients: make it outside")
     return many
 
 
@@ -43,16 +50,22 @@ def network(given: Any, name: str = "network") -> nn.Module:
 def batch(given: Any) -> Any:
     """A batch: a tensor, or a tree (tuple, dict, …) of tensors that share a first axis of at least one example.
 
-    A mapping that torch doesn't know, such as a `UserDict`, becomes a dict, and a list a tuple.
+    A mapping that torch doesn't know, such as a `UserDict`, becomes a dict, and a list a tuple. The gradients that led
+    to it, if there are any, are left behind.
 
     Raises:
-        TypeError: there is no tensor in it, or something else.
+        TypeError: there is no tensor in it, something else, or a tensor without plain numbers (sparse, nested, meta).
         ValueError: no example, tensors of different lengths, or numbers that are not finite.
     """
     given = _plain(given)
     leaves = tree_leaves(given)
     if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
         raise TypeError(f"batch must be a tensor, or a tuple or dict of tensors; got {described(given)}")
+    for leaf in leaves:
+        if leaf.is_nested or leaf.is_meta or leaf.layout != torch.strided:
+            kind = "nested" if leaf.is_nested else "meta" if leaf.is_meta else str(leaf.layout)
+            raise TypeError(f"batch must be plain tensors with their numbers; got a {kind} tensor: make it dense first")
+    given = tree_map_only(Tensor, _free, given)
     shapes = [tuple(leaf.shape) for leaf in leaves]
     if any(shape[:1] != shapes[0][:1] for shape in shapes) or shapes[0][:1] in ((), (0,)):
         raise ValueError(
@@ -64,6 +77,11 @@ def batch(given: Any) -> Any:
     return given
 
 
+def _free(tensor: Tensor) -> Tensor:
+    """The tensor where no gradient leads back from."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach() if tensor.requires_grad else tensor
+
+
 def _plain(given: Any) -> Any:
     if isinstance(given, Mapping):
         return {key: _plain(value) for key, value in given.items()}
@@ -72,7 +90,7 @@ def _plain(given: Any) -> Any:
     return given
 
 
-def whole(given: Any, name: str, least: int = 0, most: float | int = math.inf) -> int:
+def whole(given: Any, name: str, least: int = 0, most: float | int = MOST_WHOLE) -> int:
     """A whole number in a range.
 
     Raises:
@@ -82,23 +100,48 @@ def whole(given: Any, name: str, least: int = 0, most: float | int = math.inf) -
     if isinstance(given, bool) or not isinstance(given, int):
         raise TypeError(f"{name} must be a whole number; got {described(given)}")
     if not least <= given <= most:
-        upper = f" and at most {most}" if most < math.inf else ""
-        raise ValueError(f"{name} must be at least {least}{upper}; got {given}")
+        upper = f" and at most {most}" if most != MOST_WHOLE or given > most else ""
+        raise ValueError(f"{name} must be at least {least}{upper}; got {described(given)}")
     return given
 
 
-def number(given: Any, name: str, above: float | int = -math.inf) -> float:
+def number(given: Any, name: str, above: float | int = -math.inf, most: float | int = sys.float_info.max) -> float:
     """A finite number above a bound.
 
     Raises:
         TypeError: no number.
-        ValueError: NaN, infinite, or not above the bound.
+        ValueError: NaN, infinite, not above the bound, or larger than the most.
     """
     if isinstance(given, bool) or not isinstance(given, int | float):
         raise TypeError(f"{name} must be a number; got {described(given)}")
-    if not math.isfinite(given) or not given > above:
-        raise ValueError(f"{name} must be a finite number{f' > {above}' if above > -math.inf else ''}; got {given}")
+    if not above < given <= most or given < -sys.float_info.max:
+        lower = f" > {above}" if above > -math.inf else ""
+        upper = f" and at most {most:g}" if most < sys.float_info.max else ""
+        raise ValueError(f"{name} must be a finite number{lower}{upper}; got {described(given)}")
     return float(given)
+
+
+def momentum(given: Any) -> float:
+    """A share of the last step that the next one keeps.
+
+    Raises:
+        TypeError: no number.
+        ValueError: outside [0, 1).
+    """
+    if not 0 <= number(given, "momentum") < 1:
+        raise ValueError(f"momentum must lie in [0, 1); got {given}")
+    return float(given)
+
+
+def generator(given: Any) -> torch.Generator:
+    """A source of random numbers, which says how to come by the same ones again.
+
+    Raises:
+        TypeError: none.
+    """
+    if not isinstance(given, torch.Generator):
+        raise TypeError(f"a generator must be a torch.Generator().manual_seed(…); got {described(given)}")
+    return given
 
 
 def one_of(given: Any, known: Iterable[str], name: str) -> str:
@@ -118,16 +161,34 @@ def one_of(given: Any, known: Iterable[str], name: str) -> str:
     return given
 
 
-def function(given: Any, name: str = "loss_fn") -> Any:
-    """A function of (model, batch).
+LOSS = "a function loss_fn(model, batch) → mean loss, e.g. lambda model, b: f(model(b[0]), b[1])"
+
+
+def function(given: Any, name: str = "loss_fn", wanted: str = LOSS) -> Any:
+    """A function; by default one of (model, batch).
 
     Raises:
         TypeError: not callable, or a module such as `nn.CrossEntropyLoss()`, which takes outputs and targets.
     """
     if isinstance(given, nn.Module) or not callable(given):
-        wanted = "a function loss_fn(model, batch) → mean loss"
-        raise TypeError(f"{name} must be {wanted}, e.g. lambda model, b: f(model(b[0]), b[1]); got {described(given)}")
+        raise TypeError(f"{name} must be {wanted}; got {described(given)}")
     return given
+
+
+def slope(loss: Any) -> Tensor:
+    """A loss that the parameters can learn from: one finite real number with a gradient.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+        raise ValueError(f"the loss must be one real number, a float tensor; got {described(loss)}")
+    if not bool(loss.isfinite()):
+        raise ValueError(f"the loss is {loss.item()}: look at the weights, the inputs and the targets")
+    if not loss.requires_grad:
+        wrong = "it was detached or made of plain numbers, or it does not depend on the parameters"
+        raise ValueError(f"the loss, {loss.item():g}, has no gradient: {wrong}. Compute it from the model's outputs")
+    return loss
 
 
 def fits(bytes_needed: int, what: str) -> None:
@@ -137,9 +198,8 @@ def fits(bytes_needed: int, what: str) -> None:
         ValueError: more than `MOST_BYTES`.
     """
     if bytes_needed > MOST_BYTES:
-        raise ValueError(
-            f"{what} would take {bytes_needed / 2**30:.1f} GB, more than {MOST_BYTES / 2**30:g}: ask for less"
-        )
+        size = f"{bytes_needed / 2**30:.1f} GB" if bytes_needed < 2**80 else "more memory than there is"
+        raise ValueError(f"{what} would take {size}, more than {MOST_BYTES / 2**30:g}: ask for less")
 
 
 @contextmanager
@@ -151,19 +211,36 @@ def explained(given: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, IndexError, AttributeError, ZeroDivisionError, KeyError, TypeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # whatever a user's own code raises
         raise ValueError(
-            f"the loss of the network on this batch ({described(given)}) fails: {first}. Check shapes, types and "
-            "values of inputs and targets, and how loss_fn calls the model"
+            f"the loss of the network on this batch ({described(given)}) fails: {first_line(error)}. Check shapes, "
+            "types and values of inputs and targets, and how loss_fn calls the model"
         ) from error
+
+
+@contextmanager
+def called(name: str, how: str) -> Iterator[None]:
+    """What a function of the user's own raises when it is tried, with its name and how it was called.
+
+    Raises:
+        ValueError: the call fails.
+    """
+    try:
+        yield
+    except Exception as error:  # as above
+        raise ValueError(f"{name} fails when called with {how}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def described(given: Any) -> str:
     """A value in a few words: tensors by type, shape and range."""
     if isinstance(given, Tensor):
         span = ""
-        if given.numel() and not given.is_complex():
+        if given.numel() and not given.is_complex() and not given.is_meta:
             flat = given.detach()
             span = f" from {flat.min().item():g} to {flat.max().item():g}"
         return f"{str(given.dtype).removeprefix('torch.')} {tuple(given.shape)}{span}"
@@ -173,5 +250,7 @@ def described(given: Any) -> str:
         return "(" + ", ".join(map(described, given)) + ")"
     if isinstance(given, nn.Module | torch.Generator):
         return f"a {type(given).__name__}"
+    if isinstance(given, int) and abs(given) > 10**20:
+        return "a whole number of more than 20 digits"
     text = repr(given)
     return text if len(text) <= 80 else f"{text[:77]}..."

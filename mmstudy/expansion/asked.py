@@ -1,6 +1,7 @@
 """Expansion as the face offers it: a network and a batch in, arguments checked, one loss convention."""
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from inspect import signature
 from typing import Any
 
@@ -9,11 +10,12 @@ from torch import Tensor, nn
 
 from mmstudy.batched import asked
 from mmstudy.batched.engine import Batch, LossFn
-from mmstudy.batched.ensemble import classification
+from mmstudy.batched.ensemble import classification, measuring
 from mmstudy.core import arguments
-from mmstudy.expansion import pools
+from mmstudy.expansion import attributes, pools
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.expansion.coverage import Coverage, of_network
+from mmstudy.expansion.counts import slots
+from mmstudy.expansion.coverage import Coverage, of_network, starred
 from mmstudy.expansion.operators import OPERATORS
 from mmstudy.tracing import couplings as traced
 from mmstudy.tracing.calls import Call, Output, of_loss, tensors
@@ -23,6 +25,7 @@ from mmstudy.tracing.trace import trace
 Step = tuple[str, Mapping[str, int]]  # (operator, location → its new size, or the number of layers to insert there)
 
 
+@torch.inference_mode(False)  # with gradients, in whichever mode it is called
 def couplings(
     network: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification, *, output: Output = None
 ) -> dict[str, Coupling]:
@@ -34,10 +37,11 @@ def couplings(
         loss_fn: (model, batch) → mean loss.
         output: which part of what the network returns must stay; see `tracing.calls.Call`.
     """
-    network, _, call = _called(network, batch, loss_fn, output)
+    network, _, call = fit(network, batch, loss_fn, output)
     return traced.couplings(network, call)
 
 
+@torch.inference_mode(False)
 def coverage(
     network: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification, *, output: Output = None
 ) -> Coverage:
@@ -50,10 +54,11 @@ def coverage(
     Args:
         network: see `couplings` for these arguments.
     """
-    network, batch, call = _called(network, batch, loss_fn, output)
+    network, batch, call = fit(network, batch, loss_fn, output)
     return of_network(network, batch, call, trace(network, call), loss_fn)
 
 
+@torch.inference_mode(False)
 def candidate_pool(
     network: nn.Module,
     batch: Batch | Call,
@@ -69,12 +74,15 @@ def candidate_pool(
             their operator promises it, are left out.
 
     Raises:
+        TypeError: an argument of another kind.
         ValueError: nothing is left, or an option is out of range.
     """
     known = list(signature(pools.candidate_pool).parameters)[2:]
     for name in options:
         arguments.one_of(name, known, "option of candidate_pool")
-    network, _, call = _called(network, batch, loss_fn)
+    if covered is not None and not isinstance(covered, Coverage):
+        raise TypeError(f"covered must be what mm.coverage(network, batch) returns; got {arguments.described(covered)}")
+    network, _, call = fit(network, batch, loss_fn)
     if covered is not None and covered.growing:
         everything = ["&".join(covered.growing)] if len(covered.growing) > 1 else []
         options = {"locations": [*covered.growing, *everything]} | options
@@ -86,6 +94,7 @@ def candidate_pool(
     return pool
 
 
+@torch.inference_mode(False)
 def expand(
     network: nn.Module,
     batch: Batch,
@@ -117,29 +126,77 @@ def expand(
             fit there.
     """
     candidate = _candidate(how, where, arguments.whole(seed, "seed"))
-    network, batch, _ = _called(network, batch, loss_fn, output)
+    network, batch, _ = fit(network, batch, loss_fn, output)
     for name, given in (("keep", keep), ("also", also)):
         if not isinstance(given, list | tuple):
             raise TypeError(f"{name} must be a list; got {arguments.described(given)}")
     if strange := [pattern for pattern in keep if not isinstance(pattern, str)]:
         raise TypeError(f"keep holds patterns of paths such as '*.layer_idx'; got {arguments.described(strange[0])}")
-    more = [_called(network, each, loss_fn, output)[1] for each in also]
+    _kept(network, keep)
+    more = [fit(network, each, loss_fn, output)[1] for each in also]
     return candidate.expand(network, batch, loss_fn, keep=keep, also=more, output=output)
 
 
-def _called(network: Any, batch: Any, loss_fn: Any, output: Output = None) -> tuple[nn.Module, Batch | Call, Call]:
-    """The network, the batch, and how one is called on the other, once both are known to be fit for each other."""
+def fit(network: Any, batch: Any, loss_fn: Any, output: Output = None) -> tuple[nn.Module, Batch | Call, Call]:
+    """The network, the batch, and how one is called on the other, once both are known to be fit for each other.
+
+    Raises:
+        TypeError: one of them is of another kind.
+        ValueError: the call fails, gives no tensor, or an output that does not depend on the network.
+    """
     network, batch = arguments.network(network), batch if isinstance(batch, Call) else arguments.batch(batch)
     loss_fn = arguments.function(loss_fn)
     if loss_fn is classification and not isinstance(batch, Tensor | Call | Mapping):
         asked.classes(network, batch)
     call = of_loss(network, batch, loss_fn, output)
     asked.tried([network], batch, lambda model, _: _probe(call.of(model)))
+    if output is not None:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), measuring(network):
+            _depends(network(*call.arguments, **call.options), output)
     return network, batch, call
 
 
 def _probe(outputs: Any) -> Tensor:
-    return sum((t.double().mean() for t in tensors(outputs)), torch.zeros((), dtype=torch.float64))
+    found = [torch.view_as_real(t) if t.is_complex() else t for t in tensors(outputs) if t.numel()]
+    if not found:
+        raise ValueError(f"what counts of the network's output has no number in it: {arguments.described(outputs)}")
+    return sum((t.double().mean() for t in found), torch.zeros((), dtype=torch.float64))
+
+
+def _depends(returned: Any, output: Output) -> None:
+    """Refuse an output that stays the same whatever the network returns: any expansion would be exact.
+
+    Raises:
+        ValueError: it does.
+    """
+
+    def other(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() or tensor.is_complex():
+            return tensor.flip(0) + torch.rand_like(tensor) if tensor.ndim else tensor + 1
+        return ~tensor if tensor.dtype == torch.bool else tensor + 1
+
+    one = tensors(Call((), {}, output).of(lambda: returned))
+    try:
+        two = tensors(Call((), {}, output).of(lambda: Call((returned,)).mapped(other).arguments[0]))
+    except Exception:  # a function that fails on other numbers looks at them
+        return
+    if len(one) == len(two) and all(map(torch.equal, one, two)):
+        raise ValueError(f"output={output!r} does not depend on what the network returns, so that nothing must stay")
+
+
+def _kept(network: nn.Module, keep: Sequence[str]) -> None:
+    """Refuse patterns that name no number of the network, whatever the places in its lists.
+
+    Raises:
+        ValueError: one does.
+    """
+    known = {attributes.name(path, *slot.path) for path, module in network.named_modules() for slot in slots(module)}
+    for pattern in keep:
+        if not any(attributes.stays([pattern, starred(pattern)], name) for name in known):
+            last = {name.rpartition(".")[2]: name for name in sorted(known)}
+            near = [last[each] for each in get_close_matches(pattern.rpartition(".")[2], last, 3)]
+            guess = f"did you mean {' or '.join(near)}?" if near else f"it keeps {', '.join(sorted(last)[:8])}, …"
+            raise ValueError(f"keep names no number of the network: {pattern!r}; {guess}")
 
 
 def _candidate(how: Any, where: Any, seed: int) -> Candidate:

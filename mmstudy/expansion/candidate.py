@@ -61,6 +61,14 @@ class Candidate:
             raise ValueError(f"unknown operator {self.operator!r}; known: {', '.join(OPERATORS)}")
         if isinstance(self.locations, str):
             raise ValueError(f"locations must be a tuple of names, e.g. ({self.locations!r},); got {self.locations!r}")
+        for name, given in (("locations", self.locations), ("sizes", self.sizes)):
+            if given and not isinstance(given, tuple | list):
+                raise TypeError(f"{name} must be a tuple, e.g. ({given!r},); got {arguments.described(given)}")
+        if strange := [each for each in self.locations or () if not isinstance(each, str)]:
+            raise TypeError(f"locations must be names; got {arguments.described(strange[0])}")
+        if self.then is not None and not isinstance(self.then, Candidate):
+            raise TypeError(f"then must be another Candidate, or None; got {arguments.described(self.then)}")
+        arguments.whole(self.seed, "seed")
         if not self.locations:
             raise ValueError(f"{self.operator} needs at least one location, e.g. ('hidden.0',)")
         if len(set(self.locations)) < len(self.locations):
@@ -105,6 +113,7 @@ class Candidate:
         """The expanded network; see `grow`."""
         return self.grow(network, batch, loss_fn, **options).network
 
+    @torch.inference_mode(False)  # with gradients, in whichever mode it is called
     def grow(
         self,
         network: nn.Module,

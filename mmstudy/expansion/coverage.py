@@ -10,6 +10,7 @@ import pandas as pd
 from torch import nn
 
 from mmstudy.batched.engine import Batch, LossFn
+from mmstudy.core import arguments
 from mmstudy.core.networks import named_tensors
 from mmstudy.expansion import pools
 from mmstudy.expansion.candidate import Candidate
@@ -76,7 +77,8 @@ class Coverage:
     rows: tuple[Row, ...]
 
     def __getitem__(self, location: str) -> Row:
-        return next(row for row in self.rows if row.location == location)
+        rows = {row.location: row for row in self.rows}
+        return rows[arguments.one_of(location, rows, "location")]
 
     @property
     def growing(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
+from mmstudy.core import arguments
 from mmstudy.core.networks import evaluating
 from mmstudy.expansion.surgery import NEW, Plan, Touch
 from mmstudy.tracing.calls import Call, Output, of_loss
@@ -65,11 +66,11 @@ class Growth:
         """The mean loss over the examples, in evaluation mode, of the network with some parameters replaced.
 
         Raises:
-            ValueError: there are no targets, as `examples` says.
+            ValueError: there are no targets, as `examples` says, or the loss is nothing to learn from.
         """
         _ = self.examples  # there is something to learn from
         with evaluating(network):
-            return engine.loss_of(network, self.loss_fn)(parameters or {}, {}, self.batch)
+            return arguments.slope(engine.loss_of(network, self.loss_fn)(parameters or {}, {}, self.batch))
 
 
 def copied(growth: Growth, generator: torch.Generator | None = None) -> Tensor:

@@ -77,7 +77,7 @@ def gradmax(growth: Growth) -> tuple[Plan, Touch | None]:
     have no gradient.
 
     Raises:
-        ValueError: not one layer makes the units and one reads them, or there is no data.
+        ValueError: not one layer makes the units and one reads them, or there is no data, or no finite gradient.
     """
     (maker, x), (reader, slope) = _around(growth)
 
@@ -96,6 +96,8 @@ def gradmax(growth: Growth) -> tuple[Plan, Touch | None]:
             f"gradmax needs what reads the units of {growth.coupling.name} to follow what makes them, but for "
             f"normalizations and activations; {error}"
         ) from error
+    if not bool(mixed.isfinite().all()):
+        raise ValueError(f"the gradient at {growth.coupling.name} is not finite on this batch: look at its loss")
     _, _, right = torch.linalg.svd(mixed.reshape(one[1].numel(), one[0].numel()).double())
     rows = right[: growth.extra].to(one[0])
     others = normal(rows.new_empty(growth.extra - len(rows), rows.shape[1]), growth)  # more units than directions

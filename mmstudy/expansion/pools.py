@@ -102,7 +102,7 @@ def architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candid
 
 def _several(given: Any, name: str, check: Callable[[Any, str], object]) -> None:
     """Check a list of options, and each of them."""
-    if isinstance(given, str) or not isinstance(given, Sequence):
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
         raise TypeError(f"{name} must be a list; got {arguments.described(given)}")
     for i, each in enumerate(given):
         check(each, f"{name}[{i}]")

@@ -17,10 +17,10 @@ from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments, precision
 from mmstudy.core.networks import count_flops, evaluating
 from mmstudy.core.seeds import generator
-from mmstudy.expansion import unchanged
+from mmstudy.expansion import asked, unchanged
 from mmstudy.expansion.exactness import changes
 from mmstudy.expansion.surgery import units_first
-from mmstudy.tracing.calls import Call, by_name, of_loss, tensors
+from mmstudy.tracing.calls import Call, by_name, tensors
 from mmstudy.tracing.couplings import Coupling, of_trace
 from mmstudy.tracing.trace import trace
 
@@ -80,6 +80,7 @@ class Receipt:
         return f"<table>{head}{cells}</table>" + (f"<p>Changed:</p><ul>{changed}</ul>" if changed else "")
 
 
+@torch.inference_mode(False)  # with gradients, in whichever mode it is called
 def receipt(old: nn.Module, new: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification) -> Receipt:
     """Compare an expanded network with the old one on a batch; neither is touched.
 
@@ -93,11 +94,14 @@ def receipt(old: nn.Module, new: nn.Module, batch: Batch | Call, loss_fn: LossFn
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: a network cannot be called on the batch.
+        ValueError: a network cannot be called on the batch or has complex numbers, or the loss has no gradient.
     """
     old, new = arguments.network(old, "old"), arguments.network(new, "new")
-    batch = batch if isinstance(batch, Call) else arguments.batch(batch)
-    call = of_loss(old, batch, arguments.function(loss_fn))
+    for name, network in (("old", old), ("new", new)):
+        if any(p.is_complex() for p in network.parameters()):
+            raise ValueError(f"{name} has complex parameters, and a receipt compares real numbers: {type(network)}")
+    new, _, _ = asked.fit(new, batch, loss_fn)
+    old, batch, call = asked.fit(old, batch, loss_fn)
     differences = {
         (str(kind).removeprefix("torch."), mode): _difference(old, new, call, kind, mode)
         for kind in TYPES
@@ -178,7 +182,7 @@ def _units(network: nn.Module, call: Call, batch: Any, loss_fn: LossFn) -> tuple
     twin = copy.deepcopy(network).requires_grad_()
     with evaluating(twin), torch.random.fork_rng(devices=[]):
         lossless = isinstance(batch, Tensor | Call) or by_name(batch, loss_fn)
-        loss = _sum(copy.deepcopy(call).of(twin)) if lossless else loss_fn(twin, batch)
+        loss = arguments.slope(_sum(copy.deepcopy(call).of(twin)) if lossless else loss_fn(twin, batch))
     own = dict(twin.named_parameters())
     slopes = dict(zip(own, torch.autograd.grad(loss, list(own.values()), allow_unused=True), strict=True))
     gradients = {name: torch.zeros_like(own[name]) if slope is None else slope for name, slope in slopes.items()}

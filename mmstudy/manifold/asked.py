@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ MINIBATCH = 128
 COLUMNS = ("size", "size_se", "status", "cost")
 
 
+@torch.inference_mode(False)  # with gradients, in whichever mode it is called
 def size(
     network: nn.Module | Sequence[nn.Module],
     batch: Batch,
@@ -64,6 +66,7 @@ def size(
     return _measured(_together(networks, losses, batch, loss_fn, minibatch), height, method, budget, seed)
 
 
+@torch.inference_mode(False)
 def sizes(
     network: nn.Module | Sequence[nn.Module],
     batch: Batch,
@@ -93,6 +96,7 @@ def sizes(
     return whole.assign(level=height).assign_coords(estimator=list(methods), **units).assign_attrs(about)
 
 
+@torch.inference_mode(False)
 def check(
     network: nn.Module | Sequence[nn.Module],
     batch: Batch,

@@ -6,10 +6,16 @@ from torch import Tensor
 
 from mmstudy.batched.ensemble import Ensemble, at
 from mmstudy.batched.objective import Objective
+from mmstudy.core import arguments
 
 
 def uniform(parents: Float[Tensor, "m dim"], count: int, generator: torch.Generator) -> Float[Tensor, "m count dim"]:
-    """Uniform unit directions, the same for every parent."""
+    """Uniform unit directions, the same for every parent.
+
+    Raises:
+        TypeError: no generator.
+    """
+    arguments.generator(generator)
     draw = torch.randn(count, parents.shape[1], generator=generator, dtype=torch.float64)
     return (draw / draw.norm(dim=1, keepdim=True)).to(parents).expand(len(parents), -1, -1)
 
@@ -25,7 +31,11 @@ def filter_normalized(
 
     Args:
         ensemble: networks whose shape says what the filters are.
+
+    Raises:
+        TypeError: no generator.
     """
+    arguments.generator(generator)
     pieces = []
     for parameter in at(ensemble, parents).parameters.values():
         flat = parameter.detach().flatten(2) if parameter.ndim > 2 else torch.zeros_like(parameter).unsqueeze(-1)

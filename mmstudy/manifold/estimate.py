@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mmstudy.batched.objective import Objective
+from mmstudy.core import arguments
 
 PASS, STEP = 1, 3  # cost of a forward pass and of a training step, in example-evaluations per example
 
@@ -34,10 +35,10 @@ class Budget:
     momentum: float = 0.9
 
     def __post_init__(self):
-        if self.samples < 2:
-            raise ValueError(f"a size without a standard error is no estimate: samples must be ≥ 2; got {self.samples}")
-        if self.steps < 1 or not self.step_size > 0 or not 0 <= self.momentum < 1:
-            raise ValueError(f"needs ≥ 1 step, a step size > 0 and a momentum in [0, 1); got {self}")
+        arguments.whole(self.samples, "samples (a size without a standard error is no estimate)", 2)
+        arguments.whole(self.steps, "steps", 1)
+        arguments.number(self.step_size, "step_size", 0)
+        arguments.momentum(self.momentum)
 
 
 def starting(

@@ -1,26 +1,23 @@
 """The ranking of a network's expansions: what is asked of the user, and what then happens, stage by stage."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mmstudy.batched import engine
-from mmstudy.batched.asked import tried
 from mmstudy.batched.determinism import check
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments, progress, results
 from mmstudy.expansion import asked as expansion
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.ranking import places, policy, settings
+from mmstudy.ranking import given, places, policy, settings
 from mmstudy.ranking import pool as pools
 from mmstudy.ranking.places import Looks
 from mmstudy.ranking.policy import Plan
@@ -28,12 +25,12 @@ from mmstudy.ranking.posterior import Pool, posterior, standardized
 from mmstudy.ranking.priors import PRIORS
 from mmstudy.ranking.report import OWN, Ranking, Seen, concluded, early_order
 from mmstudy.ranking.rows import Metric, Row, Rows, accuracy
-from mmstudy.ranking.training import Loop, Training, device_of, epoch_of, moved, random_kept
+from mmstudy.ranking.training import Loop, Training, device_of, moved
 
 TRIED = 3  # steps by which the time of a step is measured
-SAME = 4  # batches that are read twice to see whether the loader gives the same under one seed
 
 
+@torch.inference_mode(False)  # with gradients, in whichever mode it is called
 def rank_expansions(
     network: nn.Module,
     loss_fn: LossFn,
@@ -93,30 +90,31 @@ def rank_expansions(
     Raises:
         TypeError: an argument of another kind.
         ValueError: one that is out of range, a loader that gives nothing or never the same, a loss that is not finite,
-            a network on several devices, fewer than two candidates, a folder of another ranking, or workers of a
-            cluster that are not fit (`cluster.executor`).
+            a network on several devices or without numbers, functions that fail (`given.functions`), fewer than two
+            candidates, a folder of another ranking or that cannot be written, or workers of a cluster that are not
+            fit (`cluster.executor`).
         ConnectionError: the scheduler is gone; what was finished is kept.
     """
     network = arguments.network(network)
-    _in_range(budget, full_steps, accumulate, measured_examples, clip, autocast, seed)
+    given.in_range(budget, full_steps, accumulate, measured_examples, clip, autocast, seed)
     training = Training(
         arguments.function(loss_fn), train_loader, optimizer, schedule, clip, autocast, accumulate, train, seed
     )
-    if train is None and optimizer is None:
-        raise TypeError("give an optimizer, e.g. lambda parameters: torch.optim.AdamW(parameters, lr=3e-4), or train=")
-    score = metric or (accuracy if loss_fn is classification else None)
-    device = device_of(network)
-    seen = first_batches(train_loader, seed, "train_loader")
+    device, folder = device_of(network), given.folder(folder)
+    given.functions(network, training, metric, say)
+    chosen = None if pool is None else given.pool(pool)
+    score = metric if metric is not None else accuracy if loss_fn is classification else None
+    seen = given.first_batches(train_loader, seed, "train_loader")
     batch = arguments.batch(moved(seen[0], device))
-    measured = measured_part(validation_loader, measured_examples, seed, device)
-    tried([network], batch, loss_fn)
+    measured = given.measured_part(validation_loader, measured_examples, seed, device)
+    given.fit(network, batch, loss_fn, "train_loader")
+    given.fit(network, measured, loss_fn, "validation_loader")
     check(network, measured, loss_fn)
+    given.scored(network, measured, score)
 
-    chosen = pool if pool is not None else _default(network, batch, loss_fn, say)
-    if len(chosen) < 2:
-        raise ValueError(f"needs at least two candidates to compare; got {list(chosen)}")
+    if chosen is None:
+        chosen = given.pool(_default(network, batch, loss_fn, say))
     own = pools.size(network, batch, loss_fn)
-    folder = Path(folder)
     known = settings.of(network, training, chosen, seen, measured, full_steps=full_steps, metric=score)
     settings.claim(folder, known)
     traced = pools.traced(network, batch, loss_fn)
@@ -231,56 +229,3 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.2g} seconds"
-
-
-def first_batches(loader: Iterable[Batch], seed: int, name: str) -> list[Batch]:
-    """The first batches of a loader's first epoch; read twice, to see that the seed decides them.
-
-    Raises:
-        TypeError: no loader.
-        ValueError: it can be read once only, gives nothing, or other batches at each reading.
-    """
-    if isinstance(loader, Iterator):
-        raise ValueError(f"{name} is a {type(loader).__name__}, which can be read only once: give a DataLoader or list")
-    if not isinstance(loader, Iterable) or isinstance(loader, Tensor | Mapping | str):
-        raise TypeError(f"{name} must give batches, as a DataLoader does; got {arguments.described(loader)}")
-    with random_kept():
-        one, two = ([moved(b, torch.device("cpu")) for b in islice(epoch_of(loader, seed, 0), SAME)] for _ in range(2))
-    if not one:
-        raise ValueError(f"{name} gives no batch")
-    if settings.hash_of(one) != settings.hash_of(two):
-        raise ValueError(
-            f"{name} gives other batches at each reading, under one seed of torch, numpy and Python: its dataset or "
-            "sampler draws random numbers of its own. Seed them from one of these"
-        )
-    return one
-
-
-def measured_part(loader: Iterable[Batch], examples: int, seed: int, device: torch.device) -> Batch:
-    """So many examples of the validation data, or as many as there are, as one batch.
-
-    Raises:
-        ValueError: as `first_batches`; or batches that do not fit together.
-    """
-    first_batches(loader, seed, "validation_loader")
-    parts: list[Batch] = []
-    with random_kept():
-        for part in epoch_of(loader, seed, "validation"):
-            parts.append(moved(part, device))
-            if sum(map(engine.count, parts)) >= examples:
-                break
-    return arguments.batch(engine.take(engine.joined(parts), slice(examples)))
-
-
-def _in_range(
-    budget: Any, full_steps: Any, accumulate: Any, examples: Any, clip: Any, autocast: Any, seed: Any
-) -> None:
-    if arguments.number(budget, "budget", 0) > 1:
-        raise ValueError(f"budget is a share of training all candidates, above 0 and at most 1; got {budget}")
-    for name, value in (("full_steps", full_steps), ("accumulate", accumulate), ("measured_examples", examples)):
-        arguments.whole(value, name, 1)
-    arguments.whole(seed, "seed")
-    if clip is not None:
-        arguments.number(clip, "clip", 0)
-    if autocast not in (None, torch.bfloat16):
-        raise ValueError(f"autocast must be torch.bfloat16 (float16 needs a scaled loss: give train=); got {autocast}")

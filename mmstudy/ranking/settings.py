@@ -59,8 +59,15 @@ def claim(folder: Path, settings: Mapping[str, str]) -> None:
     """Make the folder this ranking's own, or see that it is.
 
     Raises:
-        ValueError: the folder holds a ranking of something else, or other files.
+        ValueError: the folder holds a ranking of something else, or other files, or cannot be written.
     """
+    try:
+        _claim(folder, settings)
+    except OSError as error:
+        raise ValueError(f"folder {folder} cannot be written or read ({error}): give another one") from error
+
+
+def _claim(folder: Path, settings: Mapping[str, str]) -> None:
     path = folder / "settings.json"
     if not path.exists():
         if folder.exists() and any(folder.iterdir()):

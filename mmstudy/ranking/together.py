@@ -20,6 +20,7 @@ from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import Ensemble, at, at_once, stack, vectors
 from mmstudy.batched.replay import ALONE
 from mmstudy.batched.tape import Function
+from mmstudy.core import arguments
 from mmstudy.core.networks import evaluating
 
 ELEMENTWISE = (
@@ -90,7 +91,8 @@ class Together:
         total = torch.zeros(len(self.points), dtype=torch.float64)
         self.change.zero_()
         for batch in batches:
-            loss, gradient = self._learn(batch)
+            with arguments.explained(batch):
+                loss, gradient = self._learn(batch)
             self.change.add_(gradient, alpha=1 / len(batches))
             total += loss.double().cpu() / len(batches)
         if self.clip is not None:

@@ -6,14 +6,12 @@ same examples.
 
 import contextlib
 import math
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -24,6 +22,7 @@ from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.core import arguments, results
 from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import seed_of
+from mmstudy.ranking.randomness import random_kept, random_state, seed_all, set_random_state
 from mmstudy.ranking.together import Together
 
 KEEP_EVERY = 60.0  # seconds between two states on disk
@@ -97,7 +96,7 @@ def advance(
 
     def keep_all() -> None:
         nonlocal kept
-        state = _random_state() if training.train is None else {}
+        state = random_state() if training.train is None else {}
         for run in runs:
             run.place, run.random = first.place, state
             run.seconds = (time.perf_counter() - began) / len(runs)
@@ -144,12 +143,18 @@ def _stepper(
 def _own_loop(run: Run, training: Training, missing: int) -> None:
     assert training.train is not None
     with random_kept():
-        _seed_all(seed_of(training.seed, "own loop", len(run.losses)))
+        seed_all(seed_of(training.seed, "own loop", len(run.losses)))
+        shapes = {name: value.shape for name, value in run.network.state_dict().items()}
         found = training.train(run.network, run.own, missing, training.seed)
     if not isinstance(found, tuple) or len(found) not in (2, 3) or not isinstance(found[0], nn.Module):
         wanted = "(network, losses) or (network, losses, optimizer_state)"
         raise ValueError(f"train must return {wanted}; got {arguments.described(found)}")
-    losses = [loss.item() if isinstance(loss, Tensor) else float(loss) for loss in found[1]]
+    if {name: value.shape for name, value in found[0].state_dict().items()} != shapes:
+        raise ValueError(f"train must return the network that it was given; got another, {type(found[0]).__name__}")
+    try:
+        losses = [loss.item() if isinstance(loss, Tensor) else float(loss) for loss in found[1]]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"train must return a number for each step; got {arguments.described(found[1])}") from error
     if len(losses) != missing:
         raise ValueError(f"train was asked for {missing} steps and returned {len(losses)} losses: one for each step")
     run.network, run.own = found[0], found[2] if len(found) == 3 else None
@@ -162,11 +167,12 @@ def _step(run: Run, training: Training, batches: Sequence[Batch]) -> float:
     device, total = device_of(run.network), 0.0
     run.optimizer.zero_grad(set_to_none=True)
     for batch in batches:
-        with torch.autocast(device.type, training.autocast, enabled=training.autocast is not None):
+        mixed = torch.autocast(device.type, training.autocast, enabled=training.autocast is not None)
+        with arguments.explained(batch), mixed:
             loss = training.loss_fn(run.network, batch)
         if not bool(loss.isfinite()):
             return math.nan
-        (loss / len(batches)).backward()
+        (arguments.slope(loss) / len(batches)).backward()
         total += loss.item() / len(batches)
     if training.clip is not None:
         nn.utils.clip_grad_norm_(run.network.parameters(), training.clip)
@@ -184,7 +190,7 @@ def _batches(training: Training, run: Run) -> Iterator[Batch]:
         stream = epoch_of(training.loader, training.seed, epoch)
         skipped = sum(1 for _ in zip(range(used), stream, strict=False))  # what shuffles is the same each time
         if state:
-            _set_random_state(state)
+            set_random_state(state)
             state = {}
         for batch in stream:
             run.place = epoch, run.place[1] + 1
@@ -197,7 +203,7 @@ def _batches(training: Training, run: Run) -> Iterator[Batch]:
 def epoch_of(loader: Iterable[Batch], seed: int, epoch: int | str) -> Iterator[Batch]:
     """One reading of a loader in an order that the seed decides; torch's, numpy's and Python's draws are set to it."""
     number = seed_of(seed, "epoch", epoch)
-    _seed_all(number)
+    seed_all(number)
     for part in (loader, getattr(loader, "sampler", None)):
         if isinstance(own := getattr(part, "generator", None), torch.Generator):
             own.manual_seed(number)
@@ -208,11 +214,13 @@ def device_of(network: nn.Module) -> torch.device:
     """Where the parameters are.
 
     Raises:
-        ValueError: on several devices.
+        ValueError: on several devices, or on the meta device, where there are no numbers.
     """
     devices = {str(parameter.device) for parameter in network.parameters()}
     if len(devices) > 1:
         raise ValueError(f"the network is on several devices, {', '.join(sorted(devices))}: move it to one, or train=")
+    if devices == {"meta"}:
+        raise ValueError("the network is on the meta device, without numbers: load its weights, or initialize them")
     return torch.device(devices.pop())
 
 
@@ -263,37 +271,3 @@ def resume(runs: Sequence[Run], path: Path, which: slice = slice(None)) -> None:
             run.random, run.seconds = state["random"], state["seconds"]
     except Exception as error:  # pickle, zip and torch each raise their own
         raise ValueError(f"{path} cannot be read ({error}); delete it to train this network again") from error
-
-
-def _seed_all(number: int) -> None:
-    torch.manual_seed(number)
-    np.random.seed(number % 2**32)  # noqa: NPY002 (users' loaders draw from it)
-    random.seed(number)
-
-
-def _random_state() -> dict[str, Any]:
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    kind, key, *rest = np.random.get_state()  # noqa: NPY002
-    state["numpy"] = [kind, torch.tensor(np.asarray(key, np.int64)), *rest]
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def _set_random_state(state: Mapping[str, Any]) -> None:
-    torch.set_rng_state(state["torch"].cpu())
-    random.setstate(state["python"])
-    kind, key, *rest = state["numpy"]
-    np.random.set_state((kind, key.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
-
-
-@contextlib.contextmanager
-def random_kept() -> Iterator[None]:
-    """The user's own random numbers go on afterwards as if nothing had been drawn."""
-    before = _random_state()
-    try:
-        yield
-    finally:
-        _set_random_state(before)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mmstudy.core import arguments
 from mmstudy.manifold.curvature import PRODUCT
 from mmstudy.manifold.estimate import PASS, STEP
 from mmstudy.manifold.estimators import ESTIMATORS
@@ -48,6 +49,15 @@ class Protocol:
     augment: bool = False
 
     def __post_init__(self):
+        for name in ("steps", "batch", "validations", "test_examples", "bins", "child_steps", "probe_examples"):
+            arguments.whole(getattr(self, name), name, 1)
+        for name in ("seeds", "children", "random_rays", "traces", "doublings"):
+            arguments.whole(getattr(self, name), name)
+        for name in ("step_size", "margin"):
+            arguments.number(getattr(self, name), name, 0)
+        arguments.momentum(self.momentum)
+        for share in (self.short, *self.progress):
+            arguments.number(share, "a share of the training")
         if self.seeds < 2 or self.children < 3:
             raise ValueError(f"needs ≥ 2 seeds and ≥ 3 children; got {self.seeds} and {self.children}")
         if list(self.progress) != sorted({0.0, *self.progress, 1.0}) or self.progress[-1] > 1:

@@ -87,6 +87,8 @@ def called(network: Any, batch: Any) -> Call:
     if lazy := [name for name, p in network.named_parameters() if is_lazy(p)]:
         raise ValueError(f"{', '.join(lazy)}: no shape yet. Call the network once on a batch, then it has one")
     call = _call(network, batch)
+    if any(tensor.requires_grad for tensor in call.tensors):
+        call = call.mapped(Tensor.detach)
     found = call.tensors
     if not found:
         raise TypeError(f"a batch must be a tensor, or a tuple, dict or dataclass of tensors; got {batch!r}")

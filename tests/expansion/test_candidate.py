@@ -221,6 +221,21 @@ def test_a_location_is_no_tuple_of_locations():
         jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (("lemon", ("hidden.0",), 9), TypeError, r"sizes must be a tuple, e.g. \(9,\); got 9"),
+        (("lemon", (3,), (9,)), TypeError, "locations must be names; got 3"),
+        (("lemon", ("hidden.0",), (9,), "s"), TypeError, "seed must be a whole number; got 's'"),
+        (("lemon", ("hidden.0",), (9,), -1), ValueError, "seed must be at least 0; got -1"),
+        (("lemon", ("hidden.0",), (9,), 0, "x"), TypeError, "then must be another Candidate, or None; got 'x'"),
+    ],
+)
+def test_what_describes_no_expansion_is_refused_when_it_is_made(given, error, message):
+    with pytest.raises(error, match=message):
+        Candidate(*given)
+
+
 def test_an_operator_that_would_break_its_promise_is_refused():
     class Shifted(nn.Module):
         def __init__(self):

@@ -110,6 +110,11 @@ def test_a_layer_in_a_list_may_get_wider_and_be_followed_by_another():
     assert {"net2net hidden.0 ×2", "deeper_identity hidden.0 +1"} <= pool.keys()
 
 
+def test_a_row_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match=r"unknown location 'hiden\.0'; did you mean 'hidden\.0'"):
+        mm.coverage(mlp(), batch())["hiden.0"]
+
+
 def test_what_need_not_stay_may_grow():
     network = Wired(
         lambda net, x: {"logits": net.head(net.body(x).relu()), "hidden": net.body(x)},

@@ -115,6 +115,10 @@ WRONG = {
     "no list": ({"also": INPUTS}, TypeError, "also must be a list"),
     "a word": ({"keep": "horizon"}, TypeError, "keep must be a list"),
     "no patterns": ({"keep": [3]}, TypeError, "keep holds patterns of paths"),
+    "a misspelled number": ({"keep": ["*.out_featurs"]}, ValueError, r"'\*\.out_featurs'; did you mean .*out_features"),
+    "nothing to keep": ({"keep": ["*.horizon"]}, ValueError, r"keep names no number of the network: '\*\.horizon'"),
+    "a constant": ({"output": lambda o: torch.zeros(3)}, ValueError, "does not depend on what the network returns"),
+    "no output": ({"output": lambda o: None}, ValueError, "has no number in it: None"),
     "another batch": ({"also": [torch.randn(2, 9)]}, ValueError, "cannot be called|fails"),
 }
 

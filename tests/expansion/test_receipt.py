@@ -11,6 +11,7 @@ import mmstudy as mm
 from mmstudy.core.networks import Decoder
 from mmstudy.expansion.receipt import receipt
 from mmstudy.expansion.unchanged import changed, stayed
+from mmstudy.tracing.calls import Call
 
 
 def rows(found) -> dict[str, tuple[str, str]]:
@@ -59,6 +60,63 @@ def test_a_function_that_changed_shows_by_how_much():
     outputs = old(examples[0]).detach()
     assert gap == pytest.approx(0.25, rel=1e-12)
     assert spread == pytest.approx(outputs.std(0, correction=0).square().mean().sqrt().item(), rel=1e-12)
+
+
+class Returning(nn.Linear):
+    """A layer that returns something of its output, whatever that is."""
+
+    def __init__(self, what):
+        super().__init__(7, 4)
+        self.what = what
+
+    def forward(self, x):
+        return self.what(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (Returning(lambda y: None), "the default loss takes outputs .batch, classes.; got None"),
+        (Returning(lambda y: "x"), "the default loss takes outputs .batch, classes.; got 'x'"),
+        (Returning(lambda y: {"logits": y}), "the default loss takes outputs .batch, classes.; got {'logits'"),
+        (nn.Linear(7, 4, dtype=torch.complex64), "new has complex parameters"),
+    ],
+)
+def test_a_network_that_has_no_receipt_is_refused(network, message):
+    with pytest.raises(ValueError, match=message):
+        receipt(mlp(), network, batch())
+
+
+@pytest.mark.parametrize(
+    ("of_mean", "message"),
+    [
+        (lambda mean: mean.long(), "the loss must be one real number, a float tensor; got int64"),
+        (lambda mean: mean.detach().numpy(), "the loss must be one real number, a float tensor; got array"),
+        (lambda mean: mean.item(), "the loss must be one real number, a float tensor; got "),
+        (lambda mean: mean.cfloat(), "the loss must be one real number, a float tensor; got complex64"),
+        (lambda mean: mean.detach(), "has no gradient: it was detached"),
+        (lambda mean: mean * torch.inf, "the loss is -?inf"),
+    ],
+)
+def test_a_loss_that_nothing_can_be_learned_from_is_refused(of_mean, message):
+    def loss(model, given):
+        return of_mean(model(given[0]).mean())
+
+    old, examples = mlp(), batch()
+    with pytest.raises(ValueError, match=message):
+        receipt(old, copy.deepcopy(old), examples, loss)
+    for operator in ("gradmax", "ligo", "firefly"):
+        with pytest.raises(ValueError, match=message):
+            mm.expand(old, examples, operator, {"hidden.0": 9}, loss_fn=loss)
+    assert "gradmax" not in mm.coverage(old, examples, loss)["hidden.0"].exact
+
+
+def test_examples_may_have_come_with_a_gradient():
+    inputs, targets = batch()
+    leading = inputs.clone().requires_grad_() * 1.0
+    old = mlp()
+    assert receipt(old, copy.deepcopy(old), (leading, targets)).flops == receipt(old, old, (inputs, targets)).flops
+    assert receipt(old, old, Call((leading,))).wrong == []
 
 
 def test_what_should_have_stayed_is_named():

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import torch
 import xarray as xr
 from cases import batch, convolutional, mlp
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 import mmstudy as mm
@@ -272,6 +274,7 @@ def test_candidates_that_cannot_be_grown_are_named_and_left_out(tmp_path):
     assert "too small" not in ranking.table.index
 
 
+SHIFTED = (batch(16)[0], batch(16)[1] + 9)
 WRONG = [
     ({"budget": 0.0}, ValueError, "budget must be a finite number > 0"),
     ({"budget": 1.5}, ValueError, "above 0 and at most 1; got 1.5"),
@@ -289,6 +292,49 @@ WRONG = [
     ({"autocast": torch.float16}, ValueError, "autocast must be torch.bfloat16"),
     ({"clip": -1.0}, ValueError, "clip must be a finite number"),
     ({"accumulate": 0}, ValueError, "accumulate must be at least 1"),
+    (
+        {"accumulate": 10**400},
+        ValueError,
+        "accumulate must be .*at most 10000; got a whole number of more",
+    ),
+    ({"full_steps": 10**400}, ValueError, "full_steps must be at least 1 and at most"),
+    ({"clip": 10**400}, ValueError, "clip must be a finite number"),
+    ({"validation_loader": [SHIFTED]}, ValueError, "validation_loader: targets must lie in 0 … 3"),
+    ({"validation_loader": [(*batch(), batch()[1])]}, TypeError, "validation_loader: .* takes .inputs, targets."),
+    (
+        {"train_loader": [batch(16, 1)] * 3 + [SHIFTED] * 3},
+        ValueError,
+        "the loss of the network on this batch .* fails",
+    ),
+    ({"optimizer": lambda p: None}, TypeError, "optimizer must return a torch.optim.Optimizer"),
+    ({"optimizer": lambda p: 1 / 0}, ValueError, "optimizer fails when called with the network's parameters: division"),
+    ({"optimizer": lambda p: torch.optim.SGD(p, math.nan)}, ValueError, "the optimizer's lr must be a finite number"),
+    ({"optimizer": 3}, TypeError, "optimizer must be a torch.optim.Optimizer, or a function"),
+    ({"schedule": lambda o: None}, TypeError, "schedule must return one of torch.optim.lr_scheduler.*got None"),
+    ({"schedule": lambda o: torch.tensor(1.0)}, TypeError, "schedule must return one of torch.optim.lr_scheduler"),
+    ({"schedule": lambda o: 1 / 0}, ValueError, "schedule fails when called with the optimizer: division by zero"),
+    ({"schedule": ReduceLROnPlateau}, TypeError, "schedule must step without a number"),
+    ({"schedule": 3}, TypeError, "schedule must be a function of an optimizer"),
+    ({"metric": 3}, TypeError, "metric must be a function metric"),
+    ({"metric": lambda model, b: "a"}, ValueError, "metric must return one finite number, a tensor; got 'a'"),
+    ({"metric": lambda model, b: model(b[0])}, ValueError, "metric must return one finite number, a tensor; got float"),
+    ({"metric": lambda model, b: 1 / 0}, ValueError, "metric fails when called with .model, batch.: division by zero"),
+    ({"pool": list(pool().values())}, TypeError, "pool must be candidates by label"),
+    ({"pool": {"a": "lemon", "b": "lemon"}}, TypeError, "pool must be candidates by label.*holds 'lemon'"),
+    ({"folder": None}, TypeError, "folder must be a path"),
+    ({"folder": __file__}, ValueError, "folder must be a folder; .* is a file"),
+    ({"folder": "/proc/ranking"}, ValueError, "folder /proc/ranking cannot be written"),
+    ({"say": None}, TypeError, "say must be a function of a text"),
+    ({"train": 3}, TypeError, "train must be a function of .network, optimizer_state, steps, seed."),
+    ({"train": lambda network: None}, TypeError, "train must be a function of .*; it takes .network."),
+    ({"train": lambda *given: None}, ValueError, "train must return .network, losses."),
+    (
+        {"train": lambda n, s, k, i: (mlp((9,)), [1.0] * k)},
+        ValueError,
+        "train must return the network that it was given",
+    ),
+    ({"loss_fn": lambda m, b: classification(m, b).detach()}, ValueError, "has no gradient: it was detached"),
+    ({"network": mlp().to("meta")}, ValueError, "the network is on the meta device"),
     ({"seed": -1}, ValueError, "seed must be at least 0"),
 ]
 
@@ -296,7 +342,7 @@ WRONG = [
 @pytest.mark.parametrize(("options", "error", "message"), WRONG, ids=[message for *_, message in WRONG])
 def test_bad_input_is_refused_by_name(options, error, message, tmp_path):
     with pytest.raises(error, match=message):
-        asked(tmp_path / "r", **options)
+        asked(**{"folder": tmp_path / "r"} | options)
 
 
 def test_a_network_on_two_devices_is_refused(tmp_path):

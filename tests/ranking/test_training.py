@@ -185,6 +185,12 @@ def test_a_loop_of_ones_own_gets_its_state_back(tmp_path):
     [
         (lambda network, state, steps, seed: network, r"train must return \(network, losses\)"),
         (lambda network, state, steps, seed: (network, [0.1]), "asked for 4 steps and returned 1 losses"),
+        (lambda network, state, steps, seed: (network, [None] * steps), "must return a number for each step"),
+        (lambda network, state, steps, seed: (network, None), "must return a number for each step; got None"),
+        (
+            lambda network, state, steps, seed: (nn.Linear(3, 3), [0.1] * steps),
+            "must return the network .* got another",
+        ),
     ],
 )
 def test_a_loop_that_returns_something_else_is_refused(returned, message, tmp_path):
