@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mmstudy.batched import engine
+from mmstudy.batched.asked import measurable, tried
 from mmstudy.batched.determinism import check
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
@@ -109,6 +110,7 @@ def rank_expansions(
     measured = given.measured_part(validation_loader, measured_examples, seed, device)
     given.fit(network, batch, loss_fn, "train_loader")
     given.fit(network, measured, loss_fn, "validation_loader")
+    measurable([network], measured, loss_fn, tried([network], measured, loss_fn))
     check(network, measured, loss_fn)
     given.scored(network, measured, score)
 
@@ -179,6 +181,9 @@ def _carried_out(rows: Rows, how: Plan, full_steps: int, sizes: list[pools.Size]
                 if not open_rows:
                     break
                 finish([max(open_rows, key=lambda i: expected[i])])
+        ended = [row for row in final if row is not None]
+        if ended and all(row.diverged for row in ended):
+            raise ValueError(f"every training diverged before its end, {full_steps} steps: give a smaller step size")
     return Seen(sizes, early, final, posterior(known, scores_of(final), prior))
 
 
@@ -193,9 +198,8 @@ def pool_of(early: list[Row], sizes: list[pools.Size], operators: list[str], how
 
 def scores_of(final: list[Row | None]) -> np.ndarray:
     """The final scores, NaN where there is none; a training that diverged has the lowest of all."""
-    known = [row.score for row in final if row is not None and math.isfinite(row.score)]
-    lowest = min(known, default=math.nan)
-    return np.array([math.nan if row is None else row.score if math.isfinite(row.score) else lowest for row in final])
+    lowest = min((row.score for row in final if row is not None and not row.diverged), default=math.nan)
+    return np.array([math.nan if row is None else lowest if row.diverged else row.score for row in final])
 
 
 def _operator(candidate: Candidate | None) -> str:
@@ -216,10 +220,10 @@ def _foretold(how: Plan, count: int, full_steps: int, seconds: float, sizes: lis
     parts = [f"{count} candidates, and the network as it is, are trained for {how.probe_steps} of {full_steps} steps"]
     if how.anchored:
         parts.append(f"{how.finished} of them to the end")
-    spent = f"{how.share:.1%} of training all to the end"
+    spent = f"{how.share:.1%} of training all to the end, looks at validation data included"
     return (
         f"{', '.join(parts)}: {spent}. At {1e3 * each:.3g} ms a step (measured on {TRIED} steps of the network, scaled "
-        f"by operations) that takes about {duration(how.share * whole)}; all would take {duration(whole)}."
+        f"by FLOPs) that takes about {duration(how.share * whole)}; all would take {duration(whole)}."
     )
 
 

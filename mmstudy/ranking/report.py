@@ -76,7 +76,10 @@ def early_order(
     early: Sequence[Row], sizes: Sequence[Size], anchored: bool
 ) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, " row"], Float[np.ndarray, " row"]]:
     """The early scores, the minibatch losses, and the order of rows that follows (`policy.order`)."""
-    score, loss = (np.array([getattr(row, name) for row in early]) for name in ("score", "minibatch_loss"))
+    score, loss = (
+        np.array([math.nan if row.diverged else getattr(row, name) for row in early])
+        for name in ("score", "minibatch_loss")
+    )
     parameters = np.array([float(size.parameters) for size in sizes])
     return score, loss, policy.order(anchored, score, loss, parameters)
 
@@ -97,7 +100,7 @@ def concluded(rows: Rows, how: Plan, full_steps: int, seen: Seen, refused: Mappi
         "worth": np.maximum(draws, draws[:, [chosen]]).mean(0) - draws[:, chosen].mean(),
         "early_score": score,
         "early_loss": loss,
-        "final_score": np.array([math.nan if row is None else row.score for row in final]),
+        "final_score": np.array([math.nan if row is None or row.diverged else row.score for row in final]),
         "order": order,
         "parameters": np.array([size.parameters for size in seen.sizes]),
         "flops": np.array([size.flops for size in seen.sizes]),
@@ -177,17 +180,19 @@ class Ranking:
 def in_words(data: xr.Dataset) -> str:
     """What to do, how sure that is, whether the early order can be trusted, and what more training would tell."""
     first = data.isel(candidate=0)
-    label, gain, low, high = str(first["candidate"].values), *(float(first[n]) for n in ("gain", "low", "high"))
+    label, low, high = str(first["candidate"].values), float(first["low"]), float(first["high"])
+    gain, interval = _number(float(first["gain"])), f"[{_number(low)}, {_number(high)}]"
     lines = []
     if label == OWN:
         lines.append("Train the network on as it is: no candidate is expected to end with a higher score.")
     elif str(first["status"].values) == "trained":
-        lines.append(f"Take “{label}”: trained to the end, it gains {gain:.3g} over training the network on as it is.")
-    else:
-        interval = f"[{low:.3g}, {high:.3g}]"
         lines.append(
-            f"Train “{label}”: it is expected to gain {gain:.3g} {interval} over training the network on as it is "
-            f"({LEVEL:.0%} interval)."
+            f"Take “{label}”: trained to the end, its score gains {gain} over training the network on as it is."
+        )
+    else:
+        lines.append(
+            f"Train “{label}”: its score is expected to gain {gain} {interval} over training the network on as it "
+            f"is ({LEVEL:.0%} interval)."
         )
         if low <= 0 <= high:
             lines.append("That interval holds zero: whether expanding is worth it at all is open.")
@@ -209,8 +214,14 @@ def in_words(data: xr.Dataset) -> str:
     open_ones = data.isel(candidate=data["status"].values == "probed")
     if open_ones.sizes["candidate"]:
         ask = open_ones.isel(candidate=int(open_ones["worth"].values.argmax()))
+        more = " as well" if (data["status"].values == "trained").any() else ""
         lines.append(
-            f"To train “{ask['candidate'].item()}” to the end as well ({1 / data.sizes['candidate']:.1%} of the pool) "
+            f"To train “{ask['candidate'].item()}” to the end{more} ({1 / data.sizes['candidate']:.1%} of the pool) "
             f"is expected to add {float(ask['worth']):.2g} to the score of the choice."
         )
     return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    """Three digits, and the sign that is no hyphen."""
+    return f"{value:.3g}".replace("-", "\u2212")

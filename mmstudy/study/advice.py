@@ -228,7 +228,7 @@ def pools(told: xr.Dataset, anchored: bool) -> list[tuple[Pool, np.ndarray]]:
     found = []
     for one in by_case(told.sel(anchored=anchored)).values():
         columns = (one[name].values.tolist() for name in ("label", "early_loss", "early_score"))
-        rows = [Row(label, 0, loss, np.nan, score, 0.0) for label, loss, score in zip(*columns, strict=True)]
+        rows = [Row(label, 0, loss, loss, score, 0.0) for label, loss, score in zip(*columns, strict=True)]
         sizes = [Size(int(count), 0) for count in one["parameters"].values]
         pool = pool_of(rows, sizes, one["operator"].values.tolist(), Plan(0, int(anchored), 0.0))
         found.append((pool, one["final_score"].values.astype(float)))

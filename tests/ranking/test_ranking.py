@@ -22,7 +22,9 @@ from mmstudy.core import results
 from mmstudy.core.networks import MLP, count_parameters
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.ranking import rows as ranking_rows
+from mmstudy.ranking.asked import scores_of
 from mmstudy.ranking.report import OWN
+from mmstudy.ranking.rows import Row
 
 STEPS = 40
 
@@ -75,7 +77,7 @@ def ranked(tmp_path_factory):
 def test_it_says_what_it_will_cost_before_it_trains(ranked):
     _, _, said = ranked
     assert "6 candidates, and the network as it is, are trained for 11 of 40 steps: " in said
-    assert "of training all to the end. At " in said
+    assert "of training all to the end, looks at validation data included. At " in said
     assert said.index("a step (measured on 3 steps") < said.index("expected to gain")
 
 
@@ -264,6 +266,23 @@ def test_where_every_training_diverges_the_step_size_is_named(tmp_path):
 
     with pytest.raises(ValueError, match="every training diverged within 11 steps: give a smaller step size"):
         asked(tmp_path / "r", loss_fn=fails)
+
+
+def test_a_network_without_a_loss_has_no_score_whatever_its_accuracy(tmp_path):
+    def optimizer(parameters):
+        return torch.optim.SGD(parameters, 1e30)
+
+    with pytest.raises(ValueError, match=r"every training diverged (within|before its end, ) ?\d+ steps"):
+        asked(tmp_path / "r", optimizer=optimizer, budget=1.0, full_steps=1)
+    row = Row("a", 1, 0.7, float("nan"), 0.3, 0.0)
+    assert row.diverged
+    assert scores_of([Row("b", 1, 0.7, 0.7, 0.5, 0.0), row]).tolist() == [0.5, 0.5]
+
+
+def test_equals_share_the_probability_of_being_the_best(tmp_path):
+    ranking = asked(tmp_path / "r", optimizer=lambda parameters: torch.optim.SGD(parameters, 0.0), budget=1.0)
+    best = ranking.data["final_score"] == ranking.data["final_score"].max()
+    assert ranking.data["chance"].where(best, drop=True).values == pytest.approx(1 / int(best.sum()))
 
 
 def test_candidates_that_cannot_be_grown_are_named_and_left_out(tmp_path):
