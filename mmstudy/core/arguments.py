@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
@@ -119,6 +119,27 @@ def number(given: Any, name: str, above: float | int = -math.inf, most: float | 
         upper = f" and at most {most:g}" if most < sys.float_info.max else ""
         raise ValueError(f"{name} must be a finite number{lower}{upper}; got {described(given)}")
     return float(given)
+
+
+def several(given: Any, name: str, check: Callable[[Any, str], object], least: int = 0) -> Any:
+    """A list of so many things at least, each of which passes a check of (value, name).
+
+    Raises:
+        TypeError: no list.
+        ValueError: fewer.
+    """
+    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
+        raise TypeError(f"{name} must be a list; got {described(given)}")
+    if len(given) < least:
+        raise ValueError(f"{name} must not be empty" if least == 1 else f"{name} must hold {least} at least")
+    for i, each in enumerate(given):
+        check(each, f"{name}[{i}]")
+    return given
+
+
+def wholes(given: Any, name: str, least: int = 0, most: float | int = MOST_WHOLE) -> Any:
+    """A list of whole numbers in a range, one at least; see `several` and `whole`."""
+    return several(given, name, lambda each, place: whole(each, place, least, most), 1)
 
 
 def momentum(given: Any) -> float:

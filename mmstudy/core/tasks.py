@@ -2,16 +2,19 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from mmstudy.core import networks
-from mmstudy.core.arguments import described, one_of, whole
+from mmstudy.core.arguments import described, fits, one_of, whole
 from mmstudy.core.datasets import DATASETS, Data, Dataset, Split
 from mmstudy.core.families import FAMILIES
 from mmstudy.core.results import checksum
 from mmstudy.core.seeds import generator
+
+MOST_WIDTH = 10**6
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Task:
 
     Raises:
         ValueError: a dataset that `DATASETS` doesn't know, a noise share outside [0, 1), an unknown family, a width
-            below 1, or widths that are no shape of the family.
+            out of range, or widths that are no shape of the family, or of a network that would not fit into memory.
         TypeError: widths that are no tuple of whole numbers.
     """
 
@@ -46,7 +49,8 @@ class Task:
         if not isinstance(self.widths, tuple):
             raise TypeError(f"widths must be a tuple, such as (16, 16); got {self.widths!r}")
         for width in self.widths:
-            whole(width, "a width", 1)
+            whole(width, "a width", 1, MOST_WIDTH)
+        fits(4 * sum(a * b for a, b in pairwise(self.widths)), f"a network of widths {self.widths}")
         family = FAMILIES[one_of(self.family, FAMILIES, "family")]
         if wrong := family.wrong(self.widths):
             raise ValueError(f"widths of a {self.family} are {family.shape}: {wrong}; got {self.widths}")

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from inspect import signature
 from typing import Any
 
 import torch
@@ -77,9 +76,7 @@ def candidate_pool(
         TypeError: an argument of another kind.
         ValueError: nothing is left, or an option is out of range.
     """
-    known = list(signature(pools.candidate_pool).parameters)[2:]
-    for name in options:
-        arguments.one_of(name, known, "option of candidate_pool")
+    pools.check_options(options)
     if covered is not None and not isinstance(covered, Coverage):
         raise TypeError(f"covered must be what mm.coverage(network, batch) returns; got {arguments.described(covered)}")
     network, _, call = fit(network, batch, loss_fn)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -39,15 +40,15 @@ def member(network: nn.Module, place: str) -> tuple[List, int]:
     return network.get_submodule(parent), lists[parent].index(name)  # type: ignore[return-value]  # it is a list
 
 
-def insert(members: List, index: int, module: nn.Module, model: int) -> None:
-    """Put a module at this number; where members have names of their own, it is named after the member `model`."""
+def insert(members: List, index: int, some: Sequence[nn.Module]) -> None:
+    """Put modules behind the one of this number; where members have names of their own, they are named after that."""
     names, modules = list(members._modules), list(members._modules.values())
-    stem = names[model]
-    modules.insert(index, module)
+    modules[index + 1 : index + 1] = some
     if names == [str(i) for i in range(len(names))]:
         names = [str(i) for i in range(len(modules))]
     else:
-        names.insert(index, next(name for i in range(1, len(modules) + 1) if (name := f"{stem}_{i}") not in names))
+        free = (name for i in count(1) if (name := f"{names[index]}_{i}") not in members._modules)
+        names[index + 1 : index + 1] = list(islice(free, len(some)))
     members._modules.clear()
     members._modules.update(zip(names, modules, strict=True))
 
@@ -177,21 +178,84 @@ def alone(network: nn.Module, path: str, call: Call) -> Trace:
     return traced
 
 
+def _instead(output: Any, function: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    """An output whose first tensor of numbers is replaced by a function of it and of a ramp from 0 to 1."""
+    done: list[bool] = []
+
+    def first(tensor: Tensor) -> Tensor:
+        if done or not tensor.is_floating_point():
+            return tensor
+        done.append(True)
+        ramp = torch.arange(1, tensor.numel() + 1, device=tensor.device).view(tensor.shape) / tensor.numel()
+        return function(tensor, ramp.to(tensor))
+
+    return Call((output,)).mapped(first).arguments[0]
+
+
+def following(network: nn.Module, previous: Mapping[nn.Module, nn.Module], call: Call) -> set[nn.Module]:
+    """Those modules that are seen to work on what the other one puts out: one run, in which gradients lead back.
+
+    Of the others that is not known. Each output is replaced by a ramp, so that no gradient leads further.
+    """
+    starts: dict[nn.Module, Tensor] = {}
+    met: set[nn.Module] = set()
+    found: set[nn.Module] = set()
+
+    def start(module: nn.Module, given: tuple, options: dict, output: Any) -> Any:
+        def ramped(tensor: Tensor, ramp: Tensor) -> Tensor:
+            starts[module] = ramp.requires_grad_()
+            return starts[module].clone()  # what follows may write into it
+
+        return _instead(output, ramped)
+
+    def end(module: nn.Module, given: tuple, options: dict) -> None:
+        leaf, reached = starts.get(previous[module]), [t for t in tensors((given, options)) if t.requires_grad]
+        if module in met or leaf is None or not reached:
+            return
+        met.add(module)
+        weights = [torch.linspace(1, 2, t.numel()).view(t.shape).to(t) for t in reached]
+        (slope,) = torch.autograd.grad(reached, leaf, weights, retain_graph=True, allow_unused=True)
+        if slope is not None and bool((slope != 0).any()):
+            found.add(module)
+
+    hooks = [module.register_forward_hook(start, with_kwargs=True) for module in set(previous.values())]
+    hooks += [module.register_forward_pre_hook(end, with_kwargs=True) for module in previous]
+    try:
+        with evaluating(network), torch.enable_grad():
+            call.of(network)
+    except Exception:  # whatever a network does with other numbers
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def silent(network: nn.Module, modules: Sequence[nn.Module], call: Call, still: float) -> set[nn.Module]:
+    """Those modules that are seen to put out what runs into them, but for rounding; of the others that is not known."""
+    given_to: dict[nn.Module, Any] = {}
+    seen: dict[nn.Module, bool] = {}
+
+    def before(module: nn.Module, given: tuple, options: dict) -> None:
+        given_to[module] = Call(given, options).mapped(Tensor.clone)  # they may be written into
+
+    def after(module: nn.Module, given: tuple, options: dict, output: Any) -> None:
+        own = given_to.pop(module)
+        then, now = stream((own.arguments, own.options), output)
+        seen[module] = seen.get(module, True) and then.shape == now.shape and change(then, now) <= still
+
+    hooks = [module.register_forward_pre_hook(before, with_kwargs=True) for module in modules]
+    hooks += [module.register_forward_hook(after, with_kwargs=True) for module in modules]
+    run(network, call, hooks)
+    return {module for module, same in seen.items() if same}
+
+
 @contextmanager
 def moved(module: nn.Module) -> Iterator[None]:
     """The module for a while puts out something else in its stream."""
 
     def push(module: nn.Module, given: tuple, options: dict, output: Any) -> Any:
-        done: list[bool] = []
-
-        def first(tensor: Tensor) -> Tensor:
-            if done or not tensor.is_floating_point():
-                return tensor
-            done.append(True)
-            ramp = torch.arange(1, tensor.numel() + 1, device=tensor.device).view(tensor.shape) / tensor.numel()
-            return tensor + (1 + tensor.abs().max()) * ramp.to(tensor)
-
-        return Call((output,)).mapped(first).arguments[0]
+        return _instead(output, lambda tensor, ramp: tensor + (1 + tensor.abs().max()) * ramp)
 
     hook = module.register_forward_hook(push, with_kwargs=True)
     try:

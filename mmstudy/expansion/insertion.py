@@ -8,6 +8,7 @@ the place that a member keeps of itself, the count of a loop, a configuration.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -83,15 +84,16 @@ def insert(
     inserted: list[tuple[nn.Module, Block]] = []
     for place in sorted(todo, key=lambda place: at[place], reverse=True):  # an insertion moves what follows
         members, index = blocks.member(new, place)
-        for offset, wanted in enumerate(todo[place], start=1):
+        first = len(inserted)
+        for wanted in todo[place]:
             if wanted not in models:
                 models[wanted] = _model(network, wanted, generator, way, call)
             block = models[wanted]
             with torch.no_grad():
                 module = way(block)
-            blocks.insert(members, index + offset, module, index)
             inserted.append((module, block))
             source |= {parameter: f"{block.path}.{name}" for name, parameter in module.named_parameters()}
+        blocks.insert(members, index, [module for module, _ in inserted[first:]])
     longer = [_longer(modules, path, members, inserted) for path, members in lists.items()]
     changed = [said for one in longer for said in counts.renumbered(one, protected)]
     fitted, configuration = configurations.fit(network, new, call, longer, protected)
@@ -144,7 +146,10 @@ def _silent(network: nn.Module, inserted: Sequence[tuple[nn.Module, Block]], cal
         ValueError: one changes what runs through.
     """
     paths = {module: path for path, module in network.named_modules()}
+    silent = blocks.silent(network, [module for module, _ in inserted], call, STILL)
     for module, block in inserted:
+        if module in silent:
+            continue
         before, after, last = blocks.passed(module, blocks.overheard(network, paths[module], call))
         if before.shape == after.shape and change(before, after) <= STILL:
             continue
@@ -222,10 +227,12 @@ def _in_turn(network: nn.Module, inserted: Sequence[tuple[nn.Module, Block]], ca
         ValueError: it does not.
     """
     paths = {module: path for path, module in network.named_modules()}
+    before = {two: one for members in network.modules() for one, two in pairwise(members._modules.values())}
+    known = blocks.following(network, {module: before[module] for module, _ in inserted}, call)
     for module, block in inserted:
-        place = paths[module]
-        members, index = blocks.member(network, place)
-        previous = list(members._modules.values())[index - 1]
+        if module in known:
+            continue
+        place, previous = paths[module], before[module]
         given = blocks.overheard(network, place, call)
         try:
             with blocks.moved(previous):

@@ -1,7 +1,8 @@
 """Which expansions of a network are compared with each other: candidate pools."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
 from itertools import chain
 from typing import Any
 
@@ -49,13 +50,13 @@ def candidate_pool(
         ValueError: a factor that is not above 1, an unknown operator or coupling, a network that would not fit into
             memory, or a pool that would be empty.
     """
-    _several(factors, "factors", lambda factor, name: arguments.number(factor, name, 1))
-    _several(matched, "matched", lambda factor, name: arguments.number(factor, name, 1))
-    _several(extra_layers, "extra_layers", lambda number, name: arguments.whole(number, name, 1))
-    _several(wider, "wider", lambda operator, name: arguments.one_of(operator, named(widens=True), name))
-    _several(deeper, "deeper", lambda operator, name: arguments.one_of(operator, named(widens=False), name))
+    arguments.several(factors, "factors", lambda factor, name: arguments.number(factor, name, 1))
+    arguments.several(matched, "matched", lambda factor, name: arguments.number(factor, name, 1))
+    arguments.several(extra_layers, "extra_layers", lambda number, name: arguments.whole(number, name, 1))
+    arguments.several(wider, "wider", lambda operator, name: arguments.one_of(operator, named(widens=True), name))
+    arguments.several(deeper, "deeper", lambda operator, name: arguments.one_of(operator, named(widens=False), name))
     groups = couplings(network, batch)
-    _several(locations, "locations", lambda where, name: _members(where, groups, name))
+    arguments.several(locations, "locations", lambda where, name: _members(where, groups, name))
     everywhere = [*((name,) for name in groups), *([tuple(groups)] if len(groups) > 1 else [])]
     wide = [_members(where, groups, "a location") for where in locations] or everywhere
     first, *others = [where[0] for where in wide if len(where) == 1] or [""]
@@ -87,6 +88,19 @@ def candidate_pool(
     return pool
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what is no option of `candidate_pool`.
+
+    Raises:
+        TypeError: no options by name.
+        ValueError: an unknown one.
+    """
+    if not isinstance(options, Mapping):
+        raise TypeError(f"options of a pool must be a mapping, {{'factors': [2]}}; got {arguments.described(options)}")
+    for name in options:
+        arguments.one_of(name, list(signature(candidate_pool).parameters)[2:], "option of candidate_pool")
+
+
 def architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candidate], ...]]:
     """The pool in groups of one architecture: same locations and sizes, all wider or all deeper, step by step."""
     groups: dict[tuple, list[tuple[str, Candidate]]] = {}
@@ -98,14 +112,6 @@ def architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candid
             step = step.then
         groups.setdefault(tuple(shape), []).append((label, candidate))
     return [tuple(group) for group in groups.values()]
-
-
-def _several(given: Any, name: str, check: Callable[[Any, str], object]) -> None:
-    """Check a list of options, and each of them."""
-    if isinstance(given, str | bytes) or not isinstance(given, Sequence):
-        raise TypeError(f"{name} must be a list; got {arguments.described(given)}")
-    for i, each in enumerate(given):
-        check(each, f"{name}[{i}]")
 
 
 def _members(where: Any, groups: Mapping[str, Coupling], name: str) -> tuple[str, ...]:

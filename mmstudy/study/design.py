@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +51,8 @@ def tasks_of(parts: Mapping[str, Sequence[Sequence[Any]]]) -> dict[Task, str]:
             if isinstance(row, str) or not isinstance(row, Sequence) or not 5 <= len(row) <= 6:
                 raise TypeError(f"a task is [dataset, widths, examples, noise, seed] and a family; got {row!r}")
             dataset, widths, *rest = row
+            if not isinstance(widths, list | tuple):
+                raise TypeError(f"widths of a task must be a list, such as [8, 8]; got {widths!r}")
             task = Task(dataset, tuple(widths), *rest)
             if task in found:
                 raise ValueError(f"{task} is listed twice, as {found[task]} and as {part}")
@@ -131,8 +134,32 @@ def _pool(task: Task, shape: Mapping[str, Any] | None) -> tuple[dict[str, Candid
 
 
 def protocol(task: Task, **options: Any) -> Protocol:
-    """How the task is trained and measured, with options instead of the study's."""
-    return Protocol(**(TRAINING.get(task.family, {}) | options))
+    """How the task is trained and measured, with options instead of the study's.
+
+    Raises:
+        ValueError: with options, minibatches of more examples than the task has.
+    """
+    found = Protocol(**(TRAINING.get(task.family, {}) | options))
+    if options and found.batch > task.train_size:
+        raise ValueError(f"batch must be at most {task.train_size}, the training examples of {task}; got {found.batch}")
+    return found
+
+
+def check_cases(given: Any, name: str) -> None:
+    """Refuse what is neither the path of a file such as those in `examples/` nor a task as in the profiles.
+
+    Raises:
+        TypeError: no list, or another thing in it.
+        ValueError: an empty list, a file that is not there, or an unknown task.
+    """
+
+    def check(case: Any, place: str) -> None:
+        if not isinstance(case, str):
+            tasks_of({"pilot": [case]})
+        elif not Path(case).is_file():
+            raise ValueError(f"{place} is no file: {case!r}; give one such as ../examples/convolutional.py, or a task")
+
+    arguments.several(given, name, check, 1)
 
 
 def device(name: str, scheduler: str = "") -> str:
@@ -142,10 +169,17 @@ def device(name: str, scheduler: str = "") -> str:
         scheduler: of a cluster, whose workers may have what this machine does not.
 
     Raises:
-        ValueError: a GPU that is not there.
+        TypeError: no name.
+        ValueError: an unknown device, or a GPU that is not there.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"a device must be 'cpu', 'cuda', 'cuda:1', … or 'auto'; got {arguments.described(name)}")
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}: take 'cpu', 'cuda', 'cuda:1', … or 'auto'") from error
     if name.startswith("cuda") and not scheduler and not torch.cuda.is_available():
         raise ValueError(f"torch sees no GPU here, so there is no device {name!r}: take 'cpu', or 'auto'")
     return name

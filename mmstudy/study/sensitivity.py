@@ -64,8 +64,7 @@ def sensitivity(
     Raises:
         ValueError: a K that does not divide the largest.
     """
-    if wrong := [count for count in children if max(children) % count]:
-        raise ValueError(f"numbers of children must divide the largest, {max(children)}; got {wrong}")
+    check_children(children)
     data = tasks.load(task)
     pool, _ = design.pool(task, data, shape)
     looks, gain = _trained(task, data, pool, protocol)
@@ -76,6 +75,16 @@ def sensitivity(
     costs = [[cost(protocol, count, steps) for count in children] for steps in child_steps]
     found = xr.concat(shares, "progress").assign_coords(progress=list(looks))
     return found.assign(cost=(("child_steps", "children"), costs))
+
+
+def check_children(children: Sequence[int]) -> None:
+    """Refuse numbers of children that the largest is no multiple of: each set is a part of the largest.
+
+    Raises:
+        ValueError: one is.
+    """
+    if wrong := [count for count in children if max(children) % count]:
+        raise ValueError(f"numbers of children must divide the largest, {max(children)}; got {wrong}")
 
 
 def cost(protocol: Protocol, children: int, child_steps: int) -> float:

@@ -51,6 +51,22 @@ def inputs() -> torch.Tensor:
     return torch.randn(5, 6, dtype=DOUBLE, generator=torch.Generator().manual_seed(3))
 
 
+@pytest.mark.parametrize("operator", ["identity_block", "zero_residual", "stack", "interleave", "deeper_random"])
+def test_many_blocks_take_no_more_calls_than_a_few(operator):
+    def calls(number: int) -> int:
+        met = []
+
+        def forward(net, x):
+            met.append(x)
+            return by_keyword(net, x)
+
+        network = Wired(forward, blocks=nn.ModuleList(blocks()), head=nn.Linear(6, 2)).double()
+        assert len(Candidate(operator, ("blocks.0",), (number,)).expand(network, inputs()).blocks) == 2 + number
+        return len(met)
+
+    assert calls(40) == calls(2)
+
+
 @pytest.mark.parametrize("operator", ["identity_block", "zero_residual"])
 @pytest.mark.parametrize("answer", ["tensor", "tuple", "mapping"])
 def test_blocks_may_be_called_by_keyword_and_put_out_more_than_a_tensor(answer, operator):
