@@ -151,7 +151,7 @@ def of_networks(
     batch: Batch,
     loss_fn: LossFn = classification,
     training: Batch | None = None,
-    minibatch: int = 128,
+    minibatch: int | None = None,
     normalization: str = "frozen",
     take: Take = engine.take,
 ) -> Objective:
@@ -160,7 +160,8 @@ def of_networks(
     Args:
         ensemble: the parents; a point of the i-th parent has the i-th network's buffers.
         loss_fn: (model, batch) → the mean loss of the batch's examples.
-        training: the examples that training draws minibatches of this size from; the batch itself if none are given.
+        training: the examples that training draws minibatches from; the batch itself if none are given.
+        minibatch: how many at a time; 128, or all if there are fewer, if none are given.
         normalization: what batch normalization uses: the parent's own statistics ("frozen"), or those of the batch at
             every point ("recomputed").
         take: how a step of training makes a minibatch of draws; `Objective.draws` draws the examples as they are.
@@ -170,7 +171,8 @@ def of_networks(
     """
     network, examples = ensemble.network, engine.count(batch)
     training = batch if training is None else training
-    arguments.whole(minibatch, "minibatch", 1, engine.count(training))
+    most = engine.count(training)
+    minibatch = min(128, most) if minibatch is None else arguments.whole(minibatch, "minibatch", 1, most)
     with measuring(network, normalization):
         parts = parts_of(ensemble, batch, loss_fn, normalization)
 
