@@ -199,18 +199,18 @@ def in_words(data: xr.Dataset) -> str:
     others = data.isel(candidate=data["candidate"].values != label)
     best_chance = others.isel(candidate=int(others["chance"].values.argmax()))
     lines.append(
-        f"The probability that it is the best of the pool is {float(first['chance']):.0%}; next comes "
-        f"“{best_chance['candidate'].item()}” with {float(best_chance['chance']):.0%}."
+        f"The probability that it is the best of the pool is {float(first['chance']):.0%}; of all others "
+        f"“{best_chance['candidate'].item()}” has the highest, {float(best_chance['chance']):.0%}."
     )
     flag = data.attrs["flag"]
     if flag < policy.DISAGREE:
         lines.append(
-            f"Lower training loss and higher validation scores hardly agree in this pool (ρ = {flag:.2f}): so it is "
-            "where labels are noisy and orders by early training losses turn round. Do not trust the order of those "
-            "that were not trained to the end."
+            f"Lower training loss and higher validation scores hardly agree in this pool (ρ = {_number(flag)}): so "
+            "it is where labels are noisy and orders by early training losses turn round. Do not trust the order of "
+            "those that were not trained to the end."
         )
     else:
-        lines.append(f"Training losses and validation scores agree in this pool (ρ = {flag:.2f}).")
+        lines.append(f"Training losses and validation scores agree in this pool (ρ = {_number(flag)}).")
     open_ones = data.isel(candidate=data["status"].values == "probed")
     if open_ones.sizes["candidate"]:
         ask = open_ones.isel(candidate=int(open_ones["worth"].values.argmax()))
@@ -223,5 +223,5 @@ def in_words(data: xr.Dataset) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits, and the sign that is no hyphen."""
+    """Three digits, and a sign that is no hyphen."""
     return f"{value:.3g}".replace("-", "\u2212")
