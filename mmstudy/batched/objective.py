@@ -22,6 +22,8 @@ from mmstudy.batched.tape import Function
 from mmstudy.batched.training import minibatches
 from mmstudy.core import arguments, precision
 
+MINIBATCH = 128
+
 Landscape = Callable[[Tensor], Tensor]  # points (..., dim) → losses (...); an `Objective` is one too
 Term = Callable[[Float[Tensor, "n dim"], Int[Tensor, " n"]], Float[Tensor, " n"]]  # (points, owners) → losses
 Noisy = Callable[[Float[Tensor, "n dim"], Int[Tensor, " n"], Tensor], Float[Tensor, " n"]]
@@ -161,7 +163,7 @@ def of_networks(
         ensemble: the parents; a point of the i-th parent has the i-th network's buffers.
         loss_fn: (model, batch) → the mean loss of the batch's examples.
         training: the examples that training draws minibatches from; the batch itself if none are given.
-        minibatch: how many at a time; 128, or all if there are fewer, if none are given.
+        minibatch: their size; by default 128, or all examples if there are fewer.
         normalization: what batch normalization uses: the parent's own statistics ("frozen"), or those of the batch at
             every point ("recomputed").
         take: how a step of training makes a minibatch of draws; `Objective.draws` draws the examples as they are.
@@ -171,8 +173,8 @@ def of_networks(
     """
     network, examples = ensemble.network, engine.count(batch)
     training = batch if training is None else training
-    most = engine.count(training)
-    minibatch = min(128, most) if minibatch is None else arguments.whole(minibatch, "minibatch", 1, most)
+    several = engine.count(training)
+    minibatch = min(MINIBATCH, several) if minibatch is None else arguments.whole(minibatch, "minibatch", 1, several)
     with measuring(network, normalization):
         parts = parts_of(ensemble, batch, loss_fn, normalization)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmstudy.batched import asked, determinism, engine
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification, stack, vectors
-from mmstudy.batched.objective import Objective, of_networks
+from mmstudy.batched.objective import MINIBATCH, Objective, of_networks
 from mmstudy.core import arguments
 from mmstudy.core.seeds import generator
 from mmstudy.manifold.estimate import Budget
@@ -20,7 +20,6 @@ from mmstudy.manifold.estimators import ESTIMATORS
 
 MARGIN = 0.1  # nats above the first network's loss: the default level
 DEFAULT = "extent"
-MINIBATCH = 128
 COLUMNS = ("size", "size_se", "status", "cost")
 
 

@@ -397,7 +397,7 @@ def test_a_dataset_that_is_none_is_refused(entered, wrong, message):
 def test_bad_tasks_are_refused_by_value():
     with pytest.raises(ValueError, match=r"'cifar'; known: digits, mnist1d"):
         Task("cifar", (6,), 100)
-    with pytest.raises(ValueError, match=r"a width must be at least 1; got 0"):
+    with pytest.raises(ValueError, match=r"a width must be at least 1 and at most 1000000; got 0"):
         Task("digits", (6, 0), 100)
     with pytest.raises(TypeError, match=r"2\.5"):
         Task("digits", (2.5,), 100)
