@@ -227,7 +227,7 @@ def _in_turn(network: nn.Module, inserted: Sequence[tuple[nn.Module, Block]], ca
         ValueError: it does not.
     """
     paths = {module: path for path, module in network.named_modules()}
-    before = {two: one for members in network.modules() for one, two in pairwise(members.children())}
+    before = {two: one for each in network.modules() for one, two in pairwise(filter(None, each._modules.values()))}
     known = blocks.following(network, {module: before[module] for module, _ in inserted}, call)
     for module, block in inserted:
         if module in known:
