@@ -43,6 +43,8 @@ def test_the_readme_says_how_good_the_advice_was(stored):
              for a in (True, False)]  # fmt: skip
     text = README.read_text().partition("On four new cases, ")[2]
     took, lost, took_without, lost_without, drawn, _, held, held_without = map(int, re.findall(r"(\d+)%", text)[:8])
+    left_out = [round(100 * float(mean["left_out"].sel(anchored=a).mean())) for a in (True, False)]
+    assert [int(each) for each in re.findall(r"(\d+)%", text)[8:10]] == left_out
     assert [took, took_without, lost, lost_without, held, held_without] == found
     assert drawn == round(100 * float(mean["random"].mean()))
 
