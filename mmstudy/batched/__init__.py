@@ -8,6 +8,7 @@ __all__ = [
     "engine",
     "ensemble",
     "likeness",
+    "modes",
     "objective",
     "replay",
     "scoring",

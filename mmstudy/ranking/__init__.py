@@ -2,11 +2,13 @@
 
 __all__ = [
     "asked",
+    "given",
     "places",
     "policy",
     "pool",
     "posterior",
     "priors",
+    "randomness",
     "report",
     "rows",
     "settings",

@@ -37,8 +37,11 @@ class Call:
 
     def of(self, network: Callable[..., Any]) -> Any:
         """What the network returns, as far as it counts; it may change its copy of the arguments in place."""
-        fresh = self.mapped(torch.clone)
-        return self._part(network(*fresh.arguments, **fresh.options))
+        return self.mapped(torch.clone).directly(network)
+
+    def directly(self, network: Callable[..., Any]) -> Any:
+        """The same with the arguments themselves."""
+        return self._part(network(*self.arguments, **self.options))
 
     def under(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
         """The same of the network with other tensors, by name, in the place of its own."""

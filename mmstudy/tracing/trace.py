@@ -104,7 +104,7 @@ class _Called(nn.Module):
 
     def forward(self, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         rest = iter(given)
-        return tuple(tensors(self.call.mapped(lambda old: next(rest)).of(self.network)))
+        return tuple(tensors(self.call.mapped(lambda old: next(rest)).directly(self.network)))
 
 
 def _exported(network: nn.Module, call: Call) -> torch.export.ExportedProgram:

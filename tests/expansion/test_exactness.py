@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.deeper import deeper_identity
 from mmstudy.expansion.operators import EXACTLY, OPERATORS
-from mmstudy.tracing.couplings import of_trace
+from mmstudy.tracing.couplings import couplings, of_trace
 from mmstudy.tracing.trace import trace
 from mmstudy.validation.preservation import FAMILIES
 
