@@ -31,7 +31,7 @@ def minibatches(
         arguments.generator(each)
     for name, value in (("examples", examples), ("steps", steps), ("batch", batch)):
         arguments.whole(value, name, 1)
-    if not 1 <= batch <= examples:
+    if batch > examples:
         raise ValueError(f"a batch of {batch} does not fit into {examples} examples")
     per_epoch = examples // batch
     epochs = -(-steps // per_epoch)

@@ -88,27 +88,26 @@ def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable
     if any(hooks):
         raise Opaque("hooks")
 
-    kept = [tensor.detach() for tensor in tensors]  # so that no other memory gets their addresses
+    memory = [tensor.detach() for tensor in tensors]  # which is kept, so that no other gets its address
 
     def counts() -> list[int]:
-        return [*map(len, views), *map(len, attributes), *map(VERSION, tensors), *map(_address, tensors)]
+        return [*map(len, views), *map(len, attributes), *map(VERSION, tensors)]
 
     def look() -> list:
         return list(chain(chain.from_iterable(views), chain.from_iterable([values() for values in getters])))
 
     counted, seen_then = counts(), look()
 
-    def same(
-        kept: list[Tensor] = kept,
-    ) -> bool:  # in this order: as many things as before, so that what follows compares like with like
-        return not any(hooks) and not any(empty) and counted == counts() and all(map(is_, look(), seen_then))
+    def same() -> bool:  # in this order: as many things as before, so that what follows compares like with like
+        as_many = not any(hooks) and not any(empty) and counted == counts()
+        return as_many and all(map(is_, look(), seen_then)) and all(map(_in_one_place, tensors, memory))
 
     return same
 
 
-def _address(tensor: Tensor) -> int:
-    """Where its numbers lie: elsewhere, once `tensor.data` has been given others."""
-    return tensor.data_ptr() if tensor.layout is torch.strided else 0
+def _in_one_place(tensor: Tensor, memory: Tensor) -> bool:
+    """Whether its numbers lie there: elsewhere, once `tensor.data` has been given others."""
+    return tensor.layout is not torch.strided or tensor.data_ptr() == memory.data_ptr()
 
 
 def _views(container: Collection) -> list[Collection]:
@@ -182,6 +181,8 @@ def _inside_function(function: types.FunctionType) -> tuple[Iterable, list[Colle
     named = set(names(function.__code__))
     if loud := named & LOUD:
         raise Opaque(f"{', '.join(sorted(loud))}")
+    if foreign := [name for name in _imports(function.__code__) if not _library(name)]:
+        raise Opaque(f"an import of {', '.join(foreign)}")
     globals_ = function.__globals__
     used = [name for name in named if name in globals_]
     own = partial(attrgetter("__code__", "__defaults__", "__kwdefaults__"), function)
@@ -227,15 +228,20 @@ def _library(name: str) -> bool:
 
 
 def names(code: types.CodeType) -> Iterator[str]:
-    """The names of globals and attributes that code uses, and that code inside it does.
+    """The names of globals and attributes that code uses, and that code inside it does."""
+    for each in _codes(code):
+        yield from each.co_names
 
-    Raises:
-        Opaque: it imports another module than a library for itself.
-    """
-    for step in dis.get_instructions(code):
-        if step.opname == "IMPORT_NAME" and not _library(step.argval):
-            raise Opaque(f"an import of {step.argval}")
-    yield from code.co_names
+
+def _imports(code: types.CodeType) -> Iterator[str]:
+    """The modules that code imports for itself."""
+    for each in _codes(code):
+        yield from (step.argval for step in dis.get_instructions(each) if step.opname == "IMPORT_NAME")
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Code, and that of the functions inside it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from names(constant)
+            yield from _codes(constant)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from mmstudy.batched import asked
 from mmstudy.batched.engine import Batch, LossFn
-from mmstudy.batched.ensemble import classification, measuring
+from mmstudy.batched.ensemble import classification
+from mmstudy.batched.modes import measuring
 from mmstudy.core import arguments
 from mmstudy.expansion import attributes, pools
 from mmstudy.expansion.candidate import Candidate

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mmstudy.batched import engine
-from mmstudy.batched.asked import measurable, tried
+from mmstudy.batched.asked import measurable
 from mmstudy.batched.determinism import check
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
@@ -109,8 +109,7 @@ def rank_expansions(
     batch = arguments.batch(moved(seen[0], device))
     measured = given.measured_part(validation_loader, measured_examples, seed, device)
     given.fit(network, batch, loss_fn, "train_loader")
-    given.fit(network, measured, loss_fn, "validation_loader")
-    measurable([network], measured, loss_fn, tried([network], measured, loss_fn))
+    measurable([network], measured, loss_fn, given.fit(network, measured, loss_fn, "validation_loader"))
     check(network, measured, loss_fn)
     given.scored(network, measured, score)
 

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from mmstudy.batched import asked, engine
 from mmstudy.batched.engine import Batch, LossFn
-from mmstudy.batched.ensemble import measuring
+from mmstudy.batched.modes import measuring
 from mmstudy.core import arguments
 from mmstudy.expansion import optimizers
 from mmstudy.expansion.candidate import Candidate
@@ -109,15 +109,15 @@ def _scheduled(given: Any, optimizer: Optimizer) -> None:
         raise TypeError("schedule must step without a number, once a step: ReduceLROnPlateau waits for a loss")
 
 
-def fit(network: nn.Module, batch: Batch, loss_fn: LossFn, name: str) -> None:
-    """See that the loss of the network can be taken on a loader's batch.
+def fit(network: nn.Module, batch: Batch, loss_fn: LossFn, name: str) -> list[float]:
+    """The loss of the network on a loader's batch, alone in a list, once it is known that it can be taken.
 
     Raises:
         TypeError: no batch for this loss.
         ValueError: the loss fails on it, or is no finite number.
     """
     try:
-        asked.fit(network, batch, loss_fn)
+        return asked.fit(network, batch, loss_fn)[2]
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from error
 

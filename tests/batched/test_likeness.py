@@ -68,6 +68,15 @@ def tied(to: str) -> nn.Module:
     return network
 
 
+def importing():
+    def activation(x):
+        import torch_of_nobody
+
+        return torch_of_nobody.relu(x)
+
+    return activation
+
+
 def times(factor: float):
     return lambda x: x * factor
 
@@ -87,6 +96,7 @@ ALIKE = {
                  Places(c=lambda n: n.a, kept=lambda n: [n.b], run=lambda n: n.a.forward)),
     "weight norm": (weight_norm(nn.Linear(3, 2)), weight_norm(nn.Linear(3, 2))),
     "a copy of spectral norm": (spectral_norm(nn.Linear(3, 2)), copy.deepcopy(spectral_norm(nn.Linear(3, 2)))),
+    "functions that import": (Net(activation=importing()), Net(activation=importing())),
     "equal globals": (Net(activation=with_global(2.0)), Net(activation=with_global(2.0))),
     "tied": (tied("a"), tied("a")),
 }  # fmt: skip
