@@ -78,6 +78,18 @@ def test_a_seed_says_which_draws():
     assert first == again != other
 
 
+def test_several_sizes_take_the_samples_and_minibatches_that_one_takes():
+    options = {"level": 2.0, "samples": 3, "minibatch": 5, "seed": 4}
+    found = mm.sizes([NETWORK, OTHER], BATCH, methods=["children", "rays"], **options)
+    for name in ("children", "rays"):
+        alone = mm.size([NETWORK, OTHER], BATCH, method=name, **options)
+        np.testing.assert_array_equal(found["size"].sel(estimator=name), alone["size"])
+    with pytest.raises(ValueError, match="samples must be .*2.*; got 1"):
+        mm.sizes(NETWORK, BATCH, samples=1)
+    with pytest.raises(ValueError, match="minibatch must be .*; got 33"):
+        mm.sizes(NETWORK, BATCH, minibatch=33)
+
+
 def test_several_sizes_at_one_level():
     found = mm.sizes([NETWORK, OTHER], BATCH, methods=["rays", "curvature"])
     assert dict(found.sizes) == {"estimator": 2, "network": 2}

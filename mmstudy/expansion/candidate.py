@@ -16,7 +16,7 @@ from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
 from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import generator as substream
-from mmstudy.expansion import configurations, deeper, estimates, insertion, surgery, widening
+from mmstudy.expansion import configurations, estimates, insertion, surgery, widening
 from mmstudy.expansion.exactness import Reference, broken
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, named
 from mmstudy.expansion.replacing import parted
@@ -75,8 +75,8 @@ class Candidate:
             raise ValueError(f"{self.operator} names a location twice: {self.locations}")
         if len(self.sizes) != len(self.locations) or not all(type(n) is int and n > 0 for n in self.sizes):
             raise ValueError(f"{self.operator} needs a whole number > 0 for each of {self.locations}; got {self.sizes}")
-        if self.operator == "stack" and len(set(self.sizes)) > 1:
-            raise ValueError(f"stack repeats all its locations equally often; got {self.sizes}")
+        if OPERATORS[self.operator].together and len(set(self.sizes)) > 1:
+            raise ValueError(f"{self.operator} repeats all its locations equally often; got {self.sizes}")
 
     def __str__(self) -> str:
         sign = "→" if OPERATORS[self.operator].widens else "+"
@@ -206,7 +206,7 @@ def deepen(
     if operator not in (known := named(widens=False)):
         raise ValueError(f"unknown deeper operator {operator!r}; known: {', '.join(known)}")
     call = called(network, batch)
-    new = insertion.insert(network, {location: number}, OPERATORS[operator].apply, generator, call).network
+    new = insertion.insert(network, {location: number}, OPERATORS[operator].way, generator, call).network
     return parted(new, network)
 
 
@@ -249,9 +249,9 @@ def _widen(candidate, network, traced, stream, calls, batch, loss_fn, configured
 def _deepen(candidate, network, stream, call, keep) -> Expansion:
     numbers = dict(zip(candidate.locations, candidate.sizes, strict=True))
     estimates.deeper_fits(network, numbers)
-    way = OPERATORS[candidate.operator].apply
+    way = OPERATORS[candidate.operator].way
     new = insertion.insert(network, numbers, way, stream, call, keep)
-    origin, fresh = new.origin, frozenset() if way in (deeper.stack, deeper.interleave) else new.new
+    origin, fresh = new.origin, frozenset() if way.trained else new.new
 
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
         return {name: averages[old].clone() for name, old in origin.items() if name not in fresh and old in averages}

@@ -49,6 +49,31 @@ class Block:
         return copy.deepcopy(self.network.get_submodule(self.path))
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a block is made, and what that asks of `insertion`.
+
+    Attributes:
+        make: a module, of (a copy of) the block that it shall follow.
+        trained: it keeps the block's trained parameters, and the optimizer's averages go with them.
+        together: all places are repeated as a whole behind the last of them, equally often.
+        layers: it makes single layers as well, not only blocks that keep the shape of what runs through.
+        silent: its branches end in zeros; that it changes nothing is checked.
+        fits: its normalization is fitted to what runs through.
+    """
+
+    make: Callable[[Block], nn.Module]
+    trained: bool = False
+    together: bool = False
+    layers: bool = False
+    silent: bool = False
+    fits: bool = False
+
+    def __call__(self, block: Block) -> nn.Module:
+        """The block that is inserted."""
+        return self.make(block)
+
+
 def stack(block: Block) -> nn.Module:
     """A copy of trained blocks, as a whole behind the last of them: depth up-scaling, stacking.
 
@@ -108,9 +133,6 @@ def deeper_identity(block: Block) -> nn.Module:
         else:
             tensor.fill_(NEUTRAL.get(note.role, 0.0))
     return module
-
-
-Way = Callable[[Block], nn.Module]  # what is inserted, made of (a copy of) what it shall follow
 
 
 def _square(block: Block) -> nn.Module:

@@ -16,16 +16,7 @@ from torch import Tensor, nn
 
 from mmstudy.expansion import blocks, configurations, counts
 from mmstudy.expansion.counts import Longer
-from mmstudy.expansion.deeper import (
-    Block,
-    Way,
-    deeper_identity,
-    deeper_random,
-    identity_block,
-    interleave,
-    stack,
-    zero_residual,
-)
+from mmstudy.expansion.deeper import Block, Way
 from mmstudy.expansion.exactness import change
 from mmstudy.expansion.replacing import sharing
 from mmstudy.tracing.calls import Call
@@ -57,7 +48,7 @@ def insert(
     call: Call,
     protected: Sequence[str] = (),
 ) -> Inserted:
-    """Behind each place insert that many of what `way` makes of it (`stack`: of all places, behind the last of them).
+    """Behind each place insert that many of what `way` makes of it; if `together`, of all places, behind the last.
 
     Args:
         call: how the network is called on examples; normalizations of layers that do nothing are fitted to them.
@@ -76,7 +67,7 @@ def insert(
         path: list(new.get_submodule(path)._modules.values()) for path in sorted({path for path, _ in at.values()})
     }
     places = sorted(numbers, key=lambda place: at[place])
-    if way is stack:
+    if way.together:
         todo = {places[-1]: places * numbers[places[-1]]}
     else:
         todo = {place: [place] * numbers[place] for place in places}
@@ -99,19 +90,18 @@ def insert(
     fitted, configuration = configurations.fit(network, new, call, longer, protected)
     before, hooks = blocks.counting(dict(network.named_modules()))
     blocks.run(network, call, hooks)
-    fit = way is deeper_identity
-    wrong = _wrong(new, inserted, call, before, modules, fit)
+    wrong = _wrong(new, inserted, call, before, modules, way.fits)
     if wrong and not fitted:
 
         def runs() -> bool:
-            return _wrong(new, inserted, call, before, modules, fit) is None
+            return _wrong(new, inserted, call, before, modules, way.fits) is None
 
         changed += counts.followed(new, longer, runs, protected)
-        wrong = _wrong(new, inserted, call, before, modules, fit)
+        wrong = _wrong(new, inserted, call, before, modules, way.fits)
     if wrong:
         raise wrong
     _in_turn(new, inserted, call)
-    if way in (identity_block, zero_residual):
+    if way.silent:
         _silent(new, inserted, call)
     origin = {name: source[parameter] for name, parameter in new.named_parameters()}
     own = frozenset(name for name, parameter in new.named_parameters() if parameter not in old)
@@ -122,7 +112,7 @@ def _model(network: nn.Module, wanted: str, generator: torch.Generator, way: Way
     """The block that is copied: the wanted one if it can be, else the nearest that keeps the shape of its input."""
 
     def of(path: str) -> Block:
-        traced = Trace() if way in (stack, interleave) else blocks.alone(network, path, call)
+        traced = Trace() if way.trained else blocks.alone(network, path, call)
         return Block(network, path, traced, generator)
 
     members, index = blocks.member(network, wanted)
@@ -131,12 +121,12 @@ def _model(network: nn.Module, wanted: str, generator: torch.Generator, way: Way
     shapes = blocks.shapes(network, paths, call)
     if wanted not in shapes:
         raise ValueError(f"{wanted} is not called on this batch, so that nothing can be modelled on it")
-    if way in (deeper_identity, deeper_random) and not (block := of(wanted)).branches:
+    if way.layers and not (block := of(wanted)).branches:
         return block  # a single layer, which is made square
     for path in paths:
         if path in shapes and shapes[path][0] == shapes[path][1]:
             return of(path)
-    raise ValueError(f"{way.__name__} needs a block that keeps the shape of its input; none beside {wanted} does")
+    raise ValueError(f"{way.make.__name__} needs a block that keeps the shape of its input; none beside {wanted} does")
 
 
 def _silent(network: nn.Module, inserted: Sequence[tuple[nn.Module, Block]], call: Call) -> None:

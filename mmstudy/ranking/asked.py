@@ -134,7 +134,7 @@ def rank_expansions(
         seen_of = _carried_out(rows, how, full_steps, [*sizes.values(), own], looks)
     ranking = Ranking(concluded(rows, how, full_steps, seen_of, refused), rows)
     results.save(ranking.data, folder / "ranking.nc")
-    say(ranking.words)
+    say(ranking.summary)
     return ranking
 
 

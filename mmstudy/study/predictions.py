@@ -36,7 +36,7 @@ def predictions(experiment: xr.Dataset) -> xr.Dataset:
         cost = float((each.passes * np.minimum(pool["probe_examples"], each.examples) / full).mean())
         add(name, pool[name], each.sign, name, each.family, cost, np.nan, each.combined)
     for name, signal in SIGNALS.items():
-        value = signal.of(pool)
+        value = signal.compute(pool)
         own = float((pool["cost"].sel(expense=list(signal.expenses)).sum("expense") / full).mean())
         if signal.separate:
             add(name, value, signal.sign, name, signal.family, own, np.nan, signal.combined)
@@ -53,7 +53,7 @@ def predictions(experiment: xr.Dataset) -> xr.Dataset:
             add(
                 f"{name}_size @{100 * share:g}%",
                 at[f"{name}_size"],
-                estimator.more,
+                estimator.sign,
                 f"{name}_size",
                 SIZE,
                 cost,

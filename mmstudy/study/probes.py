@@ -30,7 +30,7 @@ def probe(
     level: float,
     protocol: Protocol,
 ) -> xr.Dataset:
-    """Losses, children and rays of so many networks, over (network); see `sweep.words` for the variables.
+    """Losses, children and rays of so many networks, over (network); see `sweep.variables` for the variables.
 
     Where a network or one of its children has diverged, everything is NaN.
 

@@ -151,7 +151,7 @@ def _at_once(
     ]
     size, status = (np.concatenate([one[name].values for one in found]) for name in ("size", "status"))
     most, _ = sizes[max(child_steps), max(children)]
-    return table.assign(_coefficients(LLC.more * size, most[0], gain, status == "ok"))
+    return table.assign(_coefficients(LLC.sign * size, most[0], gain, status == "ok"))
 
 
 def above(objective: Objective, parents: Float[torch.Tensor, "m dim"]) -> Objective:

@@ -12,6 +12,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from scipy import stats
 
+from mmstudy.expansion.operators import OPERATORS
 from mmstudy.expansion.pools import SAME_SIZE
 
 UNITS = {"accuracy": 100.0, "nll": -1.0, "ece": -100.0}  # of a gain: percentage points or nats, more is better
@@ -22,10 +23,6 @@ OF_TASKS = {  # what all candidates of a task share, by its name along task; pre
     "label_noise": "label_noise",
     "part": "part",
 }
-CLASSES = {
-    "deeper_identity": "deeper",
-    "deeper_random": "deeper",
-}  # of operators; a wider one is its own class
 EXPANSION, REFERENCE = "expansion", "reference"  # the roles of rows
 DECIMALS = 9  # gains that differ beyond are equal: means of the same scores differ in their rounding
 FEWEST = 4  # candidates in which an order is looked for
@@ -172,7 +169,7 @@ def _of_task(one: xr.Dataset, given: Sequence[str]) -> xr.Dataset:
     y, size = np.round(one["gain"].values, DECIMALS), one["parameters"].values
     values = ranked_last(one["value"].values.T)  # (predictor, candidate)
     operator = one["operator"].values.tolist()
-    classes = np.array([CLASSES.get(each, each) for each in operator])
+    classes = np.array([OPERATORS[each].family or each if each in OPERATORS else each for each in operator])
     counts = {each: int((classes == each).sum()) for each in dict.fromkeys(classes.tolist())}
     counts = {each: count for each, count in counts.items() if count >= FEWEST}
     inside = [spearman(values[:, classes == each], y[classes == each]) for each in counts]

@@ -25,9 +25,7 @@ from mmstudy.validation.singular import (
 
 LEVEL = 0.03
 MIDPOINTS = 100_000
-MEANS = ("rays", "simplex", "dimension", "llc")  # their size is the mean of their samples
 SAME = 1e-3  # a difference that no interval needs to hold: where there is no chance, its width is zero
-LOGARITHMS = ("volume", "simplex")  # their error is a difference, that of the others is relative
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,8 @@ def repeated(case: Case, repetitions: int) -> xr.Dataset:
     Where a size is the mean of its samples, all repetitions are drawn as one and regrouped (those of `llc` then share
     the temperature that it found). `error` is size / truth − 1, of a logarithm the difference to the truth.
     """
-    if case.estimator in MEANS:
+    estimator = ESTIMATORS[case.estimator]
+    if estimator.averages:
         n = case.budget.samples
         whole = replace(case, budget=replace(case.budget, samples=repetitions * n)).estimate(0).isel(parent=0)
         groups = torch.as_tensor(whole["samples"].values).view(n, repetitions).T
@@ -126,8 +125,7 @@ def repeated(case: Case, repetitions: int) -> xr.Dataset:
     else:
         keep = ["size", "size_se", "status", "cost"]
         found = xr.concat([case.estimate(i)[keep].isel(parent=0) for i in range(repetitions)], "repetition")
-    log = case.estimator in LOGARITHMS
-    return found.assign(error=found["size"] - case.truth if log else found["size"] / case.truth - 1)
+    return found.assign(error=found["size"] - case.truth if estimator.logarithm else found["size"] / case.truth - 1)
 
 
 def truth_table(known: Sequence[Case], repetitions: int) -> xr.Dataset:

@@ -56,7 +56,7 @@ def identical(first, second) -> None:
     """The same but for seconds."""
     one, other = (ranking.data.drop_vars("seconds").drop_attrs() for ranking in (first, second))
     xr.testing.assert_identical(one, other)
-    assert first.words == second.words
+    assert first.summary == second.summary
 
 
 def alike(first, second) -> None:
@@ -101,9 +101,9 @@ def test_without_anchors_the_first_is_the_first_of_the_order(ranked):
 
 def test_it_reads_well(ranked):
     ranking, _, said = ranked
-    assert ranking.words in said
-    assert "interval" in ranking.words
-    assert "probability that it is the best" in ranking.words
+    assert ranking.summary in said
+    assert "interval" in ranking.summary
+    assert "probability that it is the best" in ranking.summary
     assert "<table" in ranking._repr_html_()
     assert str(ranking.data["candidate"].values[0]) in str(ranking)
 
@@ -160,7 +160,7 @@ def test_with_the_whole_budget_the_best_is_the_best(tmp_path):
     assert data["final_score"][0] == data["final_score"].max()
     np.testing.assert_allclose(data["gain"], data["final_score"] - data["final_score"].sel(candidate=OWN))
     np.testing.assert_allclose(data["low"], data["high"])
-    assert "to the end as well" not in ranking.words
+    assert "to the end as well" not in ranking.summary
 
 
 def test_the_final_score_is_that_of_the_trained_network(tmp_path):
