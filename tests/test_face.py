@@ -84,9 +84,9 @@ def test_several_sizes_take_the_samples_and_minibatches_that_one_takes():
     for name in ("children", "rays"):
         alone = mm.size([NETWORK, OTHER], BATCH, method=name, **options)
         np.testing.assert_array_equal(found["size"].sel(estimator=name), alone["size"])
-    with pytest.raises(ValueError, match="samples must be .*2.*; got 1"):
+    with pytest.raises(ValueError, match=r"samples must be .*2.*; got 1"):
         mm.sizes(NETWORK, BATCH, samples=1)
-    with pytest.raises(ValueError, match="minibatch must be .*; got 33"):
+    with pytest.raises(ValueError, match=r"minibatch must be .*; got 33"):
         mm.sizes(NETWORK, BATCH, minibatch=33)
 
 
