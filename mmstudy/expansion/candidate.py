@@ -139,6 +139,9 @@ class Candidate:
             output: which part of what the network returns must stay; see `Call`. By default all that are no whole
                 numbers.
 
+        Returns:
+            The expanded network, and how its parameters come from the old ones.
+
         Raises:
             ValueError: a location is unknown, a size does not expand, the operator does not fit the location, or it
                 would break its promise there.

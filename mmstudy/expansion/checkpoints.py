@@ -31,6 +31,9 @@ KINDS = {"operator": str, "locations": list, "sizes": list, "seed": int}  # of e
 def save(path: str | Path, candidate: Candidate, network: nn.Module) -> Path:
     """Write the network that `candidate` made (and that may have been trained since), atomically.
 
+    Returns:
+        The path of the file.
+
     Raises:
         ValueError: the candidate is a chain of more than `MOST_STEPS` expansions.
     """

@@ -121,10 +121,13 @@ def built(kind: type[nn.Module], config: Any, device: str) -> nn.Module | None:
 def choices(
     part: Configured, new: nn.Module, longer: Sequence[Longer], old: nn.Module, protected: Sequence[str]
 ) -> Iterator[Choice]:
-    """Choices that build tensors of the shapes of the new module, those that change fewer values first.
+    """Which values of a configuration to change, so that it builds tensors of the shapes of the new module.
 
-    As far as the tries go. A value that was that of a module's attribute which is another number now (the eps of a
-    normalization) becomes that number.
+    A value that was that of a module's attribute which is another number now (the eps of a normalization) becomes that
+    number.
+
+    Yields:
+        Choices that do so, those that change fewer values first, as far as the tries go.
     """
     target, before = shapes_of(new), shapes_of(old)
     values = {slot.path: slot.value for slot in slots(part.config)}

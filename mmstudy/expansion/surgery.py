@@ -20,7 +20,7 @@ from mmstudy.core.networks import named_tensors
 from mmstudy.expansion import attributes, sizes
 from mmstudy.expansion.attributes import relabel
 from mmstudy.expansion.products import Rows
-from mmstudy.expansion.replacing import put, sharing
+from mmstudy.expansion.replacing import Network, put, sharing
 from mmstudy.tracing.calls import called
 from mmstudy.tracing.couplings import Coupling, Use
 from mmstudy.tracing.graph import BIAS, CONSUMED, SCALE, VARIANCE, WEIGHT
@@ -198,7 +198,7 @@ def _units_back(tensor: Tensor, units: Tensor, use: Use, size: int) -> Tensor:
     return torch.cat([rest, units.movedim(0, axis).flatten(axis, axis + 1)], axis).index_select(axis, order)
 
 
-def rebuilt(network: nn.Module, plan: Plan, batch: Any, touch: Touch | None = None) -> nn.Module:
+def rebuilt(network: Network, plan: Plan, batch: Any, touch: Touch | None = None) -> Network:
     """A network whose units have grown by the plan; it shares the other parameters with the old one.
 
     Sizes that modules keep for themselves (the shape of a LayerNorm, a number of heads) are found by their value, the
@@ -243,7 +243,7 @@ def transformed(tensors: Mapping[str, Tensor], plans: Iterable[tuple[Plan, Touch
     return grown
 
 
-def _grown(network: nn.Module, plans: Sequence[tuple[Plan, Touch | None]]) -> nn.Module:
+def _grown(network: Network, plans: Sequence[tuple[Plan, Touch | None]]) -> Network:
     """The network with the new tensors, and with sizes that do not fit them yet."""
     new, own = sharing(network), {name: tensor.detach() for name, tensor in named_tensors(network).items()}
     for name, tensor in transformed(own, plans).items():

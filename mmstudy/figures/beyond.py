@@ -4,6 +4,7 @@ A Dataset in, a Figure out. They are as wide as a column, and need no colours.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,9 +27,15 @@ from mmstudy.figures.style import (
 from mmstudy.study import intervals
 
 MARKERS, SHADES = "osD^v", ("0", "0.35", "0.55", "0.2", "0.45")  # of tasks and of rules: neither has a colour
-ERROR_LOOKS = {"test": {"color": "k", "marker": "o"}, "train": {"color": "0.5", "marker": "D", "ls": "--"}}
+ERROR_LOOKS: dict[str, dict[str, Any]] = {
+    "test": {"color": "k", "marker": "o"},
+    "train": {"color": "0.5", "marker": "D", "ls": "--"},
+}
 SCORE_WORDS = {"accuracy": "accuracy", "nll": "likelihood", "ece": "calibration"}
-CHECKPOINT_LOOKS = {"last": {"marker": "o", "mfc": "k"}, "best validation": {"marker": "D", "mfc": "w"}}
+CHECKPOINT_LOOKS: dict[str, dict[str, Any]] = {
+    "last": {"marker": "o", "mfc": "k"},
+    "best validation": {"marker": "D", "mfc": "w"},
+}
 
 
 @for_a_column
@@ -151,7 +158,7 @@ def descent(dataset: xr.Dataset, threshold: float) -> Figure:
         if np.isfinite(threshold):
             axis.axvline(threshold, color="k", lw=0.8, ls=(0, (1, 1)), zorder=0)
     below.set_xscale("log")
-    below.xaxis.set_major_locator(FixedLocator(width))
+    below.xaxis.set_major_locator(FixedLocator(width.tolist()))
     below.xaxis.set_minor_locator(NullLocator())
     below.xaxis.set_major_formatter("{x:g}")
     below.set_xlabel("units in each hidden layer")

@@ -88,6 +88,9 @@ def rank_expansions(
             group of candidates at a time; they must see `folder`.
         say: what is told on the way goes there.
 
+    Returns:
+        The candidates in the order in which one should train them; its `best` is the network to go on with.
+
     Raises:
         TypeError: an argument of another kind.
         ValueError: one that is out of range, a loader that gives nothing or never the same, a loss that is not finite,

@@ -16,7 +16,10 @@ Looks = Callable[[Sequence[Sequence[str]], int, Callable[[int], object]], Iterat
 
 @contextlib.contextmanager
 def looking(rows: Rows, scheduler: str, say: Callable[[str], object]) -> Iterator[Looks]:
-    """How rows are looked at; what they are is written into their folder for the workers of a cluster.
+    """Where rows are trained for a while; what they are is written into their folder for the workers of a cluster.
+
+    Yields:
+        How groups of rows are looked at, here or by the workers.
 
     Raises:
         ValueError: what `cluster.executor` refuses, or rows that cannot be sent to another process.

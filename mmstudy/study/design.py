@@ -21,7 +21,7 @@ from mmstudy.study.protocol import Protocol
 from mmstudy.tracing.couplings import couplings
 
 PARTS = ("pilot", "confirmation")
-SHAPES = {  # of pools: what `pools.candidate_pool` takes
+SHAPES: dict[str, dict[str, Any]] = {  # of pools: what `pools.candidate_pool` takes
     "MLP": {"factors": (1.5, 2, 4, 8), "extra_layers": (1, 2), "matched": (2,)},
     "other": {"factors": (2,), "extra_layers": (1,), "matched": ()},
 }

@@ -143,7 +143,7 @@ def scores(
     given = {"parameters": [experiment["parameters"]]} if given is None else given
     gain = gains(experiment)["gain"].sel(score=score, checkpoint=checkpoint, drop=True)
     value = predicted["value"].transpose("candidate", "predictor").reset_coords(drop=True)
-    rows = expansions(experiment[["parameters"]].assign(gain=gain, value=value, **_columns(given)))
+    rows = expansions(experiment[["parameters"]].assign({"gain": gain, "value": value} | _columns(given)))
     parts = []
     for task, one in by_task(rows):
         known = np.isfinite(one["gain"].values)
@@ -190,10 +190,12 @@ def _of_task(one: xr.Dataset, given: Sequence[str]) -> xr.Dataset:
     }
     data = {name: ("predictor", value) for name, value in per.items()}
     partials = [partial_spearman(values, y, one[f"given {name}"].values) for name in given]
-    data["partial"] = ("given", "predictor"), np.reshape(partials, (len(given), len(values)))
-    data["spearman_class"] = ("class", "predictor"), np.reshape(inside, (len(counts), len(values)))
+    tables = {
+        "partial": (("given", "predictor"), np.reshape(partials, (len(given), len(values)))),
+        "spearman_class": (("class", "predictor"), np.reshape(inside, (len(counts), len(values)))),
+    }
     coords = {"given": list(given), "class": list(counts), "predictor": one["predictor"].values}
-    return xr.Dataset(data, coords).assign(candidates=len(y))
+    return xr.Dataset(data | tables, coords).assign(candidates=len(y))
 
 
 def _place(label: str) -> str:

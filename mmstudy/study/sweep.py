@@ -96,8 +96,7 @@ def sweep(
     elsewhere = device != "cpu" and not torch.cuda.is_available()  # the workers have it
     dataset.attrs = results.provenance(asked, "cpu" if elsewhere else device)
     dataset.attrs |= {"device": f"{device} of the workers"} if elsewhere else {}
-    dataset.attrs["wall_time_s"] = round(time.perf_counter() - started, 1)
-    return dataset
+    return dataset.assign_attrs(wall_time_s=round(time.perf_counter() - started, 1))
 
 
 def _about(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import xarray as xr
@@ -78,7 +79,11 @@ def cases() -> list[Case]:
     rough = {"scale": many[None] ** -0.4}
     volume = ls.ellipsoid_log_volume(many, LEVEL)
     radius = math.sqrt(2 * LEVEL * 12 / float(many.sum()))
-    near = {"budget": Budget(24, 100), "level": 1e-12, "options": {"radius": 1e-3}}  # so near, a curved set is flat
+    near: dict[str, Any] = {  # so near, a curved set is flat
+        "budget": Budget(24, 100),
+        "level": 1e-12,
+        "options": {"radius": 1e-3},
+    }
     slow = Budget(32, 60, step_size=0.2, momentum=0.5)
     drift = ls.stationary_variance(h[1:], 0.15, slow.step_size, slow.momentum)
     shaken, aim = of_landscape(ls.ellipsoid(h[1:]), 2, noise=0.15), ls.gaussian_density(drift)
