@@ -29,15 +29,16 @@ def deeper_fits(network: nn.Module, numbers: Mapping[str, int]) -> None:
     Raises:
         ValueError: there are more than `MOST_LAYERS`, or the network would be larger than `arguments.MOST_BYTES`.
     """
-    if (total := sum(numbers.values())) > MOST_LAYERS:
-        raise ValueError(
-            f"{total:,} more layers or blocks behind {', '.join(numbers)}: at most {MOST_LAYERS:,} at once"
-        )
     modules, needed = dict(network.named_modules()), count_parameters(network) * _bytes(network)
     for place, number in numbers.items():
         count = len(list(modules[place].modules())) if place in modules else 1
         needed += number * (added(modules, place) * _bytes(network) + count * MODULE_BYTES)
-    arguments.fits(needed, f"{sum(numbers.values()):,} more layers or blocks behind {', '.join(numbers)}")
+    total = sum(numbers.values())
+    arguments.fits(needed, f"{total:,} more layers or blocks behind {', '.join(numbers)}")
+    if total > MOST_LAYERS:
+        raise ValueError(
+            f"{total:,} more layers or blocks behind {', '.join(numbers)}: at most {MOST_LAYERS:,} at once"
+        )
 
 
 def added(modules: Mapping[str, nn.Module], place: str) -> int:
