@@ -14,14 +14,12 @@ from torch.utils._pytree import tree_leaves
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
-from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import generator as substream
-from mmstudy.expansion import configurations, estimates, insertion, surgery, widening
-from mmstudy.expansion.exactness import Reference, broken
-from mmstudy.expansion.operators import EXACTLY, OPERATORS, named
+from mmstudy.expansion import checking, configurations, estimates, insertion, surgery, widening
+from mmstudy.expansion.exactness import Reference
+from mmstudy.expansion.operators import OPERATORS, named
 from mmstudy.expansion.replacing import parted
 from mmstudy.tracing.calls import Call, Output, called, of_loss
-from mmstudy.tracing.couplings import fixed_in, of_trace
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
 
@@ -222,15 +220,11 @@ def _judged(candidate, references, batch, loss_fn, traced, keep, configured=True
         traced = traced or trace(network, calls[0])
         traced.protected, coarsest = tuple(keep), traced.coarsest
         for other in calls[1:]:
-            _same_units(candidate, traced, trace(network, other), other)
+            checking.same_units(candidate, traced, trace(network, other), other)
         grown = _widen(candidate, network, traced, stream, calls, batch, loss_fn, configured)
     else:
         grown = _deepen(candidate, network, stream, calls[0], keep)
-    for reference in references:
-        if OPERATORS[candidate.operator].preserves == EXACTLY:
-            widening.exact(candidate, broken(reference, grown.network, grown.origin, None, coarsest))
-        elif reference is not references[0]:
-            _runs(candidate, grown.network, reference.call)
+    checking.check(candidate, references, grown.network, grown.origin, grown.inserted, coarsest)
     return grown
 
 
@@ -274,23 +268,3 @@ def _chain(first: Expansion, second: Expansion) -> Expansion:
 
     said = second.configuration or first.configuration
     return Expansion(second.network, origin, inserted, fresh, carry, first.changed + second.changed, said)
-
-
-def _same_units(candidate: Candidate, traced: Trace, other: Trace, call: Call) -> None:
-    """Refuse a network that wires the units that shall grow otherwise on another batch."""
-    one, two = of_trace(traced), of_trace(other)
-    for place in candidate.locations if OPERATORS[candidate.operator].widens else ():
-        here, there = ((found[place].size, found[place].uses) if place in found else None for found in (one, two))
-        if here and here != there:
-            shapes = ", ".join(str(tuple(t.shape)) for t in call.tensors)
-            reason = fixed_in(other).get(place, "other tensors have them")
-            raise ValueError(f"{place} cannot grow: on a batch of shape {shapes} its units are others, as {reason}")
-
-
-def _runs(candidate: Candidate, network: nn.Module, call: Call) -> None:
-    try:
-        with evaluating(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            call.of(network)
-    except Exception as error:  # whatever a network does when a size that it keeps does not fit
-        shapes = ", ".join(str(tuple(t.shape)) for t in call.tensors)
-        raise ValueError(f"after {candidate} the network fails on a batch of shape {shapes}: {error}") from error
