@@ -157,19 +157,19 @@ class Candidate:
             return grown
         return _chain(grown, self.then.grow(grown.network, batch, loss_fn, keep=keep, also=also, output=output))
 
-    def tried(self, reference: Reference, batch: Batch | Call, loss_fn: LossFn, traced: Trace) -> None:
+    def tried(self, references: Sequence[Reference], batch: Batch | Call, loss_fn: LossFn, traced: Trace) -> None:
         """Carry the expansion out, but for what is done afterwards, and throw the result away: cheaper than `grow`.
 
         Where units are added, a configuration of the network is left as it is.
 
         Args:
-            reference: the network, and how it is called on the batch.
+            references: the network, how it is called on the batch, and on more of them.
 
         Raises:
             ValueError: as `grow`.
             NotImplementedError: as `grow`.
         """
-        _judged(self, [reference], batch, loss_fn, traced, (), configured=False)
+        _judged(self, references, batch, loss_fn, traced, (), configured=False)
 
 
 def widen(
@@ -214,13 +214,15 @@ def deepen(
 def _judged(candidate, references, batch, loss_fn, traced, keep, configured=True) -> Expansion:
     """What a candidate makes of the network of the references, on its memory, once its promise has been checked."""
     stream = substream("expand", candidate.operator, *candidate.locations, *candidate.sizes, candidate.seed)
+    checking.comparable(candidate, references)
     network, calls = references[0].network, [reference.call for reference in references]
     coarsest = traced.coarsest if traced else 0.0
     if OPERATORS[candidate.operator].widens:
         traced = traced or trace(network, calls[0])
         traced.protected, coarsest = tuple(keep), traced.coarsest
-        for other in calls[1:]:
-            checking.same_units(candidate, traced, trace(network, other), other)
+        for other in references[1:]:
+            checking.same_units(candidate, traced, other.traced, other.call)
+        calls += [other.call for other in references[0].others]
         grown = _widen(candidate, network, traced, stream, calls, batch, loss_fn, configured)
     else:
         grown = _deepen(candidate, network, stream, calls[0], keep)

@@ -9,7 +9,7 @@ from torch import nn
 
 from mmstudy.core import arguments
 from mmstudy.expansion.exactness import Reference, broken
-from mmstudy.expansion.operators import EXACTLY, OPERATORS
+from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE
 from mmstudy.expansion.widening import exact
 from mmstudy.tracing.calls import Call
 from mmstudy.tracing.couplings import fixed_in, of_trace
@@ -37,22 +37,45 @@ def check(
         ValueError: it does, or is not.
     """
     promised = OPERATORS[candidate.operator].preserves == EXACTLY
-    for reference in references:
+    for reference in (*references, *references[0].others):
+        first, where = reference is references[0], f"on a batch of shape {_shapes(reference.call)}"
         if promised:
-            exact(candidate, broken(reference, new, origin, None, coarsest))
-        elif reference is not references[0]:
-            _runs(candidate, new, reference, f"on a batch of shape {_shapes(reference.call)}")
+            try:
+                wrong = broken(reference, new, origin, None, coarsest)
+            except Exception as error:  # whatever a network does when a size that it keeps does not fit
+                raise ValueError(
+                    f"after {candidate} the network fails {where}: {arguments.first_line(error)}"
+                ) from error
+            exact(candidate, wrong, "" if first else f", {where}")
+        elif not first:
+            _runs(candidate, new, reference, where)
     reference = references[0].in_training
     if not reference.runs:
         return
     if promised and not _fitted(candidate, new, inserted) and not reference.draws:
         try:
             wrong = broken(reference, new, origin, None, coarsest)
-        except Exception as error:  # whatever a network does when a size that it keeps does not fit
-            raise ValueError(f"after {candidate} the network fails in training mode: {error}") from error
+        except Exception as error:  # as above
+            raise ValueError(
+                f"after {candidate} the network fails in training mode: {arguments.first_line(error)}"
+            ) from error
         exact(candidate, wrong, ", in training mode")
     else:
         _runs(candidate, new, reference, "in training mode")
+
+
+def comparable(candidate, references: Sequence[Reference]) -> None:
+    """Refuse a network of which no copy can be held against it, before anything is done.
+
+    Raises:
+        ValueError: it draws random numbers in evaluation mode, and the operator promises something.
+    """
+    promised = OPERATORS[candidate.operator].preserves in (EXACTLY, UP_TO_NOISE)
+    if promised and any(reference.draws for reference in references):
+        raise ValueError(
+            "the network draws random numbers in evaluation mode, so that nothing can be compared: turn them off, e.g. "
+            "F.dropout(x, p, training=self.training)"
+        )
 
 
 def same_units(candidate, traced: Trace, other: Trace, call: Call) -> None:

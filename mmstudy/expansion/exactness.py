@@ -16,7 +16,9 @@ from mmstudy.core import precision
 from mmstudy.core.networks import evaluating, named_tensors
 from mmstudy.core.states import seeded
 from mmstudy.expansion.doubled import doubled, rounded
-from mmstudy.tracing.calls import Call, tensors
+from mmstudy.tracing.calls import Call, resized, tensors
+from mmstudy.tracing.graph import Trace
+from mmstudy.tracing.trace import trace
 
 SLACK = 4.0  # how many times the change may be what rounding makes, once measured
 PRECISION = 1e-13  # what a long sum in float64 may lose
@@ -36,6 +38,16 @@ class Reference:
     def in_training(self) -> "Reference":
         """The same call in training mode."""
         return Reference(self.network, self.call, training=True)
+
+    @cached_property
+    def others(self) -> list["Reference"]:
+        """The same network on batches of other sizes and lengths, made of this one: on those that it takes."""
+        return [other for call in resized(self.call) if (other := Reference(self.network, call)).runs]
+
+    @cached_property
+    def traced(self) -> Trace:
+        """The trace of the call."""
+        return trace(self.network, self.call)
 
     @cached_property
     def double(self) -> Any:

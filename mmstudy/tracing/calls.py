@@ -211,6 +211,34 @@ def _mapped(value: Any, function) -> Any:
     return value
 
 
+def resized(call: Call) -> list[Call]:
+    """The call with twice the examples and with half of them; with whole numbers, also with less of their length.
+
+    On a CPU, where a position that a network does not have is an error like any other, with twice their length too.
+    """
+    given = [t for t in call.tensors if t.ndim]
+    if not given:
+        return []
+    count, words = len(given[0]), [t for t in given if t.ndim == 2 and not t.is_floating_point()]
+    found = [_along(call, 0, count, 2 * count)] + [_along(call, 0, count, count // 2)] * (count > 1)
+    if words and words[0].dtype != torch.bool:
+        length, safe = words[0].shape[1], words[0].device.type == "cpu"
+        found += [_along(call, 1, length, length // 2)] * (length > 1)
+        found += [_along(call, 1, length, 2 * length)] * safe
+    return found
+
+
+def _along(call: Call, axis: int, size: int, then: int) -> Call:
+    """The call with another size of what has `size` on an axis: cut, or repeated."""
+
+    def other(tensor: Tensor) -> Tensor:
+        if tensor.ndim <= axis or tensor.shape[axis] != size:
+            return tensor
+        return tensor.narrow(axis, 0, then) if then <= size else torch.cat([tensor, tensor], axis)
+
+    return call.mapped(other)
+
+
 @contextmanager
 def unnoticed(network: nn.Module) -> Iterator[None]:
     """Calls of the network for a while run no hooks of its user's, and leave its modules and buffers as they were.
