@@ -12,6 +12,7 @@ from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.batched.modes import measuring
 from mmstudy.core import arguments
+from mmstudy.core.states import restored
 from mmstudy.expansion import attributes, pools
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.counts import slots
@@ -155,7 +156,7 @@ def fit(network: Any, batch: Any, loss_fn: Any, output: Output = None) -> tuple[
     call = of_loss(network, batch, loss_fn, output)
     asked.tried([network], batch, lambda model, _: _probe(call.of(model)))
     if output is not None:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), measuring(network):
+        with torch.no_grad(), restored(network), measuring(network):
             _depends(network(*call.arguments, **call.options), output)
     return network, batch, call
 

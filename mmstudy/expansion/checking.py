@@ -4,6 +4,7 @@ The one it is held against is a `Reference`, which remembers what the old networ
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from inspect import isfunction
 
 from torch import nn
 
@@ -68,8 +69,15 @@ def comparable(candidate, references: Sequence[Reference]) -> None:
     """Refuse a network of which no copy can be held against it, before anything is done.
 
     Raises:
-        ValueError: it draws random numbers in evaluation mode, and the operator promises something.
+        ValueError: a copy reads the network's own tensors; or it draws random numbers in evaluation mode, and the
+            operator promises something.
     """
+    if outside := (*references[0].outside, *references[0].in_training.outside):
+        kept = _holders(references[0].network)
+        raise ValueError(
+            f"a copy of the network still reads {', '.join(dict.fromkeys(outside))} of the network itself: functions "
+            f"that it keeps{kept} hold it, or a part of it. Let them be methods, or take what they use as arguments"
+        )
     promised = OPERATORS[candidate.operator].preserves in (EXACTLY, UP_TO_NOISE)
     if promised and any(reference.draws for reference in references):
         raise ValueError(
@@ -92,6 +100,17 @@ def same_units(candidate, traced: Trace, other: Trace, call: Call) -> None:
             raise ValueError(
                 f"{place} cannot grow: on a batch of shape {_shapes(call)} its units are others, as {reason}"
             )
+
+
+def _holders(network: nn.Module) -> str:
+    """The attributes of modules that are functions with something in their closure, in brackets."""
+    found = [
+        f"{path}.{key}".lstrip(".")
+        for path, module in network.named_modules()
+        for key, value in vars(module).items()
+        if getattr(value, "__closure__", None) or (isfunction(value) and value.__defaults__)
+    ]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _fitted(candidate, new: nn.Module, inserted: Collection[str]) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmstudy.core import precision
 from mmstudy.core.networks import evaluating, named_tensors
 from mmstudy.core.states import seeded
-from mmstudy.expansion.doubled import doubled, rounded
+from mmstudy.expansion.doubled import Outside, doubled, rounded
 from mmstudy.tracing.calls import Call, resized, tensors
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
@@ -33,6 +33,7 @@ class Reference:
 
     def __init__(self, network: nn.Module, call: Call, training: bool = False):
         self.network, self.call, self.training = network, call, training
+        self._outside: tuple[str, ...] = ()
 
     @cached_property
     def in_training(self) -> "Reference":
@@ -52,10 +53,24 @@ class Reference:
     @cached_property
     def double(self) -> Any:
         """The outputs in float64; None where the network, or its device, does not compute in it."""
+        watched = Outside(self.network)
         try:
-            return self._in_double(0)
-        except Exception:  # whatever a network does with other numbers than its own
-            return None
+            _ = self._doubled  # which reads the network
+            with watched:
+                return self._in_double(0)
+        except Exception:  # whatever a network does with other numbers than its own, or watched
+            try:
+                return None if watched.read else self._in_double(0)
+            except Exception:  # as above
+                return None
+        finally:
+            self._outside = tuple(watched.read)
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """The tensors of the network that a copy of it reads: functions that it keeps hold the network itself."""
+        _ = self.double
+        return self._outside
 
     @cached_property
     def plain(self) -> Any:
@@ -73,9 +88,9 @@ class Reference:
     @cached_property
     def draws(self) -> bool:
         """Whether the outputs are others with other random numbers."""
-        doubled = self.double is not None
-        eps = torch.finfo(torch.float64).eps if doubled else _eps(self.network)
-        before, after = (self.double, self._in_double(1)) if doubled else (self.plain, self.of(self.network, 1))
+        double = self.double is not None
+        eps = torch.finfo(torch.float64).eps if double else _eps(self.network)
+        before, after = (self.double, self._in_double(1)) if double else (self.plain, self.of(self.network, 1))
         try:
             found = changes(before, after)
         except ValueError:  # their number is drawn too

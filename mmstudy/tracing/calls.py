@@ -140,7 +140,7 @@ def _shown(network: nn.Module, batch: Any, loss_fn: LossFn) -> Call:
         calls.append(Call(args, options))
         return network(*args, **options)
 
-    with arguments.explained(batch), torch.no_grad(), torch.random.fork_rng(devices=[]), measuring(network):
+    with arguments.explained(batch), torch.no_grad(), restored(network), measuring(network):
         loss_fn(watched, batch)
     if not calls:
         raise ValueError(f"loss_fn never called the model on this batch: {arguments.described(batch)}")
