@@ -12,6 +12,7 @@ from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.batched.modes import measuring
 from mmstudy.core import arguments
+from mmstudy.core.states import restored
 from mmstudy.expansion import attributes, pools
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.counts import slots
@@ -43,7 +44,12 @@ def couplings(
 
 @torch.inference_mode(False)
 def coverage(
-    network: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification, *, output: Output = None
+    network: nn.Module,
+    batch: Batch | Call,
+    loss_fn: LossFn = classification,
+    *,
+    also: Sequence[Batch | Call] = (),
+    output: Output = None,
 ) -> Coverage:
     """What of a network can be expanded, which operators are exact there, and what is refused and why.
 
@@ -53,9 +59,11 @@ def coverage(
 
     Args:
         network: see `couplings` for these arguments.
+        also: more batches, of other sizes and lengths, on which operators are checked.
     """
     network, batch, call = fit(network, batch, loss_fn, output)
-    return of_network(network, batch, call, trace(network, call), loss_fn)
+    more = [fit(network, each, loss_fn, output)[2] for each in _listed(also, "also")]
+    return of_network(network, batch, call, trace(network, call), loss_fn, more)
 
 
 @torch.inference_mode(False)
@@ -114,7 +122,8 @@ def expand(
         where: location → its new number of units; for operators that deepen, → the number of layers to insert there.
         loss_fn: (model, batch) → mean loss; operators that learn do so from it.
         keep: numbers that modules keep and that must stay, as patterns of paths: "blocks.0.horizon", "*.layer_idx".
-        also: more batches, of other sizes and lengths, on which the expansion is checked.
+        also: more batches, of other sizes and lengths, on which the expansion is checked, beside those that are made
+            of this one: of twice and half the examples, and for whole numbers of twice and half the length.
         output: which part of what the network returns must stay: a key or attribute, e.g. "logits", a place in a tuple,
             or a function of it. By default all of it, but for whole numbers and masks.
 
@@ -125,10 +134,8 @@ def expand(
     """
     candidate = _candidate(how, where, arguments.whole(seed, "seed"))
     network, batch, _ = fit(network, batch, loss_fn, output)
-    for name, given in (("keep", keep), ("also", also)):
-        if not isinstance(given, list | tuple):
-            raise TypeError(f"{name} must be a list; got {arguments.described(given)}")
-    if strange := [pattern for pattern in keep if not isinstance(pattern, str)]:
+    _listed(also, "also")
+    if strange := [pattern for pattern in _listed(keep, "keep") if not isinstance(pattern, str)]:
         raise TypeError(f"keep holds patterns of paths such as '*.layer_idx'; got {arguments.described(strange[0])}")
     _kept(network, keep)
     more = [fit(network, each, loss_fn, output)[1] for each in also]
@@ -149,7 +156,7 @@ def fit(network: Any, batch: Any, loss_fn: Any, output: Output = None) -> tuple[
     call = of_loss(network, batch, loss_fn, output)
     asked.tried([network], batch, lambda model, _: _probe(call.of(model)))
     if output is not None:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), measuring(network):
+        with torch.no_grad(), restored(network), measuring(network):
             _depends(network(*call.arguments, **call.options), output)
     return network, batch, call
 
@@ -180,6 +187,12 @@ def _depends(returned: Any, output: Output) -> None:
         return
     if len(one) == len(two) and all(map(torch.equal, one, two)):
         raise ValueError(f"output={output!r} does not depend on what the network returns, so that nothing must stay")
+
+
+def _listed(given: Any, name: str) -> Sequence[Any]:
+    if not isinstance(given, list | tuple):
+        raise TypeError(f"{name} must be a list; got {arguments.described(given)}")
+    return given
 
 
 def _kept(network: nn.Module, keep: Sequence[str]) -> None:

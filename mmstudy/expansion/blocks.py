@@ -5,7 +5,7 @@ A place is a member of a `ModuleList`, `Sequential` or `ModuleDict`, e.g. "block
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import count, islice
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmstudy.core.networks import evaluating
+from mmstudy.core.states import restored
 from mmstudy.expansion.exactness import change
 from mmstudy.expansion.silencing import silencers
 from mmstudy.tracing.calls import Call, tensors
@@ -53,11 +54,14 @@ def insert(members: List, index: int, some: Sequence[nn.Module]) -> None:
     members._modules.update(zip(names, modules, strict=True))
 
 
-def run(network: nn.Module, call: Call, hooks: Sequence[RemovableHandle] = ()) -> Any:
-    """Call the network once in evaluation mode, and take the hooks off."""
+def run(
+    network: nn.Module, call: Call, hooks: Sequence[RemovableHandle] = (), fitted: Collection[nn.Module] = ()
+) -> Any:
+    """Call the network once in evaluation mode, and take the hooks off; only modules that they fit are changed."""
+    own = {inner for module in fitted for inner in module.modules()}
     try:
-        with evaluating(network), torch.no_grad():
-            return call.of(network)
+        with evaluating(network), torch.no_grad(), restored(network, own):
+            return call.mapped(Tensor.clone).directly(network)
     finally:
         for hook in hooks:
             hook.remove()

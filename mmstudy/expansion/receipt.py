@@ -17,6 +17,7 @@ from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments, precision
 from mmstudy.core.networks import count_flops, evaluating
 from mmstudy.core.seeds import generator
+from mmstudy.core.states import restored, seeded
 from mmstudy.expansion import asked, unchanged
 from mmstudy.expansion.exactness import changes
 from mmstudy.expansion.surgery import units_first
@@ -26,6 +27,7 @@ from mmstudy.tracing.trace import trace
 
 TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MODES = ("evaluation", "training")
+NEVER, NO_MORE = "does not run", "ran before, does not run now"
 SAME = 1e-6  # a difference of gradients, as a share of the largest, that is rounding
 
 
@@ -121,25 +123,31 @@ def receipt(old: nn.Module, new: nn.Module, batch: Batch | Call, loss_fn: LossFn
 def _difference(old: nn.Module, new: nn.Module, call: Call, kind: torch.dtype, mode: str) -> tuple[float, float] | str:
     """The largest difference of an output in this type of numbers, and how much the outputs vary; or why it is not."""
     given = call.mapped(lambda t: t.to(kind) if t.is_floating_point() else t)
+
+    def outputs(network: nn.Module, *seeds: int) -> list[Any]:
+        found, own = [], copy.deepcopy(network).to(kind).train(mode == "training")
+        for seed in seeds:
+            with torch.no_grad(), seeded(own, seed), precision.full():
+                found.append(copy.deepcopy(given).of(own))
+        return found
+
     try:
-        one, two = (copy.deepcopy(network).to(kind).train(mode == "training") for network in (old, new))
-        outputs = []
-        for network, seed in ((one, 0), (copy.deepcopy(one), 1), (two, 0)):
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), precision.full():
-                torch.manual_seed(seed)
-                outputs.append(copy.deepcopy(given).of(network))
-        if any(gap for gap, _, _ in changes(*outputs[:2])):
-            return "the network draws random numbers"
-        gap, spread, _ = max(changes(outputs[0], outputs[2]))
-        return gap, spread
+        one, other = outputs(old, 0, 1)
+        random = any(gap for gap, _, _ in changes(one, other))
     except Exception as error:  # whatever a network does in numbers that it was not made for
-        return f"does not run: {str(error).strip().partition(chr(10))[0]}"
+        return f"{NEVER}: {arguments.first_line(error)}"
+    try:
+        (two,) = outputs(new, 0)
+        gap, spread, _ = max(changes(one, two))
+    except Exception as error:  # as above
+        return f"{NO_MORE}: {arguments.first_line(error)}"
+    return "the network draws random numbers" if random else (gap, spread)
 
 
 def _of_difference(kind: str, mode: str, found: tuple[float, float] | str) -> Row:
     what = f"largest difference of an output, {mode}, {kind}"
     if isinstance(found, str):
-        return Row(what, "", found)
+        return Row(what, "", found, False if found.startswith(NO_MORE) else None)
     return Row(what, "", f"{found[0]:.1e} (they vary by {found[1]:.2g})")
 
 
@@ -159,10 +167,10 @@ def _flops(old: nn.Module, new: nn.Module, call: Call) -> tuple[int, int] | str:
     found = []
     try:
         for network in (old, new):
-            with evaluating(network), torch.random.fork_rng(devices=[]):
+            with evaluating(network), restored(network):
                 found.append(count_flops(network, *one.arguments, **one.options))
     except Exception as error:  # not every network takes a single example
-        return f"not known: {str(error).strip().partition(chr(10))[0]}"
+        return f"not known: {arguments.first_line(error)}"
     return found[0], found[1]
 
 
@@ -182,7 +190,7 @@ def _units(network: nn.Module, call: Call, batch: Any, loss_fn: LossFn) -> tuple
     twin = copy.deepcopy(network).requires_grad_()
     with evaluating(twin), torch.random.fork_rng(devices=[]):
         lossless = isinstance(batch, Tensor | Call) or by_name(batch, loss_fn)
-        loss = arguments.slope(_sum(copy.deepcopy(call).of(twin)) if lossless else loss_fn(twin, batch))
+        loss = arguments.slope(_sum(copy.deepcopy(call).directly(twin)) if lossless else loss_fn(twin, batch))
     own = dict(twin.named_parameters())
     slopes = dict(zip(own, torch.autograd.grad(loss, list(own.values()), allow_unused=True), strict=True))
     gradients = {name: torch.zeros_like(own[name]) if slope is None else slope for name, slope in slopes.items()}
