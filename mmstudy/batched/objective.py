@@ -140,7 +140,7 @@ def of_landscape(landscape: Callable[[Tensor], Tensor], dim: int, noise: float =
         ValueError: fewer than one dimension, or noise that is negative or not finite.
     """
     arguments.function(landscape, "landscape", "a function of points (..., dim) → losses (...)")
-    arguments.whole(dim, "dim", 1)
+    dim = arguments.whole(dim, "dim", 1)
     if arguments.number(noise, "noise") < 0:
         raise ValueError(f"noise is a standard deviation, at least 0; got {noise}")
 

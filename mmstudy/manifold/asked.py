@@ -54,7 +54,8 @@ def size(
             takes some.
     """
     arguments.one_of(method, ESTIMATORS, "method")
-    height, groups = _prepared(network, batch, level, [method], seed, loss_fn, minibatch)
+    seed = arguments.whole(seed, "seed")
+    height, groups = _prepared(network, batch, level, [method], loss_fn, minibatch)
     return _measured(groups, height, method, samples, seed)
 
 
@@ -80,7 +81,8 @@ def sizes(
         raise TypeError(f"methods must be a list of names of {', '.join(ESTIMATORS)}; got {methods!r}")
     for method in methods:
         arguments.one_of(method, ESTIMATORS, "method")
-    height, groups = _prepared(network, batch, level, methods, seed, loss_fn, minibatch)
+    seed = arguments.whole(seed, "seed")
+    height, groups = _prepared(network, batch, level, methods, loss_fn, minibatch)
     found = [_measured(groups, height, method, samples, seed) for method in methods]
     units: dict[str, Any] = {"unit": ("estimator", [each.attrs["unit"] for each in found])}
     whole = xr.concat([each.drop_vars("level").drop_attrs() for each in found], "estimator")
@@ -130,7 +132,6 @@ def _prepared(
     batch: Batch,
     level: float | int | None,
     methods: Sequence[str],
-    seed: int,
     loss_fn: LossFn,
     minibatch: int | None,
 ) -> tuple[float, list[_Group]]:
@@ -138,10 +139,9 @@ def _prepared(
     networks, batch, losses = asked.fit(network, batch, loss_fn)
     for each in networks if any(ESTIMATORS[method].gradients for method in methods) else ():
         hooks.refuse(each)
-    arguments.whole(seed, "seed")
     examples, height = engine.count(batch), _height(level, losses)
     if minibatch is not None:
-        arguments.whole(minibatch, "minibatch", 1, examples)
+        minibatch = arguments.whole(minibatch, "minibatch", 1, examples)
     few = minibatch or (MINIBATCH if examples > MINIBATCH else max(1, examples // 2))  # all of them would part nobody
     found = []
     for places in _of_one_shape(networks):
