@@ -5,6 +5,7 @@ A `Candidate` describes an expansion and carries it out; the ways to expand are 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -66,11 +67,13 @@ class Candidate:
             raise TypeError(f"locations must be names; got {arguments.described(strange[0])}")
         if self.then is not None and not isinstance(self.then, Candidate):
             raise TypeError(f"then must be another Candidate, or None; got {arguments.described(self.then)}")
-        arguments.whole(self.seed, "seed")
+        object.__setattr__(self, "seed", arguments.whole(self.seed, "seed"))
         if not self.locations:
             raise ValueError(f"{self.operator} needs at least one location, e.g. ('hidden.0',)")
         if len(set(self.locations)) < len(self.locations):
             raise ValueError(f"{self.operator} names a location twice: {self.locations}")
+        whole = tuple(int(n) if isinstance(n, Integral) and type(n) is not bool else n for n in self.sizes or ())
+        object.__setattr__(self, "sizes", whole)
         if len(self.sizes) != len(self.locations) or not all(type(n) is int and n > 0 for n in self.sizes):
             raise ValueError(f"{self.operator} needs a whole number > 0 for each of {self.locations}; got {self.sizes}")
         if OPERATORS[self.operator].together and len(set(self.sizes)) > 1:

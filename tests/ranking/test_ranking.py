@@ -153,6 +153,20 @@ def test_the_best_of_a_group_can_be_gone_on_with(ranked):
         assert ranking.data["early_score"].sel(candidate=label) == pytest.approx(score.item())
 
 
+def test_hooks_on_gradients_run_in_every_training_the_controls_too(tmp_path):
+    network = mlp()
+    network.head.weight.register_hook(lambda slope: slope * 0)
+    ranking = asked(tmp_path, network, pool=pool(3))  # of one shape: without hooks they train together
+    assert all(len(group) == 1 for group in ranking.rows.groups)
+    for label in (*pool(3), OWN):
+        trained, begun = (run.network for run in (ranking.rows.run(label), ranking.rows.start(label)))
+        assert torch.equal(trained.head.weight, begun.head.weight)
+        assert not torch.equal(trained.head.bias, begun.head.bias)
+    network.head.weight._backward_hooks.clear()
+    with pytest.raises(ValueError, match="gradient hooks"):
+        asked(tmp_path, network, pool=pool(3))
+
+
 def test_with_the_whole_budget_the_best_is_the_best(tmp_path):
     ranking = asked(tmp_path / "r", budget=1.0)
     data = ranking.data
