@@ -105,10 +105,13 @@ def zero_residual(block: Block) -> nn.Module:
 
 
 def deeper_random(block: Block) -> nn.Module:
-    """A layer or block drawn anew at the default scale: the function changes."""
+    """A layer or block drawn anew at the default scale: the function changes.
+
+    Its buffers stay, such as a mask or a constant, but for the statistics of normalizations.
+    """
     module = initialize(block.copied() if block.branches else _square(block), block.generator)
     for name, note in block.notes.items():
-        if note.role in NEUTRAL:
+        if note.role in NEUTRAL and _own(module, block, name):
             _tensor(module, name).fill_(NEUTRAL[note.role])
     return module
 
@@ -128,6 +131,8 @@ def deeper_identity(block: Block) -> nn.Module:
     module = _square(block)
     for name, note in block.notes.items():
         tensor = _tensor(module, name)
+        if not _own(module, block, name):
+            continue
         if note.role == WEIGHT:
             (nn.init.eye_ if tensor.ndim == 2 else nn.init.dirac_)(tensor)
         else:
@@ -159,5 +164,18 @@ def _silenced(block: Block, module: nn.Module) -> nn.Module:
     return module
 
 
+def _own(module: nn.Module, block: Block, name: str) -> bool:
+    """Whether a tensor is drawn with the module: a parameter, or what a normalization keeps beside its variance.
+
+    Other buffers are masks and constants.
+    """
+    tensor, path = _tensor(module, name), name.rpartition(".")[0]
+    beside = [
+        other for other, note in block.notes.items() if note.role == VARIANCE and other.rpartition(".")[0] == path
+    ]
+    return isinstance(tensor, nn.Parameter) or any(_tensor(module, other).shape == tensor.shape for other in beside)
+
+
 def _tensor(module: nn.Module, name: str) -> Tensor:
-    return module.state_dict()[name]  # shares its memory with the module
+    path, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(path), leaf)  # a buffer that is not saved is in no state_dict

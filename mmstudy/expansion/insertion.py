@@ -57,7 +57,8 @@ def insert(
     Raises:
         NotImplementedError: a block has an operation whose effect is not known.
         ValueError: a place is no member of a list of modules, the way does not fit what is there, or something that
-            was inserted, or that ran before, does not run in the new network.
+            was inserted, or that ran before, does not run in the new network, or what its class builds from a
+            configuration that had to change is another function.
     """
     new = sharing(network)
     source = {parameter: name for name, parameter in new.named_parameters()}
@@ -96,8 +97,11 @@ def insert(
         def runs() -> bool:
             return _wrong(new, inserted, call, before, modules, way.fits) is None
 
-        changed += counts.followed(new, longer, runs, protected)
+        followed = counts.followed(new, longer, runs, protected)
+        changed += followed
         wrong = _wrong(new, inserted, call, before, modules, way.fits)
+        if followed and not wrong and (off := configurations.astray(network, new, call)):
+            raise ValueError(f"{', '.join(followed)}: {off}")
     if wrong:
         raise wrong
     _in_turn(new, inserted, call)

@@ -23,7 +23,7 @@ def pointwise(t: Trace, shape: list[int], *operands: Any, **options: Any) -> Val
             t.note(value, i, SCALE)
     result = _broadcast(shape, *tensors)
     if len(tensors) == 1 and _keeps_zero(t.operation, operands, options):
-        result.passed = tensors[0].silencers
+        result.passed = t.silencers(tensors[0])
     return result
 
 
@@ -74,7 +74,7 @@ def _sum(t, shape, x, y, **options):
             for i in range(len(one.axes)):
                 t.note(one, i, SHIFT if after else BIAS)
         elif isinstance(one, Value) and isinstance(other, Value) and not other.tensor:
-            t.sums.append((t.module, one.silencers))
+            t.sums.append((t.module, t.silencers(one)))
     result = _broadcast(shape, x, y)
     if isinstance(x, Value) and not isinstance(y, Value):
         result.moved = x.tensor
@@ -101,7 +101,7 @@ def _multiplied(t, shape, x, y, **options):
             t.note(value, i, SCALE)
     result = _broadcast(shape, x, y)
     result.writers = tuple(value.tensor for value in tensors if value.tensor)
-    result.passed = next((value.silencers for value in tensors if value.silencers), ())
+    result.passed = next(filter(None, map(t.silencers, tensors)), ())
     result.normal = any(value.normal for value in tensors) and bool(result.writers)
     if not result.writers:
         result.writers = _scaled(x, y) or (_scaled(y, x) if str(t.operation).startswith("aten.mul") else ())
@@ -118,7 +118,7 @@ def _prelu(t, shape, x, slope):
     if slope.shape != [1]:
         unify(slope.axes[0], x.axes[1])
     t.note(slope, 0, SCALE)
-    return Value(x.axes, passed=x.silencers)
+    return Value(x.axes, passed=t.silencers(x))
 
 
 def _broadcast(shape: list[int], *operands: object) -> Value:
