@@ -59,7 +59,9 @@ class Outside(TorchDispatchMode):
         super().__init__()
         self.read: dict[str, None] = {}
         self.views: dict[int, Tensor] = {}  # of the copy's tensors, which lie where the network's do
-        own = [(name, p) for name, p in network.named_parameters() if p.is_floating_point()]  # the others are shared
+        own: list[tuple[str, Tensor]] = [
+            (name, p) for name, p in network.named_parameters() if p.is_floating_point()
+        ]  # the others are shared
         own += list(network.named_buffers())
         self.names = {place: name for name, tensor in own if (place := _place(tensor))}
 
