@@ -12,6 +12,7 @@ import pytest
 import torch
 from cases import CLASSES, INPUTS, batch, change, mlp, of_family
 from torch import nn
+from torch.nn import functional as F
 
 import mmstudy as mm
 from mmstudy.batched.ensemble import classification, losses, stack
@@ -337,6 +338,21 @@ def test_a_message_names_the_value_and_what_to_give_instead(name, options, words
     with pytest.raises((ValueError, TypeError)) as caught:
         getattr(mm, name)(**{"network": NETWORK, "batch": BATCH, **options})
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_a_mask_may_leave_nothing_of_the_first_half():
+    masked = Y.clone()
+    masked[: len(Y) // 2] = -100
+    mm.check(NETWORK, (X, masked), lambda model, part: F.cross_entropy(model(part[0]), part[1], ignore_index=-100))
+    with pytest.raises(ValueError, match="reduction='sum'"):
+        mm.check(NETWORK, (X, masked), lambda model, part: len(part[1]) * F.cross_entropy(model(part[0]), part[1]))
+
+
+def test_what_is_wrong_is_named_where_it_lies():
+    with pytest.raises(TypeError, match=r"wrapped by DataParallel: give network\.module"):
+        mm.size(nn.DataParallel(NETWORK), BATCH)
+    with pytest.raises(TypeError, match=r"also\[1\]: batch must be a tensor"):
+        mm.expand(NETWORK, BATCH, "lemon", {"hidden.0": 9}, also=[BATCH, None])
 
 
 def test_whole_numbers_of_numpy_are_those_of_python():

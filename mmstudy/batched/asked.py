@@ -21,10 +21,13 @@ def fit(networks: Any, batch: Any, loss_fn: Any) -> tuple[list[nn.Module], Batch
     """Networks as a list, the batch, and each network's loss on it, once all are known to be fit for each other.
 
     Raises:
-        TypeError: one of them is of another kind.
+        TypeError: one of them is of another kind, or a network that is wrapped to run on several devices.
         ValueError: what `arguments`, `classes` and `tried` refuse.
     """
     networks, batch = arguments.networks(networks), arguments.batch(batch)
+    for each in networks:
+        if isinstance(each, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise TypeError(f"the network is wrapped by {type(each).__name__}: give network.module")
     loss_fn = arguments.function(loss_fn)
     for each in networks if loss_fn is classification else ():
         classes(each, batch)

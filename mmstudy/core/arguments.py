@@ -160,8 +160,7 @@ def folder(given: Any, name: str = "folder") -> Path:
     """
     if not isinstance(given, str | os.PathLike):
         raise TypeError(f"{name} must be the path of a folder; got {described(given)}")
-    path = Path(given)
-    if path.exists() and not path.is_dir():
+    if (path := Path(given)).exists() and not path.is_dir():
         raise ValueError(f"{name} must be a folder; {path} is a file")
     return path
 

@@ -138,7 +138,12 @@ def expand(
     if strange := [pattern for pattern in _listed(keep, "keep") if not isinstance(pattern, str)]:
         raise TypeError(f"keep holds patterns of paths such as '*.layer_idx'; got {arguments.described(strange[0])}")
     _kept(network, keep)
-    more = [fit(network, each, loss_fn, output)[1] for each in also]
+    more = []
+    for i, each in enumerate(also):
+        try:
+            more.append(fit(network, each, loss_fn, output)[1])
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"also[{i}]: {error}") from error
     return candidate.expand(network, batch, loss_fn, keep=keep, also=more, output=output)
 
 

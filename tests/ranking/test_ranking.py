@@ -332,6 +332,8 @@ WRONG = [
     ),
     ({"full_steps": 10**400}, ValueError, "full_steps must be at least 1 and at most"),
     ({"clip": 10**400}, ValueError, "clip must be a finite number"),
+    ({"train_loader": [(batch(16)[0] * math.nan, batch(16)[1])]}, ValueError, "train_loader: batch has .* NaN"),
+    ({"validation_loader": [(batch(16)[0] * math.nan, batch(16)[1])]}, ValueError, "validation_loader: batch has"),
     ({"validation_loader": [SHIFTED]}, ValueError, "validation_loader: targets must lie in 0 … 3"),
     ({"validation_loader": [(*batch(), batch()[1])]}, TypeError, "validation_loader: .* takes .inputs, targets."),
     (
@@ -354,7 +356,7 @@ WRONG = [
     ({"metric": lambda model, b: 1 / 0}, ValueError, "metric fails when called with .model, batch.: division by zero"),
     ({"pool": list(pool().values())}, TypeError, "pool must be candidates by label"),
     ({"pool": {"a": "lemon", "b": "lemon"}}, TypeError, "pool must be candidates by label.*holds 'lemon'"),
-    ({"folder": None}, TypeError, "folder must be a path"),
+    ({"folder": None}, TypeError, "folder must be the path of a folder"),
     ({"folder": __file__}, ValueError, "folder must be a folder; .* is a file"),
     ({"folder": "/proc/ranking"}, ValueError, "folder /proc/ranking cannot be written"),
     ({"say": None}, TypeError, "say must be a function of a text"),
