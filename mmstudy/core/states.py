@@ -21,18 +21,24 @@ def seeded(network: nn.Module, seed: int | None = None) -> Iterator[None]:
         network: its devices are the ones whose random numbers count, beside the CPU's.
         seed: None lets them go on from where they are.
     """
+    own = torch.default_generator
     devices = {p.device for p in network.parameters() if p.device.type == "cuda"}
-    python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
-    with torch.random.fork_rng(devices=[device.index for device in devices]):
+    python, numbers, plain = random.getstate(), np.random.get_state(), own.get_state()  # noqa: NPY002
+    there = {device: torch.cuda.get_rng_state(device) for device in devices}
+    try:
         if seed is not None:
-            torch.manual_seed(seed)
+            own.manual_seed(seed)
             random.seed(seed)
             np.random.seed(seed)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numbers)  # noqa: NPY002
+            for device in devices:
+                torch.cuda.default_generators[device.index].manual_seed(seed)
+        yield
+    finally:
+        own.set_state(plain)
+        random.setstate(python)
+        np.random.set_state(numbers)  # noqa: NPY002
+        for device, state in there.items():
+            torch.cuda.set_rng_state(state, device)
 
 
 @contextmanager

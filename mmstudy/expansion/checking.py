@@ -11,6 +11,7 @@ from torch import nn
 from mmstudy.core import arguments
 from mmstudy.expansion.exactness import Reference, broken
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE
+from mmstudy.expansion.unchanged import one_storage
 from mmstudy.expansion.widening import exact
 from mmstudy.tracing.calls import Call
 from mmstudy.tracing.couplings import fixed_in, of_trace
@@ -69,9 +70,14 @@ def comparable(candidate, references: Sequence[Reference]) -> None:
     """Refuse a network of which no copy can be held against it, before anything is done.
 
     Raises:
-        ValueError: a copy reads the network's own tensors; or it draws random numbers in evaluation mode, and the
-            operator promises something.
+        ValueError: parameters lie in one storage; a copy reads the network's own tensors; or it draws random numbers
+            in evaluation mode, and the operator promises something.
     """
+    if shared := one_storage(references[0].network):
+        raise ValueError(
+            f"{' and '.join(shared[0])} are several parameters of one storage, which no copy keeps tied: tie them as "
+            "one parameter, e.g. b.weight = a.weight"
+        )
     if outside := (*references[0].outside, *references[0].in_training.outside):
         kept = _holders(references[0].network)
         raise ValueError(

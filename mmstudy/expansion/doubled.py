@@ -59,10 +59,8 @@ class Outside(TorchDispatchMode):
         super().__init__()
         self.read: dict[str, None] = {}
         self.views: dict[int, Tensor] = {}  # of the copy's tensors, which lie where the network's do
-        own: list[tuple[str, Tensor]] = [
-            (name, p) for name, p in network.named_parameters() if p.is_floating_point()
-        ]  # the others are shared
-        own += list(network.named_buffers())
+        own: list[tuple[str, Tensor]] = list(network.named_buffers())
+        own += [(name, p) for name, p in network.named_parameters() if p.is_floating_point()]  # copies share others
         self.names = {place: name for name, tensor in own if (place := _place(tensor))}
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[override]

@@ -4,8 +4,8 @@ It knows nothing of how the network was expanded: it looks at the two networks, 
 """
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -21,7 +21,7 @@ from mmstudy.core.states import restored, seeded
 from mmstudy.expansion import asked, unchanged
 from mmstudy.expansion.exactness import changes
 from mmstudy.expansion.surgery import units_first
-from mmstudy.tracing.calls import Call, by_name, tensors
+from mmstudy.tracing.calls import Call, Output, by_name, tensors
 from mmstudy.tracing.couplings import Coupling, of_trace
 from mmstudy.tracing.trace import trace
 
@@ -83,7 +83,15 @@ class Receipt:
 
 
 @torch.inference_mode(False)  # with gradients, in whichever mode it is called
-def receipt(old: nn.Module, new: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification) -> Receipt:
+def receipt(
+    old: nn.Module,
+    new: nn.Module,
+    batch: Batch | Call,
+    loss_fn: LossFn = classification,
+    *,
+    also: Sequence[Batch | Call] = (),
+    output: Output = None,
+) -> Receipt:
     """Compare an expanded network with the old one on a batch; neither is touched.
 
     Outputs are compared in each type of numbers that both networks run in. Gradients are those of the loss; where there
@@ -93,6 +101,8 @@ def receipt(old: nn.Module, new: nn.Module, batch: Batch | Call, loss_fn: LossFn
         batch: a tensor is what the networks are called with, and without a loss of one's own a mapping gives arguments
             by name; of any other batch `loss_fn` calls them.
         loss_fn: (model, batch) → mean loss.
+        also: more batches, on which outputs are compared in float64.
+        output: which part of what the networks return counts; see `tracing.calls.Call`.
 
     Raises:
         TypeError: an argument of another kind.
@@ -102,8 +112,9 @@ def receipt(old: nn.Module, new: nn.Module, batch: Batch | Call, loss_fn: LossFn
     for name, network in (("old", old), ("new", new)):
         if any(p.is_complex() for p in network.parameters()):
             raise ValueError(f"{name} has complex parameters, and a receipt compares real numbers: {type(network)}")
-    new, _, _ = asked.fit(new, batch, loss_fn)
-    old, batch, call = asked.fit(old, batch, loss_fn)
+    new, _, _ = asked.fit(new, batch, loss_fn, output)
+    old, batch, call = asked.fit(old, batch, loss_fn, output)
+    more = [asked.fit(old, each, loss_fn, output)[2] for each in asked.listed(also, "also")]
     differences = {
         (str(kind).removeprefix("torch."), mode): _difference(old, new, call, kind, mode)
         for kind in TYPES
@@ -113,10 +124,12 @@ def receipt(old: nn.Module, new: nn.Module, batch: Batch | Call, loss_fn: LossFn
     flops = _flops(old, new, call)
     before, after = (_units(network, call, batch, loss_fn) for network in (old, new))
     rows = [_of_difference(kind, mode, found) for (kind, mode), found in differences.items()]
+    rows += [_further(old, new, each, mode) for each in more for mode in MODES]
     rows += [_pair("parameters, a tied one once", once), _pair("parameters, by name", named)]
     rows += [_pair("operations, one example", flops)]
     rows += [_of_units("units that get no gradient", before[0], after[0])]
     rows += [_of_units("units that have a twin", before[1], after[1]), *map(_of_finding, unchanged.stayed(old, new))]
+    rows += [Row("its class builds it from its configuration", *said) for said in unchanged.configurations(old, new)]
     return Receipt(differences, once, named, flops, *after, tuple(unchanged.changed(old, new)), tuple(rows))
 
 
@@ -149,6 +162,12 @@ def _of_difference(kind: str, mode: str, found: tuple[float, float] | str) -> Ro
     if isinstance(found, str):
         return Row(what, "", found, False if found.startswith(NO_MORE) else None)
     return Row(what, "", f"{found[0]:.1e} (they vary by {found[1]:.2g})")
+
+
+def _further(old: nn.Module, new: nn.Module, call: Call, mode: str) -> Row:
+    found = _of_difference("float64", mode, _difference(old, new, call, torch.float64, mode))
+    shapes = ", ".join(str(tuple(t.shape)) for t in call.tensors)
+    return replace(found, what=f"{found.what}, on a batch of shape {shapes}")
 
 
 def _of_finding(finding: unchanged.Finding) -> Row:

@@ -28,8 +28,8 @@ Output = str | int | Callable[[Any], Any] | None
 class Call:
     """The arguments of a call: `network(*arguments, **options)`, and which part of what it returns counts.
 
-    `output` is a key or attribute ("logits"), a place in a tuple (0), or a function of what the network returns; None
-    is all of it. What does not count may change its shape when a network grows.
+    `output` is a key or attribute ("logits"), a place in a tuple or list (0), or a function of what the network
+    returns; None is all of it. What does not count may change its shape when a network grows.
     """
 
     arguments: tuple = ()
@@ -63,6 +63,9 @@ class Call:
     def _part(self, returned: Any) -> Any:
         if self.output is None:
             return returned
+        if isinstance(self.output, int) and not (isinstance(returned, tuple | list) or _ordered(returned)):
+            what = arguments.described(returned) if isinstance(returned, Tensor) else f"a {type(returned).__name__}"
+            raise TypeError(f"output={self.output!r} is a place in a tuple or list; the network returns {what}")
         try:
             if callable(self.output):
                 return self.output(returned)
@@ -136,12 +139,15 @@ def _shown(network: nn.Module, batch: Any, loss_fn: LossFn) -> Call:
     batch, loss_fn = arguments.batch(batch), arguments.function(loss_fn)
     calls: list[Call] = []
 
-    def watched(*args: Any, **options: Any) -> Any:
+    def watched(module: nn.Module, args: tuple, options: dict[str, Any]) -> None:
         calls.append(Call(args, options))
-        return network(*args, **options)
 
-    with arguments.explained(batch), torch.no_grad(), restored(network), measuring(network):
-        loss_fn(watched, batch)
+    handle = network.register_forward_pre_hook(watched, prepend=True, with_kwargs=True)
+    try:
+        with arguments.explained(batch), torch.no_grad(), restored(network), measuring(network):
+            loss_fn(network, batch)
+    finally:
+        handle.remove()
     if not calls:
         raise ValueError(f"loss_fn never called the model on this batch: {arguments.described(batch)}")
     return calls[0]
@@ -185,8 +191,16 @@ def _required(taken) -> set[str]:
     return {p.name for p in taken if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
+def _ordered(returned: Any) -> bool:
+    """Whether it is a mapping that is a tuple too, as the outputs of `transformers`, or has whole numbers as keys."""
+    return isinstance(returned, Mapping) and (hasattr(returned, "to_tuple") or any(type(k) is int for k in returned))
+
+
 def tensors(value: Any) -> list[Tensor]:
-    """The tensors of a tree of tuples, lists, mappings and dataclasses; other objects hold none that counts."""
+    """The tensors of a tree of tuples, lists, mappings, dataclasses and objects whose attributes are tensors.
+
+    Other objects hold none that counts.
+    """
     found: list[Tensor] = []
     _mapped(value, found.append)
     return found
@@ -208,7 +222,18 @@ def _mapped(value: Any, function) -> Any:
         for each in fields(value):
             object.__setattr__(new, each.name, _mapped(getattr(value, each.name), function))
         return new
+    if _plain(value):
+        new = copy.copy(value)
+        vars(new).update({name: _mapped(part, function) for name, part in vars(value).items() if part is not value})
+        return new
     return value
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is an object that holds tensors as attributes, as a namespace does; caches of layers hold lists."""
+    if isinstance(value, nn.Module | type) or callable(value):
+        return False
+    return any(isinstance(part, Tensor) for part in getattr(value, "__dict__", {}).values())
 
 
 def resized(call: Call) -> list[Call]:
