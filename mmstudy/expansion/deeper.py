@@ -93,7 +93,7 @@ def identity_block(block: Block) -> nn.Module:
 
     LLaMA Pro: Wu et al. 2024 (arXiv 2401.02415), section 3.2.
     """
-    return _silenced(block, block.copied())
+    return _silenced(_residual(block), block.copied())
 
 
 def zero_residual(block: Block) -> nn.Module:
@@ -101,7 +101,7 @@ def zero_residual(block: Block) -> nn.Module:
 
     Goyal et al. 2017 (arXiv 1706.02677), section 5.1, for residual networks; Fixup: Zhang et al. 2019 (1901.09321).
     """
-    return _silenced(block, deeper_random(block))
+    return _silenced(block, deeper_random(_residual(block)))
 
 
 def deeper_random(block: Block) -> nn.Module:
@@ -155,10 +155,19 @@ def _square(block: Block) -> nn.Module:
     return module
 
 
+def _residual(block: Block) -> Block:
+    """The block, if its branches are known; else a sentence says why none can end in zeros."""
+    if not block.branches:
+        raise ValueError(
+            f"zeros do not silence {block.path}: what it adds to its stream is not zero where its parameters are"
+            if block.traced.sums
+            else f"{block.path} adds nothing to a stream: it is no residual block, which could end in zeros"
+        )
+    return block
+
+
 def _silenced(block: Block, module: nn.Module) -> nn.Module:
     """The module with zeros in all that writes what its branches add to the stream."""
-    if not block.branches:
-        raise ValueError(f"{block.path} adds nothing to a stream: it is no residual block, which could end in zeros")
     for name in block.branches:
         _tensor(module, name).zero_()
     return module

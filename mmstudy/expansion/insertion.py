@@ -3,6 +3,9 @@
 What is inserted follows a place (see `blocks`) and is modelled on the member there, or, if that is a block that changes
 the shape of what runs through, on the nearest member that does not. Numbers that go with the length of a list follow:
 the place that a member keeps of itself, the count of a loop, a configuration.
+
+What is inserted learns, all of it, also behind blocks that are frozen. Only a copy that is trained already (`stack`,
+`interleave`) is as frozen as what it is a copy of.
 """
 
 from collections import Counter
@@ -83,6 +86,8 @@ def insert(
             block = models[wanted]
             with torch.no_grad():
                 module = way(block)
+            if not way.trained:
+                _learns(module)
             inserted.append((module, block))
             source |= {parameter: f"{block.path}.{name}" for name, parameter in module.named_parameters()}
         blocks.insert(members, index, [module for module, _ in inserted[first:]])
@@ -110,6 +115,13 @@ def insert(
     origin = {name: source[parameter] for name, parameter in new.named_parameters()}
     own = frozenset(name for name, parameter in new.named_parameters() if parameter not in old)
     return Inserted(new, origin, own, (*changed, *fitted), configuration)
+
+
+def _learns(module: nn.Module) -> None:
+    """Let all parameters of a module be trained, also if it is modelled on one that is frozen."""
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_()
 
 
 def _model(network: nn.Module, wanted: str, generator: torch.Generator, way: Way, call: Call) -> Block:
@@ -221,7 +233,8 @@ def _in_turn(network: nn.Module, inserted: Sequence[tuple[nn.Module, Block]], ca
         ValueError: it does not.
     """
     paths = {module: path for path, module in network.named_modules()}
-    before = {two: one for each in network.modules() for one, two in pairwise(filter(None, each._modules.values()))}
+    lists = [[m for m in each._modules.values() if m is not None] for each in network.modules()]  # some have no truth
+    before = {two: one for members in lists for one, two in pairwise(members)}
     known = blocks.following(network, {module: before[module] for module, _ in inserted}, call)
     for module, block in inserted:
         if module in known:

@@ -16,7 +16,7 @@ from mmstudy.expansion import estimates
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS, named
 from mmstudy.tracing.calls import Call, of_loss
-from mmstudy.tracing.couplings import Coupling, couplings
+from mmstudy.tracing.couplings import Coupling, couplings, fixed
 from mmstudy.tracing.trace import trace
 
 SAME_SIZE = 0.02  # networks whose parameter counts differ by less are of one size
@@ -80,7 +80,9 @@ def candidate_pool(
         for place in places(network):
             add(f"{place} +{number}", (place,), [number], deeper)
     if not pool:
-        raise ValueError(f"an empty pool: factors={factors}, extra_layers={extra_layers}, matched={matched}")
+        whys = [f"{name}: {why}" for name, why in fixed(network, batch).items()]
+        refused = f"; what cannot grow: {'; '.join(whys)}" if whys and not groups else ""
+        raise ValueError(f"an empty pool: factors={factors}, extra_layers={extra_layers}, matched={matched}{refused}")
     return pool
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmstudy.core.networks import named_tensors
 from mmstudy.expansion import attributes, sizes
-from mmstudy.expansion.attributes import relabel
+from mmstudy.expansion.attributes import guard, relabel
 from mmstudy.expansion.products import Rows
 from mmstudy.expansion.replacing import Network, put, sharing
 from mmstudy.tracing.calls import called
@@ -250,7 +250,7 @@ def _grown(network: Network, plans: Sequence[tuple[Plan, Touch | None]]) -> Netw
         put(new, name, tensor)
     for plan, _ in plans:
         _rescale_eps(new, plan)
-    relabel(new)  # so that labels are no guesses to try
+    relabel(new, plans[0][0].coupling.protected)  # so that labels are no guesses to try
     return new
 
 
@@ -266,13 +266,16 @@ def _rescale_eps(network: nn.Module, plan: Plan) -> None:
         unscaled = any(n.scale is None for n in norms if n.module == path)
         if unscaled or not keys:
             missing = "scale" if unscaled else f"eps ({eps})"
-            raise ValueError(f"{path} has no {missing} that could make up for {plan.size} units; {multiple}")
+            raise ValueError(
+                f"{path or 'the network itself'} has no {missing} that could make up for {plan.size} units; {multiple}"
+            )
         if any((n.module, n.eps) == (path, eps) for n in others):
             raise ValueError(
                 f"{path or 'the network'} has one {' or '.join(keys)} ({eps}) for several norms, and that of "
                 f"{plan.coupling.name} alone must change for {plan.size} units; {multiple}, or give each its own"
             )
         for key in keys:
+            guard(plan.coupling.protected, path, key)
             setattr(module, key, getattr(module, key) * plan.variance)
 
 

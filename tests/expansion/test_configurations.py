@@ -144,7 +144,9 @@ class Fading(nn.Module):
 def test_what_would_be_loaded_as_another_function_is_refused_and_the_number_that_differs_is_named():
     torch.manual_seed(0)
     old = Fading(Sizes()).double()
-    with pytest.raises(ValueError, match=r"settings.depth: 2 → 3: .* builds another .*blocks.2.scale: 0.3333 → 0.5"):
+    with pytest.raises(
+        ValueError, match=r"settings.depth: 2 → 3: Fading builds another .*blocks.2.scale: 0.3333 → 0.5"
+    ):
         Candidate("identity_block", ("blocks.0",), (1,)).grow(old, inputs())
     grown = Candidate("identity_block", ("blocks.1",), (1,)).grow(old, inputs())
     assert [block.scale for block in grown.network.blocks] == [1, 1 / 2, 1 / 3]  # as it will be loaded

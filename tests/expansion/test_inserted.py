@@ -108,3 +108,41 @@ def test_a_block_may_keep_a_buffer_that_is_not_saved():
     assert "zero_residual" in mm.coverage(network, inputs())["bs.0 … bs.1"].exact
     new = mm.expand(network, inputs(), "zero_residual", {"bs.0": 1})
     assert (new.bs[1].size == network.bs[0].size).all()
+
+
+def test_a_list_of_compiled_blocks_and_a_compiled_network_get_deeper():
+    network = net()
+    compiled = Net(*(torch.compile(block, backend="eager") for block in network.bs)).double().eval()
+    assert "identity_block" in mm.coverage(compiled, inputs())["bs.0 … bs.1"].exact
+    new = mm.expand(torch.compile(network, backend="eager"), inputs(), "identity_block", {"_orig_mod.bs.0": 1})
+    assert len(new._orig_mod.bs) == 3
+
+
+@pytest.mark.parametrize(("operator", "learns"), [("identity_block", True), ("zero_residual", True), ("stack", False)])
+def test_what_is_new_learns_and_a_copy_is_as_frozen_as_its_original(operator, learns):
+    network = net()
+    network.bs.requires_grad_(False)
+    new = mm.expand(network, inputs(), operator, {"bs.1": 1})
+    assert {p.requires_grad for p in new.bs[2].parameters()} == {learns}
+    assert not any(p.requires_grad for p in new.bs[1].parameters())
+
+
+def test_how_many_layers_are_inserted_at_once_is_bounded():
+    with pytest.raises(ValueError, match=r"1,000,000 more layers or blocks behind bs\.0: at most 4,096 at once"):
+        mm.expand(net(), inputs(), "stack", {"bs.0": 10**6})
+
+
+def test_a_branch_that_zeros_do_not_silence_is_said_to_be_one():
+    network = net(lambda block, x: branch(block, x).sigmoid())
+    with pytest.raises(ValueError, match=r"zeros do not silence bs\.0"):
+        mm.expand(network, inputs(), "zero_residual", {"bs.0": 1})
+
+
+def test_a_block_that_does_not_compute_in_float64_is_tried_in_its_own_type():
+    def f(block, x):
+        if x.dtype == torch.float64:
+            raise RuntimeError("no such kernel")
+        return block.l2(block.l1(torch.fft.fft(x).real).relu()) * torch.tensor(x.sum().item()).cos()
+
+    new = mm.expand(net(f).float(), inputs().float(), "identity_block", {"bs.0": 1})
+    assert len(new.bs) == 3
