@@ -71,6 +71,14 @@ def test_children_that_see_the_same_steps_span_no_plane(tmp_path):
 
 
 WRONG = [
+    *[(path.stem, {"outputs": 3}, "outputs must be the path of a folder; got 3") for path in NOTEBOOKS.glob("*.ipynb")],
+    ("0_your_network", {"outputs": None}, "outputs must be the path of a folder; got None"),
+    ("0_your_network", {"your_steps": 10**15}, "your_steps must be at least 10 and at most 1000000"),
+    ("0_your_network", {"your_seeds": 10**15}, "your_seeds must be at least 1 and at most 1000"),
+    ("0_your_network", {"your_language_steps": 10**15}, "your_language_steps must be at least 1 and at most 1000000"),
+    ("4_experiment", {"experiment_pool": {"factors": float("nan")}}, "experiment_pool['factors'] must be a list"),
+    ("4_experiment", {"experiment_pool": {"wider": ["lemmon"]}}, "unknown experiment_pool['wider'][0] 'lemmon'"),
+    ("9_beyond", {"beyond_pool": {"extra_layers": [-1]}}, "beyond_pool['extra_layers'][0] must be at least 1"),
     ("3_manifold", {"manifold_operators": ["net2ned"]}, "did you mean 'net2net'"),
     ("3_manifold", {"manifold_operators": ["stack"]}, "unknown operator of manifold_operators 'stack'"),
     ("3_manifold", {"manifold_margin": float("nan")}, "manifold_margin must be a finite number"),
@@ -90,7 +98,7 @@ WRONG = [
     ("4_experiment", {"experiment_pilot": [], "experiment_confirmation": []}, "no task"),
     ("4_experiment", {"experiment_pilot": [["digits", [6, 6], 400]]}, "a task is"),
     ("4_experiment", {"experiment_pilot": [["digits", [6, 6], 400, -0.5, 0]]}, "label_noise"),
-    ("0_your_network", {"your_steps": 0}, "your_steps must be at least 10; got 0"),
+    ("0_your_network", {"your_steps": 0}, "your_steps must be at least 10 and at most 1000000; got 0"),
     ("0_your_network", {"your_seeds": 1.5}, "your_seeds"),
     ("9_beyond", {"beyond_seeds": 2}, "beyond_seeds must be at least 3 and at most 1000; got 2"),
     ("9_beyond", {"beyond_operators": ["stack"]}, "unknown operator of beyond_operators 'stack'"),

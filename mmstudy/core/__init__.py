@@ -15,5 +15,6 @@ __all__ = [
     "seeds",
     "slurm",
     "sources",
+    "states",
     "tasks",
 ]

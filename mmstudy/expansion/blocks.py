@@ -6,7 +6,7 @@ A place is a member of a `ModuleList`, `Sequential` or `ModuleDict`, e.g. "block
 import copy
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import count, islice
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmstudy.core.networks import evaluating
+from mmstudy.core.states import restored
 from mmstudy.expansion.exactness import change
 from mmstudy.expansion.silencing import silencers
 from mmstudy.tracing.calls import Call, tensors
@@ -60,11 +61,14 @@ def _uncompiled() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if known else nullcontext()
 
 
-def run(network: nn.Module, call: Call, hooks: Sequence[RemovableHandle] = ()) -> Any:
-    """Call the network once in evaluation mode, and take the hooks off."""
+def run(
+    network: nn.Module, call: Call, hooks: Sequence[RemovableHandle] = (), fitted: Collection[nn.Module] = ()
+) -> Any:
+    """Call the network once in evaluation mode, and take the hooks off; only modules that they fit are changed."""
+    own = {inner for module in fitted for inner in module.modules()}
     try:
-        with evaluating(network), torch.no_grad(), _uncompiled():
-            return call.of(network)
+        with evaluating(network), torch.no_grad(), restored(network, own), _uncompiled():
+            return call.mapped(Tensor.clone).directly(network)
     finally:
         for hook in hooks:
             hook.remove()

@@ -21,6 +21,7 @@ from mmstudy.tracing.calls import Call
 
 CONFIRMED = 8  # ways to change a configuration that are built with their tensors, and called
 SHOWN = 3  # numbers that a message names
+UNLOADABLE = "what is saved of it cannot be loaded by its class alone"
 SAME = 1e-6  # a change of the outputs, as a share of how they vary, that is rounding
 
 
@@ -52,7 +53,7 @@ def fit(
         if found is None:
             words.append(
                 f"no configuration of {kind} with these numbers changed builds the grown network: it works as it is, "
-                "but what is saved of it cannot be loaded by its class alone"
+                f"but {UNLOADABLE}"
             )
             continue
         choice, numbers = found

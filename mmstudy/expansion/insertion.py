@@ -211,7 +211,7 @@ def _wrong(
     if fit:
         hooks += [m.register_forward_pre_hook(lambda m, args, b=block: _fit(m, b, args[0])) for m, block in inserted]
     try:
-        blocks.run(network, call, hooks)
+        blocks.run(network, call, hooks, [module for module, _ in inserted] if fit else ())
     except Exception as error:  # whatever a network does when there is one member more than it expects
         wrong = ValueError(f"a copy of {inserted[0][1].path} does not fit where it was to be inserted: {error}")
         wrong.__cause__ = error

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from mmstudy.batched import asked, determinism, engine
+from mmstudy.batched import asked, determinism, engine, hooks
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification, stack, vectors
 from mmstudy.batched.objective import MINIBATCH, Objective, of_networks
@@ -50,10 +50,12 @@ def size(
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: an argument out of range, or a level below the networks' losses.
+        ValueError: an argument out of range, a level below the networks' losses, or hooks on gradients, where a method
+            takes some.
     """
     arguments.one_of(method, ESTIMATORS, "method")
-    height, groups = _prepared(network, batch, level, seed, loss_fn, minibatch)
+    seed = arguments.whole(seed, "seed")
+    height, groups = _prepared(network, batch, level, [method], loss_fn, minibatch)
     return _measured(groups, height, method, samples, seed)
 
 
@@ -79,7 +81,8 @@ def sizes(
         raise TypeError(f"methods must be a list of names of {', '.join(ESTIMATORS)}; got {methods!r}")
     for method in methods:
         arguments.one_of(method, ESTIMATORS, "method")
-    height, groups = _prepared(network, batch, level, seed, loss_fn, minibatch)
+    seed = arguments.whole(seed, "seed")
+    height, groups = _prepared(network, batch, level, methods, loss_fn, minibatch)
     found = [_measured(groups, height, method, samples, seed) for method in methods]
     units: dict[str, Any] = {"unit": ("estimator", [each.attrs["unit"] for each in found])}
     whole = xr.concat([each.drop_vars("level").drop_attrs() for each in found], "estimator")
@@ -128,16 +131,17 @@ def _prepared(
     network: nn.Module | Sequence[nn.Module],
     batch: Batch,
     level: float | int | None,
-    seed: int,
+    methods: Sequence[str],
     loss_fn: LossFn,
     minibatch: int | None,
 ) -> tuple[float, list[_Group]]:
     """The level, and the networks by their shapes, once all arguments have been looked at."""
     networks, batch, losses = asked.fit(network, batch, loss_fn)
-    arguments.whole(seed, "seed")
+    for each in networks if any(ESTIMATORS[method].gradients for method in methods) else ():
+        hooks.refuse(each)
     examples, height = engine.count(batch), _height(level, losses)
     if minibatch is not None:
-        arguments.whole(minibatch, "minibatch", 1, examples)
+        minibatch = arguments.whole(minibatch, "minibatch", 1, examples)
     few = minibatch or (MINIBATCH if examples > MINIBATCH else max(1, examples // 2))  # all of them would part nobody
     found = []
     for places in _of_one_shape(networks):

@@ -44,6 +44,7 @@ class Estimator:
         highest: the largest value that is possible, a key of `HIGHEST`.
         averages: the size is the mean of its samples.
         logarithm: the size is a logarithm, so that two of them are compared by their difference.
+        gradients: it takes gradients of the loss, to train or for the curvature.
         budget: for a first look at networks.
         options: for a first look at networks.
     """
@@ -58,6 +59,7 @@ class Estimator:
     highest: str = "∞"
     averages: bool = False
     logarithm: bool = False
+    gradients: bool = True
     budget: Budget = field(default_factory=Budget)
     options: Mapping[str, float | int] = field(default_factory=dict)
 
@@ -119,6 +121,7 @@ ESTIMATORS: dict[str, Estimator] = {  # the budgets are cheap; chains that do no
         "Li et al. 2018, arXiv 1712.09913",
         "#0173b2",
         averages=True,
+        gradients=False,
         budget=Budget(24),
     ),
     "volume": Estimator(
@@ -129,6 +132,7 @@ ESTIMATORS: dict[str, Estimator] = {  # the budgets are cheap; chains that do no
         "#56b4e9",
         lowest=-math.inf,
         logarithm=True,
+        gradients=False,
     ),
     "simplex": Estimator(
         simplex,

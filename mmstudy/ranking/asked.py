@@ -100,16 +100,19 @@ def rank_expansions(
         ConnectionError: the scheduler is gone; what was finished is kept.
     """
     network = arguments.network(network)
-    given.in_range(budget, full_steps, accumulate, measured_examples, clip, autocast, seed)
+    budget, full_steps, accumulate, measured_examples, clip, seed = given.in_range(
+        budget, full_steps, accumulate, measured_examples, clip, autocast, seed
+    )
     training = Training(
         arguments.function(loss_fn), train_loader, optimizer, schedule, clip, autocast, accumulate, train, seed
     )
-    device, folder = device_of(network), given.folder(folder)
+    device, folder = device_of(network), arguments.folder(folder)
     given.functions(network, training, metric, say)
     chosen = None if pool is None else given.pool(pool)
     score = metric if metric is not None else accuracy if loss_fn is classification else None
     seen = given.first_batches(train_loader, seed, "train_loader")
-    batch = arguments.batch(moved(seen[0], device))
+    with given.of("train_loader"):
+        batch = arguments.batch(moved(seen[0], device))
     measured = given.measured_part(validation_loader, measured_examples, seed, device)
     given.fit(network, batch, loss_fn, "train_loader")
     measurable([network], measured, loss_fn, given.fit(network, measured, loss_fn, "validation_loader"))
