@@ -82,7 +82,7 @@ def test_a_predictor(known):
 def test_a_signal(known):
     exec(*blocks("A signal"), known)
     found = {"gyration": (("candidate", "progress"), [[1.0, 2.0]]), "reach": (("candidate", "progress"), [[4.0, 4.0]])}
-    assert signals.SIGNALS["parting"].of(xr.Dataset(found)).values.tolist() == [[0.25, 0.5]]
+    assert signals.SIGNALS["parting"].compute(xr.Dataset(found)).values.tolist() == [[0.25, 0.5]]
     known_parts = Protocol().costs(100, 10)
     assert set(signals.SIGNALS["parting"].expenses) <= known_parts.keys()
     assert {"gyration", "reach"} <= sweep.variables().keys()
