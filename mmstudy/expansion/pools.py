@@ -50,11 +50,7 @@ def candidate_pool(
         ValueError: a factor that is not above 1, an unknown operator or coupling, a network that would not fit into
             memory, or a pool that would be empty.
     """
-    arguments.several(factors, "factors", lambda factor, name: arguments.number(factor, name, 1))
-    arguments.several(matched, "matched", lambda factor, name: arguments.number(factor, name, 1))
-    arguments.several(extra_layers, "extra_layers", lambda number, name: arguments.whole(number, name, 1))
-    arguments.several(wider, "wider", lambda operator, name: arguments.one_of(operator, named(widens=True), name))
-    arguments.several(deeper, "deeper", lambda operator, name: arguments.one_of(operator, named(widens=False), name))
+    _check(factors, extra_layers, matched, wider, deeper)
     groups = couplings(network, batch)
     arguments.several(locations, "locations", lambda where, name: _members(where, groups, name))
     everywhere = [*((name,) for name in groups), *([tuple(groups)] if len(groups) > 1 else [])]
@@ -89,16 +85,30 @@ def candidate_pool(
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse what is no option of `candidate_pool`.
+    """Refuse what is no option of `candidate_pool`, or one that no network can have.
 
     Raises:
-        TypeError: no options by name.
-        ValueError: an unknown one.
+        TypeError: no options by name, or one of another kind.
+        ValueError: an unknown one, a factor that is not above 1, an unknown operator, or a pool that would be empty.
     """
     if not isinstance(options, Mapping):
         raise TypeError(f"options of a pool must be a mapping, {{'factors': [2]}}; got {arguments.described(options)}")
+    known = {name: each.default for name, each in list(signature(candidate_pool).parameters.items())[2:]}
     for name in options:
-        arguments.one_of(name, list(signature(candidate_pool).parameters)[2:], "option of candidate_pool")
+        arguments.one_of(name, known, "option of candidate_pool")
+    chosen = {name: value for name, value in (known | dict(options)).items() if name != "locations"}
+    _check(**chosen)
+    if not any(chosen[name] for name in ("factors", "extra_layers", "matched")):
+        raise ValueError("an empty pool: give one of factors, extra_layers, matched")
+
+
+def _check(factors: Any, extra_layers: Any, matched: Any, wider: Any, deeper: Any) -> None:
+    """What can be said of the options before there is a network."""
+    arguments.several(factors, "factors", lambda factor, name: arguments.number(factor, name, 1))
+    arguments.several(matched, "matched", lambda factor, name: arguments.number(factor, name, 1))
+    arguments.several(extra_layers, "extra_layers", lambda number, name: arguments.whole(number, name, 1))
+    arguments.several(wider, "wider", lambda operator, name: arguments.one_of(operator, named(widens=True), name))
+    arguments.several(deeper, "deeper", lambda operator, name: arguments.one_of(operator, named(widens=False), name))
 
 
 def architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candidate], ...]]:

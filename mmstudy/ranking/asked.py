@@ -39,7 +39,7 @@ def rank_expansions(
     validation_loader: Iterable[Batch],
     *,
     pool: Mapping[str, Candidate] | None = None,
-    budget: float = 0.1,
+    budget: float | int = 0.1,
     full_steps: int = 10_000,
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | Optimizer | None = None,
     schedule: Callable[[Optimizer], LRScheduler] | None = None,
