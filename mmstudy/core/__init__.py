@@ -8,6 +8,7 @@ __all__ = [
     "families",
     "networks",
     "openml",
+    "paths",
     "precision",
     "processes",
     "progress",

@@ -15,12 +15,13 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from mmstudy.core import processes, progress, results, sources
+from mmstudy.core import arguments, processes, progress, results, sources
 from mmstudy.core.extras import needed
 
 if TYPE_CHECKING:
     from distributed import Client
 
+EXAMPLE = "tcp://192.168.0.2:8786"
 PATIENCE = 10.0  # seconds in which a scheduler has to answer
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "mnist1d")  # numbers may depend on their versions
 CODE = "code"
@@ -78,6 +79,20 @@ def executor(
         raise
     finally:
         client.close()
+
+
+def address(given: Any) -> str:
+    """The address of a Dask scheduler, as far as it can be one; empty for none.
+
+    Raises:
+        TypeError: no text.
+        ValueError: no address.
+    """
+    if not isinstance(given, str):
+        raise TypeError(f"scheduler must be an address, such as {EXAMPLE}, or empty; got {arguments.described(given)}")
+    if given and not given.rpartition(":")[2].isdecimal():
+        raise ValueError(f"scheduler must be an address with a port, such as {EXAMPLE}, or empty; got {given!r}")
+    return given
 
 
 class _Checked(Executor):

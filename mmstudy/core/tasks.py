@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmstudy.core import networks
-from mmstudy.core.arguments import described, fits, one_of, whole
+from mmstudy.core.arguments import MOST_WHOLE, described, fits, number, one_of, whole
 from mmstudy.core.datasets import DATASETS, Data, Dataset, Split
 from mmstudy.core.families import FAMILIES
 from mmstudy.core.results import checksum
@@ -30,7 +30,7 @@ class Task:
     Raises:
         ValueError: a dataset that `DATASETS` doesn't know, a noise share outside [0, 1), an unknown family, a width
             out of range, or widths that are no shape of the family, or of a network that would not fit into memory.
-        TypeError: widths that are no tuple of whole numbers.
+        TypeError: widths that are no tuple of whole numbers, or another of the fields of another kind.
     """
 
     dataset: str
@@ -41,10 +41,14 @@ class Task:
     family: str = "MLP"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.dataset, str):
+            raise TypeError(f"a dataset is named, as {next(iter(DATASETS))!r} is; got {described(self.dataset)}")
         if self.dataset not in DATASETS:
             own = f'enter your own as tasks.DATASETS["{self.dataset}"]'
             raise ValueError(f"unknown dataset {self.dataset!r}; known: {', '.join(DATASETS)}; {own}")
-        if not 0 <= self.label_noise < 1:
+        whole(self.train_size, "the number of training examples", -MOST_WHOLE)
+        whole(self.seed, "the seed of a task", -MOST_WHOLE)
+        if not 0 <= number(self.label_noise, "label_noise") < 1:
             raise ValueError(f"label_noise is a share in [0, 1); got {self.label_noise}")
         if not isinstance(self.widths, tuple):
             raise TypeError(f"widths must be a tuple, such as (16, 16); got {self.widths!r}")

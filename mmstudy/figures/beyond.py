@@ -103,8 +103,9 @@ def churn(along: xr.Dataset, left: xr.Dataset, named: Mapping[str, str]) -> Figu
         left: the same over (given, labels).
         named: measure → its name in words; the others keep theirs.
     """
-    figure, axes = plt.subplots(2, 2, figsize=(COLUMN, 3.6), sharey="row", layout="constrained")
     places, words = np.arange(along.sizes["progress"]), along["labels"].values.tolist()
+    figure = plt.figure(figsize=(COLUMN, 3.6), layout="constrained")
+    axes = figure.subplots(2, len(words), sharey="row", squeeze=False)
     for axis, labels in zip(axes[0], words, strict=True):
         for measure, look in zip(along["measure"].values.tolist(), looks(along["family"].values), strict=True):
             one = along.sel(labels=labels, measure=measure)

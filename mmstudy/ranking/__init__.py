@@ -2,6 +2,7 @@
 
 __all__ = [
     "asked",
+    "files",
     "given",
     "places",
     "policy",

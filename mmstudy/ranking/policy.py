@@ -34,7 +34,7 @@ class Plan:
         return self.finished > 0
 
 
-def plan(candidates: int, full_steps: int, budget: float, look: float = 0.0) -> Plan:
+def plan(candidates: int, full_steps: int, budget: float | int, look: float = 0.0) -> Plan:
     """The way that fits into a budget, of which the network that is only trained on takes its part.
 
     Args:
@@ -60,8 +60,8 @@ def plan(candidates: int, full_steps: int, budget: float, look: float = 0.0) -> 
         needed = (1 + look) / (full_steps + look)
         raise ValueError(
             f"budget={budget:g} of {full_steps} steps leaves no step for each network, as a look at the validation "
-            f"data takes as long as {look:.3g} steps: give at least budget={math.ceil(1000 * needed) / 1000:g}, or "
-            "fewer measured_examples"
+            f"data takes as long as {look:.3g} steps: give at least budget={math.ceil(1000 * needed) / 1000:g}, more "
+            "steps, or fewer measured_examples"
         )
     return Plan(min(steps, full_steps), 0, (steps + look) / (full_steps + look))
 

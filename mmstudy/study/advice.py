@@ -1,6 +1,5 @@
 """Is the advice of `ranking` any good? Whole pools are trained to the end once, and advice is held against that."""
 
-import runpy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from mmstudy.core import cluster, progress, results, sources
 from mmstudy.core.seeds import seed_of
 from mmstudy.core.tasks import Task, load
 from mmstudy.core.tasks import base as new_base
-from mmstudy.ranking import report
+from mmstudy.ranking import files, report
 from mmstudy.ranking.asked import pool_of, rank_expansions
 from mmstudy.ranking.policy import Plan
 from mmstudy.ranking.pool import Size
@@ -113,13 +112,13 @@ def _train(
 
 def of_file(path: str | Path, steps: int | None = None) -> Case:
     """The network of a file such as those in `examples/`; the second half of the validation data is for the test."""
-    given = runpy.run_path(str(path))
+    given = files.defined(path)
     training, validation = given["loaders"]()
     everything = engine.joined([tuple(b) if isinstance(b, list) else b for b in validation])
     half = engine.count(everything) // 2
     measured, test = engine.take(everything, slice(half)), engine.take(everything, slice(half, None))
     options = {"full_steps": steps or given["full_steps"], "optimizer": given["optimizer"]}
-    options |= {"schedule": given["schedule"]} if "schedule" in given else {}
+    options |= {name: given[name] for name in ("schedule", "pool") if name in given}
     network, metric = given["network"](), given.get("metric")
     return Case(Path(path).stem, network, given["loss_fn"], (training, [measured]), test, options, metric)
 

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from mmstudy.core import cluster, results
-from mmstudy.core.tasks import Task
+from mmstudy.core.tasks import Task, base, load
 from mmstudy.study import descent, growing, rounds, sensitivity
 from mmstudy.study.protocol import Protocol
 
@@ -46,6 +46,7 @@ WORDS = {
 
 
 Job = Callable[[], xr.Dataset]
+FACTOR = 2  # of every expansion
 
 
 def jobs(
@@ -63,15 +64,13 @@ def jobs(
 ) -> dict[tuple[str, Task], Job]:
     """All that notebook 9 trains: of each task `sensitivity`, `now_or_later` and `in_a_row`, and `descent` of another.
 
-    Every expansion doubles.
-
     Args:
         curve: the task whose examples and depth `descent` takes, trained as `curve_protocol` says.
         pool: options of `pools.candidate_pool`, for the sensitivity.
         sizes: what else `sensitivity` takes: `children`, `child_steps`, `chain_steps`.
         turns: rounds of expansions in a row.
     """
-    same: dict[str, Any] = {"operators": operators, "factor": 2, "seeds": seeds}
+    same: dict[str, Any] = {"operators": operators, "factor": FACTOR, "seeds": seeds}
     parts: dict[str, Callable[[Task], xr.Dataset]] = {
         "size": partial(sensitivity.sensitivity, protocol=protocol, shape=pool, **sizes),
         "row": partial(rounds.in_a_row, protocol=protocol, rounds=turns, **same),
@@ -81,6 +80,25 @@ def jobs(
         (name, task): partial(part, task) for name, part in parts.items() for task in tasks
     }
     return found | {("descent", curve): partial(descent.descent, curve, curve_protocol, widths=widths, **same)}
+
+
+def check(
+    tasks: Sequence[Task], curve: Task, protocol: Protocol, curve_protocol: Protocol, operators: Sequence[str]
+) -> None:
+    """Refuse what a job would refuse after others have been done.
+
+    Raises:
+        ValueError: a network that is no perceptron or does not fit its data, fewer examples than a minibatch has, or a
+            training that costs less than what `rounds` looks at.
+    """
+    for task, how in [*((task, protocol) for task in tasks), (curve, curve_protocol)]:
+        if task.family != "MLP":
+            raise ValueError(f"needs perceptrons, and {task} is a {task.family}: leave the family out")
+        if how.batch > task.train_size:
+            raise ValueError(f"batch must be at most {task.train_size}, the examples of {task}; got {how.batch}")
+        base(task, load(task))
+    for task in tasks:
+        rounds.check(task, protocol, FACTOR, operators)
 
 
 def runs(wanted: Mapping[tuple[str, Task], Job], workers: int = 0, scheduler: str = "") -> xr.Dataset:

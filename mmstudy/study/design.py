@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from mmstudy.core.tasks import Data, Task
 from mmstudy.expansion import pools
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import COPIES, NEW_UNITS, NOT, OPERATORS
+from mmstudy.ranking import files
 from mmstudy.study.draws import shown
 from mmstudy.study.protocol import Protocol
 from mmstudy.tracing.couplings import couplings
@@ -47,11 +49,13 @@ def tasks_of(parts: Mapping[str, Sequence[Sequence[Any]]]) -> dict[Task, str]:
     found: dict[Task, str] = {}
     for part, rows in parts.items():
         arguments.one_of(part, PARTS, "part")
+        if isinstance(rows, str) or not isinstance(rows, Sequence):
+            raise TypeError(f"the {part} tasks must be a list of tasks; got {arguments.described(rows)}")
         for row in rows:
             if isinstance(row, str) or not isinstance(row, Sequence) or not 5 <= len(row) <= 6:
                 raise TypeError(f"a task is [dataset, widths, examples, noise, seed] and a family; got {row!r}")
             dataset, widths, *rest = row
-            if not isinstance(widths, list | tuple):
+            if not isinstance(widths, list | tuple) or not widths:
                 raise TypeError(f"widths of a task must be a list, such as [8, 8]; got {widths!r}")
             task = Task(dataset, tuple(widths), *rest)
             if task in found:
@@ -147,21 +151,42 @@ def protocol(task: Task, **options: Any) -> Protocol:
     return found
 
 
-def check_cases(given: Any, name: str) -> None:
+def options(given: Any, progress: Any, name: str) -> dict[str, Any]:
+    """What `protocol` takes beside the task, of two parameters of a notebook: `name`_options and `name`_progress.
+
+    Raises:
+        TypeError: no options by name, or no list of shares.
+        ValueError: an unknown option, or `progress` among them.
+    """
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name}_options must be a mapping, {{'steps': 200}}; got {arguments.described(given)}")
+    known = [field.name for field in fields(Protocol) if field.name != "progress"]
+    for option in given:
+        if option == "progress":
+            raise ValueError(f"progress is no option of {name}_options: set {name}_progress instead")
+        arguments.one_of(option, known, f"option of {name}_options")
+    arguments.several(progress, f"{name}_progress", arguments.number)
+    lists = {option: tuple(value) if isinstance(value, list) else value for option, value in given.items()}
+    return lists | {"progress": tuple(progress)}
+
+
+def check_cases(given: Any, name: str, least: int = 1) -> None:
     """Refuse what is neither the path of a file such as those in `examples/` nor a task as in the profiles.
 
     Raises:
         TypeError: no list, or another thing in it.
-        ValueError: an empty list, a file that is not there, or an unknown task.
+        ValueError: fewer than so many, a file that is not there or does not define a network, or an unknown task.
     """
 
     def check(case: Any, place: str) -> None:
         if not isinstance(case, str):
             tasks_of({"pilot": [case]})
-        elif not Path(case).is_file():
+        elif Path(case).is_file():
+            files.defined(case)
+        else:
             raise ValueError(f"{place} is no file: {case!r}; give one such as ../examples/convolutional.py, or a task")
 
-    arguments.several(given, name, check, 1)
+    arguments.several(given, name, check, least)
 
 
 def device(name: str, scheduler: str = "") -> str:
@@ -179,9 +204,11 @@ def device(name: str, scheduler: str = "") -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}: take 'cpu', 'cuda', 'cuda:1', … or 'auto'") from error
+        kind = torch.device(name).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"unknown device {name!r}: take 'cpu', 'cuda', 'cuda:1', … or 'auto'")
     if name.startswith("cuda") and not scheduler and not torch.cuda.is_available():
         raise ValueError(f"torch sees no GPU here, so there is no device {name!r}: take 'cpu', or 'auto'")
     return name

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mmstudy.study.protocol import Protocol
+
 ALIGNED: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "equals", "join": "exact"}
 BITS = 14  # of a mantissa that are kept: an error below 1 in 32,000
 
@@ -35,6 +37,39 @@ def joined(experiments: Sequence[xr.Dataset]) -> xr.Dataset:
         whole.attrs[name] = ", ".join(dict.fromkeys(each.attrs[name] for each in experiments))
     whole.attrs["wall_time_s"] = sum(each.attrs["wall_time_s"] for each in experiments)
     return compact(whole)
+
+
+def check(experiment: xr.Dataset, protocol: Protocol) -> None:
+    """Refuse an experiment that could not be joined to one of this protocol.
+
+    Raises:
+        ValueError: it has other seeds, looks or rays.
+    """
+    rays = 4 * protocol.children + protocol.random_rays + 2
+    asked = {"seed": protocol.seeds, "bin": protocol.bins, "place": protocol.doublings + 1, "ray": rays}
+    wrong = [
+        f"{experiment.sizes[dim]} × {dim}, not {size}" for dim, size in asked.items() if experiment.sizes[dim] != size
+    ]
+    looks = tuple(experiment["progress"].values.tolist())
+    wrong += [f"looks after {looks}, not {protocol.progress}"] if looks != tuple(map(float, protocol.progress)) else []
+    if wrong:
+        raise ValueError(
+            f"experiments must be measured alike to be joined; the one made elsewhere has {'; '.join(wrong)}"
+        )
+
+
+def looked(experiment: xr.Dataset, shares: Sequence[float]) -> None:
+    """Refuse an experiment without a look after each of these shares of the training.
+
+    Raises:
+        ValueError: a look is missing.
+    """
+    there = experiment["progress"].values.tolist()
+    if missing := [share for share in shares if share not in there]:
+        raise ValueError(
+            f"the experiment must have looks after {missing} of the training, and has {there}: put them into "
+            "experiment_progress of notebook 4"
+        )
 
 
 def compact(dataset: xr.Dataset) -> xr.Dataset:

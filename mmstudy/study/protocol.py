@@ -65,7 +65,13 @@ class Protocol:
         if self.steps % self.bins:
             raise ValueError(f"steps = {self.steps} is no multiple of bins = {self.bins}")
         if not 0 < self.short < 1 or min(self.short, *self.progress[1:]) * self.steps < self.children:
-            raise ValueError(f"short runs and progress must be {self.children} steps or more; got {self}")
+            shortest = min(self.short, *self.progress[1:])
+            raise ValueError(
+                f"short runs and progress must be {self.children} steps or more, of {self.steps}, and short < 1; got "
+                f"short={self.short}, and the smallest share {shortest}: take more steps, or larger shares"
+            )
+        if isinstance(self.estimators, str):
+            raise TypeError(f"estimators must be a list of names; got {self.estimators!r}")
         if unknown := [name for name in self.estimators if name not in ESTIMATORS]:
             raise ValueError(f"unknown estimators {unknown}; known: {', '.join(ESTIMATORS)}")
 

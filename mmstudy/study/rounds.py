@@ -93,6 +93,9 @@ RULES = {
 }
 
 
+APART = 0.03  # of the cost of two rules for a round, in which whole steps are trained
+
+
 class Run(NamedTuple):
     """A training: where it starts, its whole length, after how many steps it is left, and the seed of its order."""
 
@@ -157,23 +160,11 @@ def _round(
     Raises:
         ValueError: a budget that looks alone would use up.
     """
-    costs = protocol.costs(len(data.training.targets), len(data.validation.targets))
     grown, lengths, spent = {}, {}, {}
     for (name, seed), network in now.items():
-        rule, path = RULES[name], (name, seed)
-        grown[path] = [
-            Candidate(operator, (place,), (factor * group.size,), seed).expand(network, data.training)
-            for place, group in couplings(network, data.training.inputs).items()
-            for operator in operators
-        ]
-        flops = np.array([networks.count_flops(one, data.training.inputs[:1]) for one in grown[path]])
-        looks = sum(costs[part] for part in rule.expenses) * flops.sum()
-        step = STEP * protocol.batch * flops
-        lengths[path] = np.round((budget - looks) / (1 + rule.share * (len(flops) - 1)) / step).astype(int)
-        if (lengths[path] < 1).any():
-            raise ValueError(f"a budget of {budget:g} operations is too small to look by {name}: take more steps")
-        left = np.round(rule.share * lengths[path])
-        spent[path] = (looks + (left * step).sum() + (lengths[path] - left) * step) / budget
+        path = name, seed
+        grown[path] = _candidates(network, data, factor, operators, seed)
+        lengths[path], spent[path] = _afforded(name, grown[path], data, protocol, budget)
     begun = [
         Run(one, steps, round(RULES[path[0]].share * steps), path[1])
         for path in now
@@ -191,6 +182,56 @@ def _round(
     return {
         path: (network, float(spent[path][i])) for (path, i), (network, _) in zip(chosen.items(), ended, strict=True)
     }
+
+
+def check(task: Task, protocol: Protocol, factor: int, operators: Sequence[str]) -> None:
+    """Refuse a protocol under which a round of `in_a_row` could not pay its looks, or would cost more by some rules.
+
+    Raises:
+        ValueError: one of these.
+    """
+    data = tasks.load(task)
+    network = tasks.base(task, data)
+    budget = STEP * protocol.batch * protocol.steps * networks.count_flops(network, data.training.inputs[:1])
+    grown = _candidates(network, data, factor, operators, 0)
+    for name in RULES:
+        _, spent = _afforded(name, grown, data, protocol, budget)
+        if (off := abs(spent - 1).max()) > APART:
+            raise ValueError(
+                f"with {protocol.steps} steps in minibatches of {protocol.batch}, a round by {name} would cost "
+                f"{off:.0%} more or less than it may: take more steps"
+            )
+
+
+def _candidates(network: nn.Module, data: Data, factor: int, operators: Sequence[str], seed: int) -> list[nn.Module]:
+    """What the network may become in a round."""
+    return [
+        Candidate(operator, (place,), (factor * group.size,), seed).expand(network, data.training)
+        for place, group in couplings(network, data.training.inputs).items()
+        for operator in operators
+    ]
+
+
+def _afforded(
+    name: str, grown: Sequence[nn.Module], data: Data, protocol: Protocol, budget: float | int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many steps each candidate of a rule would be trained, and the share of the budget that is then spent.
+
+    Raises:
+        ValueError: a budget that looks alone would use up.
+    """
+    costs, rule = protocol.costs(len(data.training.targets), len(data.validation.targets)), RULES[name]
+    flops = np.array([networks.count_flops(one, data.training.inputs[:1]) for one in grown])
+    looks = sum(costs[part] for part in rule.expenses) * flops.sum()
+    step = STEP * protocol.batch * flops
+    lengths = np.round((budget - looks) / (1 + rule.share * (len(flops) - 1)) / step).astype(int)
+    if (lengths < 1).any():
+        raise ValueError(
+            f"a budget of {budget:g} operations, {protocol.steps} steps in minibatches of {protocol.batch}, is too "
+            f"small to look by {name}: take more steps, or larger minibatches"
+        )
+    left = np.round(rule.share * lengths)
+    return lengths, (looks + (left * step).sum() + (lengths - left) * step) / budget
 
 
 def _together(
