@@ -89,11 +89,11 @@ def progress(name):
 def pool(name):
     return {
         name: [
-            (5, "options of a pool must be a mapping"), ({"factor": [2]}, "'factor'; did you mean 'factors'"),
-            ({"factors": [1]}, "factors[0] must be a finite number > 1"),
-            ({"factors": 2}, "factors must be a list; got 2"),
-            ({"wider": ["stack"]}, "unknown wider[0] 'stack'"),
-            ({"factors": [], "extra_layers": [], "matched": []}, "an empty pool"),
+            (5, f"{name} must be a mapping"), ({"factor": [2]}, "'factor'; did you mean 'factors'"),
+            ({"factors": [1]}, f"{name}['factors'][0] must be a finite number > 1"),
+            ({"factors": 2}, f"{name}['factors'] must be a list; got 2"),
+            ({"wider": ["stack"]}, f"unknown {name}['wider'][0] 'stack'"),
+            ({"factors": [], "extra_layers": [], "matched": []}, f"{name} makes an empty pool"),
         ]
     }  # fmt: skip
 
