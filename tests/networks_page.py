@@ -17,6 +17,15 @@ What of them grows exactly, checked in double precision, and what is refused, an
 | network | grows | by | refused | because |
 |---|---|---|---|---|
 """
+WIDER = """
+## From `transformers`, twice as wide
+
+The numbers of the configuration follow, so that the model can be saved and loaded. Where there are none, no
+configuration of its class has such sizes: the model works, but what is saved of it cannot be loaded by its class alone.
+
+| model | what gets wider at once | its configuration follows |
+|---|---|---|
+"""
 FOREIGN = """
 ## From `transformers`, by one more block
 
@@ -32,11 +41,16 @@ def page() -> str:
         refused = animal.refused or ({"all of it": animal.whole} if animal.whole else {})
         columns = animal.grows, animal.grows.values(), refused, refused.values()
         rows.append(f"| {name} | {' | '.join('<br>'.join(_plain(cell) for cell in column) for column in columns)} |\n")
-    models = []
+    wider, models = [], []
     for name, model in MODELS.items():
+        for what, (_, configured) in model.wider.items():
+            then = (
+                f"refused: it {model.refused[what]}" if what in model.refused else ", ".join(configured) or "none has"
+            )
+            wider.append(f"| {name} | {what} | {then} |\n")
         exact = f"none: `{_plain(model.behind)}` stands behind its branches" if model.behind else "`identity_block`"
         models.append(f"| {name} | `{model.kind}` | {exact} | {', '.join(model.depth)} |\n")
-    return HEAD + "".join(rows) + FOREIGN + "".join(models)
+    return HEAD + "".join(rows) + WIDER + "".join(wider) + FOREIGN + "".join(models)
 
 
 def _plain(text: str) -> str:

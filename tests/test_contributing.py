@@ -76,7 +76,7 @@ def test_a_predictor(known):
     values = predictors.start_values(stack([known["network"]]), known["batch"])
     expected = known["network"](known["batch"][0]).softmax(-1).amax(-1).mean()
     torch.testing.assert_close(values["confidence"][0], expected)
-    assert predictors.words({})["confidence"] == ("1", "mean probability of the likeliest class")
+    assert predictors.variables({})["confidence"] == ("1", "mean probability of the likeliest class")
 
 
 def test_a_signal(known):
@@ -85,7 +85,7 @@ def test_a_signal(known):
     assert signals.SIGNALS["parting"].of(xr.Dataset(found)).values.tolist() == [[0.25, 0.5]]
     known_parts = Protocol().costs(100, 10)
     assert set(signals.SIGNALS["parting"].expenses) <= known_parts.keys()
-    assert {"gyration", "reach"} <= sweep.words().keys()
+    assert {"gyration", "reach"} <= sweep.variables().keys()
 
 
 def test_an_experiment(known, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The face: one import, one call each; and bad calls, each answered by a sentence that names the value."""
 
 import copy
+import json
 import subprocess
 import sys
 from collections import UserDict
@@ -11,6 +12,7 @@ import pytest
 import torch
 from cases import CLASSES, INPUTS, batch, change, mlp, of_family
 from torch import nn
+from torch.nn import functional as F
 
 import mmstudy as mm
 from mmstudy.batched.ensemble import classification, losses, stack
@@ -76,6 +78,18 @@ def test_the_default_level_and_method_are_stated():
 def test_a_seed_says_which_draws():
     first, again, other = (mm.size(NETWORK, BATCH, method="rays", seed=seed)["size"].item() for seed in (1, 1, 2))
     assert first == again != other
+
+
+def test_several_sizes_take_the_samples_and_minibatches_that_one_takes():
+    options = {"level": 2.0, "samples": 3, "minibatch": 5, "seed": 4}
+    found = mm.sizes([NETWORK, OTHER], BATCH, methods=["children", "rays"], **options)
+    for name in ("children", "rays"):
+        alone = mm.size([NETWORK, OTHER], BATCH, method=name, **options)
+        np.testing.assert_array_equal(found["size"].sel(estimator=name), alone["size"])
+    with pytest.raises(ValueError, match=r"samples must be .*2.*; got 1"):
+        mm.sizes(NETWORK, BATCH, samples=1)
+    with pytest.raises(ValueError, match=r"minibatch must be .*; got 33"):
+        mm.sizes(NETWORK, BATCH, minibatch=33)
 
 
 def test_several_sizes_at_one_level():
@@ -239,6 +253,7 @@ CALLS += [
     call("check", NETWORK, BATCH, normalization="thawed"), call("line", NETWORK, mlp((6, 5)), BATCH),
     call("line", NETWORK, OTHER, BATCH, points=1), call("line", NETWORK, OTHER, BATCH, points=2.5),
     call("line", NETWORK, OTHER, BATCH, match="yes"), call("barrier", NETWORK, OTHER, BATCH, match=True, seed=None),
+    call("line", NETWORK, OTHER, BATCH, seed="x"), call("candidate_pool", NETWORK, BATCH, locations=[]),
     call("plane", NETWORK, NETWORK, NETWORK, BATCH), call("plane", NETWORK, OTHER, OTHER, BATCH),
     call("plane", NETWORK, OTHER, NETWORK, BATCH), call("plane", NETWORK, OTHER, None, BATCH),
     call("plane", NETWORK, OTHER, THIRD, BATCH, points=0), call("plane", NETWORK, OTHER, mlp((5,)), BATCH),
@@ -323,6 +338,37 @@ def test_a_message_names_the_value_and_what_to_give_instead(name, options, words
     with pytest.raises((ValueError, TypeError)) as caught:
         getattr(mm, name)(**{"network": NETWORK, "batch": BATCH, **options})
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_a_mask_may_leave_nothing_of_the_first_half():
+    masked = Y.clone()
+    masked[: len(Y) // 2] = -100
+    mm.check(NETWORK, (X, masked), lambda model, part: F.cross_entropy(model(part[0]), part[1], ignore_index=-100))
+    with pytest.raises(ValueError, match="reduction='sum'"):
+        mm.check(NETWORK, (X, masked), lambda model, part: len(part[1]) * F.cross_entropy(model(part[0]), part[1]))
+
+
+def test_what_is_wrong_is_named_where_it_lies():
+    with pytest.raises(TypeError, match=r"wrapped by DataParallel: give network\.module"):
+        mm.size(nn.DataParallel(NETWORK), BATCH)
+    with pytest.raises(TypeError, match=r"also\[1\]: batch must be a tensor"):
+        mm.expand(NETWORK, BATCH, "lemon", {"hidden.0": 9}, also=[BATCH, None])
+
+
+def test_whole_numbers_of_numpy_are_those_of_python():
+    two, three, nine = map(np.int64, (2, 3, 9))
+    found = mm.size(NETWORK, BATCH, np.float32(3), "rays", three, samples=two)
+    assert found.identical(mm.size(NETWORK, BATCH, 3, "rays", 3, samples=2))
+    assert type(found.attrs["seed"]) is int
+    one, other = (Candidate("lemon", ("hidden.0",), (size,), seed) for size, seed in ((nine, three), (9, 3)))
+    assert one == other
+    assert json.dumps(one.as_dict()) == json.dumps(other.as_dict())
+    grown = mm.expand(NETWORK, BATCH, "lemon", {"hidden.0": nine}, seed=three)
+    assert change(grown, one.expand(NETWORK, BATCH), X) == 0
+    assert mm.line(NETWORK, OTHER, BATCH, points=three, match=True, seed=two).sizes["alpha"] == 3
+    for wrong in (np.bool_(True), np.float64(3), np.array([1, 2]), torch.tensor(True)):
+        with pytest.raises(TypeError, match="seed must be a whole number"):
+            mm.size(NETWORK, BATCH, seed=wrong)
 
 
 def test_the_default_loss_is_named_once():

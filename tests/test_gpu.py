@@ -269,7 +269,7 @@ def test_a_ranking_ends_and_resumes_there(tmp_path):
     state = [t for each in best.optimizer.state.values() for t in each.values() if isinstance(t, torch.Tensor)]
     assert state and {t.device.type for t in state if t.ndim} == {"cuda"}
     again = mm.rank_expansions(network, folder=tmp_path / "one", budget=0.3, **given)
-    assert again.words == first.words
+    assert again.summary == first.summary
     slow = mm.rank_expansions(mlp(), folder=tmp_path / "other", budget=0.3, **given)
     one, other = (ranking.data.sortby("candidate") for ranking in (first, slow))
     np.testing.assert_allclose(one["early_loss"], other["early_loss"], rtol=1e-3)

@@ -54,7 +54,7 @@ def test_expansions_are_ranked_as_shown(names, tmp_path, monkeypatch, capsys):
     exec(BLOCKS[0].partition("\n\n")[0], names)  # its imports
     block = next(block for block in BLOCKS if "rank_expansions" in block)
     exec(block.replace("full_steps=400", "full_steps=40"), names)
-    assert names["ranking"].words in capsys.readouterr().out
+    assert names["ranking"].summary in capsys.readouterr().out
     assert names["best"].label == names["ranking"].table.index[0]
 
 

@@ -7,6 +7,7 @@ __all__ = [
     "determinism",
     "engine",
     "ensemble",
+    "hooks",
     "likeness",
     "modes",
     "objective",

@@ -14,16 +14,20 @@ from mmstudy.batched.ensemble import MEANS, Ensemble, classification, losses, mo
 from mmstudy.batched.modes import measuring
 from mmstudy.batched.replay import ALONE
 from mmstudy.core import arguments
+from mmstudy.core.states import restored
 
 
 def fit(networks: Any, batch: Any, loss_fn: Any) -> tuple[list[nn.Module], Batch, list[float]]:
     """Networks as a list, the batch, and each network's loss on it, once all are known to be fit for each other.
 
     Raises:
-        TypeError: one of them is of another kind.
+        TypeError: one of them is of another kind, or a network that is wrapped to run on several devices.
         ValueError: what `arguments`, `classes` and `tried` refuse.
     """
     networks, batch = arguments.networks(networks), arguments.batch(batch)
+    for each in networks:
+        if isinstance(each, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise TypeError(f"the network is wrapped by {type(each).__name__}: give network.module")
     loss_fn = arguments.function(loss_fn)
     for each in networks if loss_fn is classification else ():
         classes(each, batch)
@@ -102,8 +106,8 @@ def tried(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, normaliz
     """
     found = []
     for network in networks:
-        quiet, before = torch.random.fork_rng(devices=[]), _versions(batch)
-        with arguments.explained(batch), torch.no_grad(), quiet, measuring(network, normalization):
+        before = _versions(batch)
+        with arguments.explained(batch), torch.no_grad(), restored(network), measuring(network, normalization):
             loss = loss_fn(network, batch)
         if _versions(batch) != before:
             raise ValueError(
@@ -135,7 +139,7 @@ def classes(network: nn.Module, batch: Batch) -> None:
         wanted = "(inputs, targets); for any other batch pass loss_fn(model, batch)"
         raise TypeError(f"the default loss, cross-entropy, takes {wanted}. Got {arguments.described(batch)}")
     inputs, targets = batch
-    with arguments.explained(batch), torch.no_grad(), torch.random.fork_rng(devices=[]), measuring(network):
+    with arguments.explained(batch), torch.no_grad(), restored(network), measuring(network):
         outputs = network(inputs)
     if not isinstance(outputs, Tensor) or outputs.ndim < 2:
         raise ValueError(f"the default loss takes outputs (batch, classes); got {arguments.described(outputs)}")

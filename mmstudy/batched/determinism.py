@@ -70,10 +70,13 @@ def not_a_sum(ensemble: Ensemble, batch: Batch, loss_fn: LossFn) -> None:
 
 
 def _twice(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, normalization: str) -> tuple[Tensor, Tensor]:
-    """The losses on half of the examples, and on these with each given twice."""
+    """The losses on half of the examples, or on all where a mask leaves none of these, and with each given twice."""
     once = engine.take(batch, slice(None, -(-engine.count(batch) // 2)))
+    single = losses(ensemble, once, loss_fn, normalization)
+    if not single.isfinite().all():
+        once, single = batch, losses(ensemble, batch, loss_fn, normalization)
     twice = tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) else leaf, once)
-    return losses(ensemble, once, loss_fn, normalization), losses(ensemble, twice, loss_fn, normalization)
+    return single, losses(ensemble, twice, loss_fn, normalization)
 
 
 def _no_mean(single: Tensor, double: Tensor) -> str:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from mmstudy.batched import hooks
 from mmstudy.batched.replay import ALONE, recorded
 from mmstudy.batched.tape import Function
 from mmstudy.core import arguments
@@ -216,7 +217,12 @@ def gradients(losses: Callable[..., Tensor], sets_mode_of: nn.Module | None = No
 
     Args:
         sets_mode_of: a network whose training mode the losses set.
+
+    Raises:
+        ValueError: that network has hooks on gradients (`hooks.refuse`).
     """
+    if sets_mode_of is not None:
+        hooks.refuse(sets_mode_of)
 
     def value_and_gradient(points: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
         here = points.detach().requires_grad_()

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmstudy.batched import engine
+from mmstudy.batched import engine, hooks
 from mmstudy.batched.engine import Batch, LossFn, Model
 from mmstudy.batched.likeness import difference, tensors_differ
 from mmstudy.batched.modes import measuring
@@ -77,7 +77,7 @@ def stack(networks: nn.Module | Sequence[nn.Module]) -> Ensemble:
         {name: torch.stack([tensors[name].detach() for tensors in kind]) for name in kind[0]}
         for kind in zip(*own, strict=True)
     )
-    return Ensemble(networks[0], parameters, buffers)
+    return Ensemble(hooks.first(networks), parameters, buffers)
 
 
 def _tensors(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -104,7 +104,7 @@ def concatenate(ensembles: Sequence[Ensemble]) -> Ensemble:
         {name: torch.cat([getattr(e, kind)[name] for e in ensembles]) for name in getattr(ensembles[0], kind)}
         for kind in ("parameters", "buffers")
     )
-    return Ensemble(ensembles[0].network, parameters, buffers)
+    return Ensemble(hooks.first([e.network for e in ensembles]), parameters, buffers)
 
 
 def same_kind(first: Ensemble, other: Ensemble, name: str, than: str) -> None:

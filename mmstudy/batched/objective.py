@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from mmstudy.batched import engine
+from mmstudy.batched import engine, hooks
 from mmstudy.batched.augmentation import Take
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import Ensemble, at, at_once, classification, parts_of
@@ -85,7 +85,12 @@ class Objective:
 
         Attention runs unfused: fused, it has no H. Weight normalization is composed: torch's own has a wrong one on the
         CPU.
+
+        Raises:
+            ValueError: networks with hooks on gradients (`hooks.refuse`).
         """
+        if self.network is not None:
+            hooks.refuse(self.network)
         owner, probes = torch.arange(len(points), device=points.device), vectors.transpose(0, 1)
         together = max(1, self.at_once // 2)  # a second backward pass keeps about twice as much
         rows: list[Tensor] = []
@@ -135,7 +140,7 @@ def of_landscape(landscape: Callable[[Tensor], Tensor], dim: int, noise: float =
         ValueError: fewer than one dimension, or noise that is negative or not finite.
     """
     arguments.function(landscape, "landscape", "a function of points (..., dim) → losses (...)")
-    arguments.whole(dim, "dim", 1)
+    dim = arguments.whole(dim, "dim", 1)
     if arguments.number(noise, "noise") < 0:
         raise ValueError(f"noise is a standard deviation, at least 0; got {noise}")
 

@@ -29,8 +29,8 @@ def minibatches(
     """
     for each in generators:
         arguments.generator(each)
-    for name, value in (("examples", examples), ("steps", steps), ("batch", batch)):
-        arguments.whole(value, name, 1)
+    given = {"examples": examples, "steps": steps, "batch": batch}
+    examples, steps, batch = (arguments.whole(value, name, 1) for name, value in given.items())
     if batch > examples:
         raise ValueError(f"a batch of {batch} does not fit into {examples} examples")
     per_epoch = examples // batch

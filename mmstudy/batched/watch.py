@@ -33,13 +33,15 @@ CONSTANTS = (
 CONTAINERS = (list, tuple, set, frozenset, deque)
 # from which an object may inherit without state that Python does not show; of other classes in C there is no telling
 TRANSPARENT = {object, dict, *CONTAINERS, OrderedDict, defaultdict, types.SimpleNamespace, types.MappingProxyType}
-TRANSPARENT_MODULES = {"abc", "collections", "collections.abc", "contextlib", "dataclasses", "typing"}
+TRANSPARENT |= set(CONSTANTS)
+TRANSPARENT_MODULES = {"abc", "collections", "collections.abc", "contextlib", "dataclasses", "enum", "typing"}
 IN_C = {"torch._C", "numpy", *sys.stdlib_module_names}
 HOOKS = {name for name in vars(nn.Module()) if name.endswith("_hooks")}
 HOOKS_OF_ALL = [hooks for name, hooks in vars(torch_modules).items() if name.startswith("_global") and "_hooks" in name]
 
 ABSENT = object()  # stands for an attribute that is gone
 CONTENTS, VERSION = attrgetter("cell_contents"), attrgetter("_version")
+TRAINED, GRADIENT = attrgetter("requires_grad"), attrgetter("grad")
 
 Values = Callable[[], Iterable]
 
@@ -52,7 +54,7 @@ def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable
     """A function that says whether all that `function` reaches is still what it is now.
 
     That is its closure, its defaults, the globals that its code names, and all that these lead to: modules with their
-    attributes and modes, losses, containers, tensors with their versions.
+    attributes and modes, losses, containers, tensors with their versions and gradients.
 
     Args:
         sets_mode_of: a network whose training mode the function itself sets, so that it may have any when it is called.
@@ -69,7 +71,7 @@ def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable
     waiting: list[Any] = [function]
     while waiting:
         value = waiting.pop()
-        if id(value) in seen or isinstance(value, CONSTANTS):
+        if id(value) in seen or _constant(value):
             continue
         seen[id(value)] = value
         if len(seen) > MOST:
@@ -82,7 +84,8 @@ def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable
         getters.extend(others)
     tensors = [value for value in seen.values() if isinstance(value, Tensor)]
     modules = [value for value in seen.values() if isinstance(value, nn.Module)]
-    getters.append(partial(map, type, modules))
+    leaves = [tensor for tensor in tensors if tensor.is_leaf]  # torch warns who asks another for its gradient
+    getters += [partial(map, type, modules), partial(map, TRAINED, tensors), partial(map, GRADIENT, leaves)]
     attributes = list(map(vars, modules))
     hooks = [*HOOKS_OF_ALL, *(own[name] for own in attributes for name in HOOKS & own.keys())]
     if any(hooks):
@@ -103,6 +106,11 @@ def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable
         return as_many and all(map(is_, look(), seen_then)) and all(map(_in_one_place, tensors, memory))
 
     return same
+
+
+def _constant(value: Any) -> bool:
+    """Whether it can never change: an object of a user's own class may, though it is a number, a text or an enum."""
+    return isinstance(value, CONSTANTS) and _of_library(type(value))
 
 
 def _in_one_place(tensor: Tensor, memory: Tensor) -> bool:
@@ -132,10 +140,12 @@ def _inside(value: Any, any_mode: set[int]) -> tuple[Iterable, list[Collection],
     Raises:
         Opaque: as `watch`.
     """
+    if isinstance(value, types.BuiltinFunctionType | types.FunctionType | type) and value.__module__ in CLOCKS:
+        raise Opaque(f"{value.__module__}.{value.__name__}")
     if isinstance(value, Tensor):
         if value.is_inference():
             raise Opaque("a tensor of inference mode, which counts no changes")
-        return (), [vars(value)], []
+        return (type(value), value.grad if value.is_leaf else None), [vars(value)], []
     if isinstance(value, nn.Module):
         own = vars(value)
         names = [name for name in own if name not in HOOKS and not (name == "training" and id(value) in any_mode)]
@@ -159,11 +169,9 @@ def _inside(value: Any, any_mode: set[int]) -> tuple[Iterable, list[Collection],
         names = [name for name in own if not name.startswith("__")]
         return (), [], [partial(map, own.get, names, repeat(ABSENT))]
     if isinstance(value, types.BuiltinFunctionType):
-        if value.__module__ in CLOCKS:
-            raise Opaque(f"{value.__module__}.{value.__name__}")
         return (), [], []
     if isinstance(value, type):
-        return ((), [], []) if _of_library(value) else (value.__mro__[1:], [vars(value)], [])
+        return ((), [], []) if _of_library(value) else ((*value.__mro__[1:], type(value)), [vars(value)], [])
     return _inside_object(value)
 
 
@@ -200,7 +208,7 @@ def _inside_object(value: Any) -> tuple[Iterable, list[Collection], list[Values]
         containers.append(vars(value))
     elif own:
         others.append(lambda: [getattr(value, name, None) for name in own])
-    if not containers and not others and not isinstance(value, tuple | frozenset):
+    if not containers and not others and not isinstance(value, (tuple, frozenset, *CONSTANTS)):
         raise Opaque(f"a {type(value).__name__}")
     return (*fixed, type(value)), containers, others
 

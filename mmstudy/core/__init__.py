@@ -6,6 +6,7 @@ __all__ = [
     "datasets",
     "extras",
     "families",
+    "lists",
     "networks",
     "openml",
     "paths",
@@ -16,5 +17,6 @@ __all__ = [
     "seeds",
     "slurm",
     "sources",
+    "states",
     "tasks",
 ]

@@ -1,10 +1,12 @@
 """Checks of arguments that all functions of the face share: each names the value, and what to give instead."""
 
 import math
+import operator
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from numbers import Real
 from typing import Any
 
 import torch
@@ -91,30 +93,33 @@ def _plain(given: Any) -> Any:
 
 
 def whole(given: Any, name: str, least: int = 0, most: float | int = MOST_WHOLE) -> int:
-    """A whole number in a range.
+    """A whole number in a range, as an int; those of numpy count.
 
     Raises:
         TypeError: no integer.
         ValueError: out of the range.
     """
-    if isinstance(given, bool) or not isinstance(given, int):
-        raise TypeError(f"{name} must be a whole number; got {described(given)}")
-    if not least <= given <= most:
-        upper = f" and at most {most}" if most != MOST_WHOLE or given > most else ""
-        raise ValueError(f"{name} must be at least {least}{upper}; got {described(given)}")
-    return given
+    try:
+        found = operator.index(None if isinstance(given, bool | Tensor) else given)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number; got {described(given)}") from None
+    if not least <= found <= most:
+        upper = f" and at most {most}" if most != MOST_WHOLE or found > most else ""
+        raise ValueError(f"{name} must be at least {least}{upper}; got {described(found)}")
+    return found
 
 
 def number(given: Any, name: str, above: float | int = -math.inf, most: float | int = sys.float_info.max) -> float:
-    """A finite number above a bound.
+    """A finite number above a bound, as a float; those of numpy count.
 
     Raises:
         TypeError: no number.
         ValueError: NaN, infinite, not above the bound, or larger than the most.
     """
-    if isinstance(given, bool) or not isinstance(given, int | float):
+    if isinstance(given, bool) or not isinstance(given, Real):
         raise TypeError(f"{name} must be a number; got {described(given)}")
-    if not above < given <= most or given < -sys.float_info.max:
+    value: Any = given.item() if hasattr(given, "item") else given
+    if not above < value <= most or value < -sys.float_info.max:
         lower = f" > {above}" if above > -math.inf else ""
         upper = f" and at most {most:g}" if most < sys.float_info.max else ""
         raise ValueError(f"{name} must be a finite number{lower}{upper}; got {described(given)}")
@@ -132,7 +137,9 @@ def several(given: Any, name: str, check: Callable[[Any, str], object], least: i
         raise TypeError(f"{name} must be a list; got {described(given)}")
     if len(given) < least:
         raise ValueError(
-            f"{name} must not be empty" if least == 1 else f"{name} must hold {least} at least; got {len(given)}"
+            f"{name} must not be empty: give one at least"
+            if least == 1
+            else f"{name} must hold {least} at least; got {len(given)}"
         )
     for i, each in enumerate(given):
         check(each, f"{name}[{i}]")
@@ -142,17 +149,6 @@ def several(given: Any, name: str, check: Callable[[Any, str], object], least: i
 def wholes(given: Any, name: str, least: int = 0, most: float | int = MOST_WHOLE) -> Any:
     """A list of whole numbers in a range, one at least; see `several` and `whole`."""
     return several(given, name, lambda each, place: whole(each, place, least, most), 1)
-
-
-def rising(given: Any, name: str, least: int = 1) -> Any:
-    """A list of so many numbers at least, each larger than the one before.
-
-    Raises:
-        ValueError: fewer, or others.
-    """
-    if list(given) != sorted({*given}) or len(given) < least:
-        raise ValueError(f"{name} must be numbers that rise, {least} or more of them; got {described(list(given))}")
-    return given
 
 
 def momentum(given: Any) -> float:
@@ -192,15 +188,6 @@ def one_of(given: Any, known: Iterable[str], name: str) -> str:
         near = get_close_matches(given, known, 3)
         guess = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
         raise ValueError(f"unknown {name} {given!r}{guess} Known: {', '.join(known)}")
-    return given
-
-
-def names(given: Any, known: Iterable[str], name: str, kind: str) -> Any:
-    """A list of known names of a kind, one at least, and none twice; see `several` and `one_of`."""
-    known = list(known)
-    several(given, name, lambda each, _: one_of(each, known, f"{kind} of {name}"), 1)
-    if twice := [each for i, each in enumerate(given) if each in given[:i]]:
-        raise ValueError(f"{name} must hold no {kind} twice; got {twice[0]!r} again")
     return given
 
 

@@ -37,16 +37,19 @@ def executor(
     folder: str | Path | None = None,
     say: Callable[[str], object] | None = None,
 ) -> Iterator[Executor]:
-    """An executor, as in `concurrent.futures`: processes of this machine, or the workers of a Dask cluster.
+    """Where work is done for a while: in processes of this machine, or by the workers of a Dask cluster.
 
-    What has not been done when the block ends is called off. A piece of work whose worker dies is given to another one;
-    on a cluster, pieces that need the same process take turns, whatever its number of threads.
+    What has not been done when the block ends is called off.
 
     Args:
         scheduler: the address of a Dask scheduler, such as "tcp://192.168.0.2:8786"; without one, processes.
         workers: the number of processes, without a scheduler; 0 means one per core.
         folder: where the work is written; every worker must see it.
         say: what is told of the cluster goes there; by default to the terminal.
+
+    Yields:
+        An executor, as in `concurrent.futures`. A piece of work whose worker dies is given to another one; on a
+        cluster, pieces that need the same process take turns, whatever its number of threads.
 
     Raises:
         ValueError: nobody answers at the address, or a worker has other code or packages, or doesn't see the folder.

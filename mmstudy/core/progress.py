@@ -22,6 +22,9 @@ def bar(total: int | None, title: str, unit: str = "it", done: int = 0) -> Itera
         total: how many there are; None where nobody knows.
         unit: of what; bytes ("B") are shown in thousands and millions.
         done: how many are done already.
+
+    Yields:
+        The bar, whose `update` says how many more are done.
     """
     in_jupyter = not _named() and type(sys.stderr).__module__.startswith("ipykernel")
     with _terminal(_named()) as stream:

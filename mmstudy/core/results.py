@@ -102,9 +102,12 @@ def checksum(tensors: Iterable[Tensor]) -> str:
 
 @contextlib.contextmanager
 def atomically(path: str | Path) -> Iterator[Path]:
-    """A path beside `path` to write to: the file moves into place when the block has ended well, and is gone if not.
+    """A file is written beside its place: it moves there when the block has ended well, and is gone if not.
 
     A reader sees the old file or the new one, never a half.
+
+    Yields:
+        The path to write to.
 
     Raises:
         OSError: there is no room for the file.
@@ -130,6 +133,9 @@ def write(dataset: xr.Dataset, path: str | Path) -> Path:
     """Write netCDF atomically, large arrays of numbers compressed.
 
     How a dataset was stored before (its encoding: string lengths, for one) has no say in how it is stored now.
+
+    Returns:
+        The path of the file.
     """
     large = [name for name, values in dataset.variables.items() if values.size > LARGE and values.dtype.kind in "fi"]
     with atomically(path) as beside:

@@ -5,6 +5,7 @@ __all__ = [
     "attributes",
     "blocks",
     "candidate",
+    "checking",
     "checkpoints",
     "configurations",
     "copies",

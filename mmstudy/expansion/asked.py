@@ -1,5 +1,6 @@
 """Expansion as the face offers it: a network and a batch in, arguments checked, one loss convention."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -12,8 +13,10 @@ from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.batched.modes import measuring
 from mmstudy.core import arguments
+from mmstudy.core.states import restored
 from mmstudy.expansion import attributes, pools
 from mmstudy.expansion.candidate import Candidate
+from mmstudy.expansion.configurations import UNLOADABLE
 from mmstudy.expansion.counts import slots
 from mmstudy.expansion.coverage import Coverage, of_network, starred
 from mmstudy.expansion.operators import OPERATORS
@@ -43,7 +46,12 @@ def couplings(
 
 @torch.inference_mode(False)
 def coverage(
-    network: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification, *, output: Output = None
+    network: nn.Module,
+    batch: Batch | Call,
+    loss_fn: LossFn = classification,
+    *,
+    also: Sequence[Batch | Call] = (),
+    output: Output = None,
 ) -> Coverage:
     """What of a network can be expanded, which operators are exact there, and what is refused and why.
 
@@ -53,9 +61,11 @@ def coverage(
 
     Args:
         network: see `couplings` for these arguments.
+        also: more batches, of other sizes and lengths, on which operators are checked.
     """
     network, batch, call = fit(network, batch, loss_fn, output)
-    return of_network(network, batch, call, trace(network, call), loss_fn)
+    more = [fit(network, each, loss_fn, output)[2] for each in listed(also, "also")]
+    return of_network(network, batch, call, trace(network, call), loss_fn, more)
 
 
 @torch.inference_mode(False)
@@ -65,6 +75,7 @@ def candidate_pool(
     loss_fn: LossFn = classification,
     *,
     covered: Coverage | None = None,
+    output: Output = None,
     **options: Any,
 ) -> dict[str, Candidate]:
     """Candidates that are worth comparing, by label; the other options are those of `pools.candidate_pool`.
@@ -72,6 +83,7 @@ def candidate_pool(
     Args:
         covered: the coverage of the network; candidates of which it says that they are refused, or not exact though
             their operator promises it, are left out.
+        output: which part of what the network returns must stay; see `expand`.
 
     Raises:
         TypeError: an argument of another kind.
@@ -80,7 +92,7 @@ def candidate_pool(
     pools.check_options(options)
     if covered is not None and not isinstance(covered, Coverage):
         raise TypeError(f"covered must be what mm.coverage(network, batch) returns; got {arguments.described(covered)}")
-    network, _, call = fit(network, batch, loss_fn)
+    network, _, call = fit(network, batch, loss_fn, output)
     if covered is not None and covered.growing:
         everything = ["&".join(covered.growing)] if len(covered.growing) > 1 else []
         options = {"locations": [*covered.growing, *everything]} | options
@@ -107,6 +119,8 @@ def expand(
 ) -> nn.Module:
     """The expanded network; the old one is not touched.
 
+    It warns where the network keeps a configuration and none fits the expanded one.
+
     Args:
         batch: as in `couplings`.
         how: an operator (a key of `OPERATORS`) with `where`; or a list of such steps (operator, where), done one after
@@ -114,7 +128,8 @@ def expand(
         where: location → its new number of units; for operators that deepen, → the number of layers to insert there.
         loss_fn: (model, batch) → mean loss; operators that learn do so from it.
         keep: numbers that modules keep and that must stay, as patterns of paths: "blocks.0.horizon", "*.layer_idx".
-        also: more batches, of other sizes and lengths, on which the expansion is checked.
+        also: more batches, of other sizes and lengths, on which the expansion is checked, beside those that are made
+            of this one: of twice and half the examples, and for whole numbers of twice and half the length.
         output: which part of what the network returns must stay: a key or attribute, e.g. "logits", a place in a tuple,
             or a function of it. By default all of it, but for whole numbers and masks.
 
@@ -125,14 +140,20 @@ def expand(
     """
     candidate = _candidate(how, where, arguments.whole(seed, "seed"))
     network, batch, _ = fit(network, batch, loss_fn, output)
-    for name, given in (("keep", keep), ("also", also)):
-        if not isinstance(given, list | tuple):
-            raise TypeError(f"{name} must be a list; got {arguments.described(given)}")
-    if strange := [pattern for pattern in keep if not isinstance(pattern, str)]:
+    listed(also, "also")
+    if strange := [pattern for pattern in listed(keep, "keep") if not isinstance(pattern, str)]:
         raise TypeError(f"keep holds patterns of paths such as '*.layer_idx'; got {arguments.described(strange[0])}")
     _kept(network, keep)
-    more = [fit(network, each, loss_fn, output)[1] for each in also]
-    return candidate.expand(network, batch, loss_fn, keep=keep, also=more, output=output)
+    more = []
+    for i, each in enumerate(also):
+        try:
+            more.append(fit(network, each, loss_fn, output)[1])
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"also[{i}]: {error}") from error
+    grown = candidate.grow(network, batch, loss_fn, keep=keep, also=more, output=output)
+    if UNLOADABLE in grown.configuration:
+        warnings.warn(grown.configuration, stacklevel=3)  # of the caller, behind the decorator
+    return grown.network
 
 
 def fit(network: Any, batch: Any, loss_fn: Any, output: Output = None) -> tuple[nn.Module, Batch | Call, Call]:
@@ -147,9 +168,14 @@ def fit(network: Any, batch: Any, loss_fn: Any, output: Output = None) -> tuple[
     if loss_fn is classification and not isinstance(batch, Tensor | Call | Mapping):
         asked.classes(network, batch)
     call = of_loss(network, batch, loss_fn, output)
-    asked.tried([network], batch, lambda model, _: _probe(call.of(model)))
+    try:
+        asked.tried([network], batch, lambda model, _: _probe(call.of(model)))
+    except ValueError as error:
+        if isinstance(error.__cause__, TypeError) and str(error.__cause__).startswith("output="):
+            raise error.__cause__ from None
+        raise
     if output is not None:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), measuring(network):
+        with torch.no_grad(), restored(network), measuring(network):
             _depends(network(*call.arguments, **call.options), output)
     return network, batch, call
 
@@ -174,12 +200,25 @@ def _depends(returned: Any, output: Output) -> None:
         return ~tensor if tensor.dtype == torch.bool else tensor + 1
 
     one = tensors(Call((), {}, output).of(lambda: returned))
+    if not tensors(returned):  # it is of a kind that is not known
+        return
     try:
         two = tensors(Call((), {}, output).of(lambda: Call((returned,)).mapped(other).arguments[0]))
     except Exception:  # a function that fails on other numbers looks at them
         return
     if len(one) == len(two) and all(map(torch.equal, one, two)):
         raise ValueError(f"output={output!r} does not depend on what the network returns, so that nothing must stay")
+
+
+def listed(given: Any, name: str) -> Sequence[Any]:
+    """A list or tuple.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if not isinstance(given, list | tuple):
+        raise TypeError(f"{name} must be a list; got {arguments.described(given)}")
+    return given
 
 
 def _kept(network: nn.Module, keep: Sequence[str]) -> None:

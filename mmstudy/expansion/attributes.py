@@ -44,7 +44,7 @@ def kept(network: nn.Module, lengths: Callable[[str], Mapping[int, int]], protec
         longer = {now: then for now, then in lengths(path).items() if now > 1}
         for key, now in vars(module).items():
             then = _replaced(now, longer)
-            if not key.startswith("_") and then != now and not stays(protected, name(path, key)):
+            if not key.startswith("_") and _counts(now) and then != now and not stays(protected, name(path, key)):
                 places.setdefault((type(module), key, now, then), []).append(path)
     return [Kept(kind, key, now, then, tuple(paths)) for (kind, key, now, then), paths in places.items()]
 
@@ -59,12 +59,15 @@ def stays(protected: Sequence[str], path: str) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in protected)
 
 
+def _counts(value: object) -> bool:
+    """Whether something is a whole number, or a tuple of such; other values need not even be comparable."""
+    return type(value) is int or (isinstance(value, tuple) and bool(value) and all(type(v) is int for v in value))
+
+
 def _replaced(value: object, lengths: Mapping[int, int]) -> object:
     if type(value) is int:
         return lengths.get(value, value)
-    if isinstance(value, tuple) and value and all(type(v) is int for v in value):
-        return tuple(lengths.get(v, v) for v in value)
-    return value
+    return tuple(lengths.get(v, v) for v in value) if isinstance(value, tuple) and _counts(value) else value
 
 
 @contextmanager
@@ -146,17 +149,43 @@ def fewest(base: frozenset[int], grew: bool, rest: tuple[int, ...], good: Callab
     return later | fewest(base | later, bool(later), first, good)
 
 
-def relabel(network: nn.Module) -> None:
-    """Let what PyTorch's layers print of their sizes be true; they do not compute with it."""
-    for module in network.modules():
-        if isinstance(module, nn.Linear):
-            module.out_features, module.in_features = module.weight.shape
-        elif isinstance(module, nn.Conv1d | nn.Conv2d):
-            module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
-        elif isinstance(module, nn.Embedding):
-            module.num_embeddings, module.embedding_dim = module.weight.shape
-        elif isinstance(module, nn.GroupNorm) and module.weight is not None:
-            module.num_channels = len(module.weight)
-        elif isinstance(module, _NormBase):
-            known = [t for t in (module.weight, module.running_mean) if t is not None]
-            module.num_features = len(known[0]) if known else module.num_features
+def relabel(network: nn.Module, protected: Sequence[str] = ()) -> None:
+    """Let what PyTorch's layers print of their sizes be true; they do not compute with it.
+
+    Weights that are computed whenever they are read are left alone: reading them may change the network.
+
+    Raises:
+        ValueError: one that must change is protected.
+    """
+    for path, module in network.named_modules():
+        for key, then in _labels(module).items():
+            if vars(module).get(key) != then:
+                guard(protected, path, key)
+                setattr(module, key, then)
+
+
+def guard(protected: Sequence[str], path: str, key: str) -> None:
+    """Refuse to change a number that is protected.
+
+    Raises:
+        ValueError: it is.
+    """
+    if stays(protected, where := name(path, key)):
+        raise ValueError(f"{where} must change, and keep= protects it")
+
+
+def _labels(module: nn.Module) -> dict[str, int]:
+    """What a layer says of its sizes, as its tensors are."""
+    weight, mean = module._parameters.get("weight"), module._buffers.get("running_mean")
+    known = [tensor for tensor in (weight, mean) if tensor is not None]
+    if isinstance(module, _NormBase):
+        return {"num_features": len(known[0])} if known else {}
+    if weight is None:
+        return {}
+    if isinstance(module, nn.Linear):
+        return {"out_features": weight.shape[0], "in_features": weight.shape[1]}
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        return {"out_channels": len(weight), "in_channels": weight.shape[1] * module.groups}
+    if isinstance(module, nn.Embedding):
+        return {"num_embeddings": weight.shape[0], "embedding_dim": weight.shape[1]}
+    return {"num_channels": len(weight)} if isinstance(module, nn.GroupNorm) else {}

@@ -4,9 +4,10 @@ A place is a member of a `ModuleList`, `Sequential` or `ModuleDict`, e.g. "block
 """
 
 import copy
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import count, islice
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmstudy.core.networks import evaluating
+from mmstudy.core.states import restored
 from mmstudy.expansion.exactness import change
 from mmstudy.expansion.silencing import silencers
 from mmstudy.tracing.calls import Call, tensors
@@ -53,11 +55,20 @@ def insert(members: List, index: int, some: Sequence[nn.Module]) -> None:
     members._modules.update(zip(names, modules, strict=True))
 
 
-def run(network: nn.Module, call: Call, hooks: Sequence[RemovableHandle] = ()) -> Any:
-    """Call the network once in evaluation mode, and take the hooks off."""
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Compiled modules run as they were written, so that hooks inside them run too; without any, nothing is done."""
+    known = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if known else nullcontext()
+
+
+def run(
+    network: nn.Module, call: Call, hooks: Sequence[RemovableHandle] = (), fitted: Collection[nn.Module] = ()
+) -> Any:
+    """Call the network once in evaluation mode, and take the hooks off; only modules that they fit are changed."""
+    own = {inner for module in fitted for inner in module.modules()}
     try:
-        with evaluating(network), torch.no_grad():
-            return call.of(network)
+        with evaluating(network), torch.no_grad(), restored(network, own), _uncompiled():
+            return call.mapped(Tensor.clone).directly(network)
     finally:
         for hook in hooks:
             hook.remove()
@@ -221,7 +232,7 @@ def following(network: nn.Module, previous: Mapping[nn.Module, nn.Module], call:
     hooks = [module.register_forward_hook(start, with_kwargs=True) for module in set(previous.values())]
     hooks += [module.register_forward_pre_hook(end, with_kwargs=True) for module in previous]
     try:
-        with evaluating(network), torch.enable_grad():
+        with evaluating(network), torch.enable_grad(), _uncompiled():
             call.of(network)
     except Exception:  # whatever a network does with other numbers
         pass

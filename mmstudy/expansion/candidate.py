@@ -5,6 +5,7 @@ A `Candidate` describes an expansion and carries it out; the ways to expand are 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,14 +15,12 @@ from torch.utils._pytree import tree_leaves
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
-from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import generator as substream
-from mmstudy.expansion import configurations, deeper, estimates, insertion, surgery, widening
-from mmstudy.expansion.exactness import Reference, broken
-from mmstudy.expansion.operators import EXACTLY, OPERATORS, named
+from mmstudy.expansion import checking, configurations, estimates, insertion, surgery, widening
+from mmstudy.expansion.exactness import Reference
+from mmstudy.expansion.operators import OPERATORS, named
 from mmstudy.expansion.replacing import parted
 from mmstudy.tracing.calls import Call, Output, called, of_loss
-from mmstudy.tracing.couplings import fixed_in, of_trace
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
 
@@ -68,15 +67,17 @@ class Candidate:
             raise TypeError(f"locations must be names; got {arguments.described(strange[0])}")
         if self.then is not None and not isinstance(self.then, Candidate):
             raise TypeError(f"then must be another Candidate, or None; got {arguments.described(self.then)}")
-        arguments.whole(self.seed, "seed")
+        object.__setattr__(self, "seed", arguments.whole(self.seed, "seed"))
         if not self.locations:
             raise ValueError(f"{self.operator} needs at least one location, e.g. ('hidden.0',)")
         if len(set(self.locations)) < len(self.locations):
             raise ValueError(f"{self.operator} names a location twice: {self.locations}")
+        whole = tuple(int(n) if isinstance(n, Integral) and type(n) is not bool else n for n in self.sizes or ())
+        object.__setattr__(self, "sizes", whole)
         if len(self.sizes) != len(self.locations) or not all(type(n) is int and n > 0 for n in self.sizes):
             raise ValueError(f"{self.operator} needs a whole number > 0 for each of {self.locations}; got {self.sizes}")
-        if self.operator == "stack" and len(set(self.sizes)) > 1:
-            raise ValueError(f"stack repeats all its locations equally often; got {self.sizes}")
+        if OPERATORS[self.operator].together and len(set(self.sizes)) > 1:
+            raise ValueError(f"{self.operator} repeats all its locations equally often; got {self.sizes}")
 
     def __str__(self) -> str:
         sign = "→" if OPERATORS[self.operator].widens else "+"
@@ -139,6 +140,9 @@ class Candidate:
             output: which part of what the network returns must stay; see `Call`. By default all that are no whole
                 numbers.
 
+        Returns:
+            The expanded network, and how its parameters come from the old ones.
+
         Raises:
             ValueError: a location is unknown, a size does not expand, the operator does not fit the location, or it
                 would break its promise there.
@@ -156,19 +160,19 @@ class Candidate:
             return grown
         return _chain(grown, self.then.grow(grown.network, batch, loss_fn, keep=keep, also=also, output=output))
 
-    def tried(self, reference: Reference, batch: Batch | Call, loss_fn: LossFn, traced: Trace) -> None:
+    def tried(self, references: Sequence[Reference], batch: Batch | Call, loss_fn: LossFn, traced: Trace) -> None:
         """Carry the expansion out, but for what is done afterwards, and throw the result away: cheaper than `grow`.
 
         Where units are added, a configuration of the network is left as it is.
 
         Args:
-            reference: the network, and how it is called on the batch.
+            references: the network, how it is called on the batch, and on more of them.
 
         Raises:
             ValueError: as `grow`.
             NotImplementedError: as `grow`.
         """
-        _judged(self, [reference], batch, loss_fn, traced, (), configured=False)
+        _judged(self, references, batch, loss_fn, traced, (), configured=False)
 
 
 def widen(
@@ -206,28 +210,26 @@ def deepen(
     if operator not in (known := named(widens=False)):
         raise ValueError(f"unknown deeper operator {operator!r}; known: {', '.join(known)}")
     call = called(network, batch)
-    new = insertion.insert(network, {location: number}, OPERATORS[operator].apply, generator, call).network
+    new = insertion.insert(network, {location: number}, OPERATORS[operator].way, generator, call).network
     return parted(new, network)
 
 
 def _judged(candidate, references, batch, loss_fn, traced, keep, configured=True) -> Expansion:
     """What a candidate makes of the network of the references, on its memory, once its promise has been checked."""
     stream = substream("expand", candidate.operator, *candidate.locations, *candidate.sizes, candidate.seed)
+    checking.comparable(candidate, references)
     network, calls = references[0].network, [reference.call for reference in references]
     coarsest = traced.coarsest if traced else 0.0
     if OPERATORS[candidate.operator].widens:
         traced = traced or trace(network, calls[0])
         traced.protected, coarsest = tuple(keep), traced.coarsest
-        for other in calls[1:]:
-            _same_units(candidate, traced, trace(network, other), other)
+        for other in references[1:]:
+            checking.same_units(candidate, traced, other.traced, other.call)
+        calls += [other.call for other in references[0].others]
         grown = _widen(candidate, network, traced, stream, calls, batch, loss_fn, configured)
     else:
         grown = _deepen(candidate, network, stream, calls[0], keep)
-    for reference in references:
-        if OPERATORS[candidate.operator].preserves == EXACTLY:
-            widening.exact(candidate, broken(reference, grown.network, grown.origin, None, coarsest))
-        elif reference is not references[0]:
-            _runs(candidate, grown.network, reference.call)
+    checking.check(candidate, references, grown.network, grown.origin, grown.inserted, coarsest)
     return grown
 
 
@@ -249,9 +251,9 @@ def _widen(candidate, network, traced, stream, calls, batch, loss_fn, configured
 def _deepen(candidate, network, stream, call, keep) -> Expansion:
     numbers = dict(zip(candidate.locations, candidate.sizes, strict=True))
     estimates.deeper_fits(network, numbers)
-    way = OPERATORS[candidate.operator].apply
+    way = OPERATORS[candidate.operator].way
     new = insertion.insert(network, numbers, way, stream, call, keep)
-    origin, fresh = new.origin, frozenset() if way in (deeper.stack, deeper.interleave) else new.new
+    origin, fresh = new.origin, frozenset() if way.trained else new.new
 
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
         return {name: averages[old].clone() for name, old in origin.items() if name not in fresh and old in averages}
@@ -271,23 +273,3 @@ def _chain(first: Expansion, second: Expansion) -> Expansion:
 
     said = second.configuration or first.configuration
     return Expansion(second.network, origin, inserted, fresh, carry, first.changed + second.changed, said)
-
-
-def _same_units(candidate: Candidate, traced: Trace, other: Trace, call: Call) -> None:
-    """Refuse a network that wires the units that shall grow otherwise on another batch."""
-    one, two = of_trace(traced), of_trace(other)
-    for place in candidate.locations if OPERATORS[candidate.operator].widens else ():
-        here, there = ((found[place].size, found[place].uses) if place in found else None for found in (one, two))
-        if here and here != there:
-            shapes = ", ".join(str(tuple(t.shape)) for t in call.tensors)
-            reason = fixed_in(other).get(place, "other tensors have them")
-            raise ValueError(f"{place} cannot grow: on a batch of shape {shapes} its units are others, as {reason}")
-
-
-def _runs(candidate: Candidate, network: nn.Module, call: Call) -> None:
-    try:
-        with evaluating(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            call.of(network)
-    except Exception as error:  # whatever a network does when a size that it keeps does not fit
-        shapes = ", ".join(str(tuple(t.shape)) for t in call.tensors)
-        raise ValueError(f"after {candidate} the network fails on a batch of shape {shapes}: {error}") from error

@@ -24,14 +24,15 @@ from mmstudy.tracing.calls import Call
 from mmstudy.tracing.couplings import of_trace
 from mmstudy.tracing.trace import trace
 
-# What makes the same architecture as an operator that learns from data, without the data.
-STAND_INS = {"firefly": "net2net", "gradmax": "zero_outgoing", "ligo": "bert2bert"}
 MOST_STEPS = 64  # expansions one after another in a recipe
 KINDS = {"operator": str, "locations": list, "sizes": list, "seed": int}  # of each
 
 
 def save(path: str | Path, candidate: Candidate, network: nn.Module) -> Path:
     """Write the network that `candidate` made (and that may have been trained since), atomically.
+
+    Returns:
+        The path of the file.
 
     Raises:
         ValueError: the candidate is a chain of more than `MOST_STEPS` expansions.
@@ -170,7 +171,9 @@ def _parameters(step: Candidate, network: nn.Module, inputs: Tensor | Call) -> i
 
 def _without_data(step: Candidate) -> Candidate:
     """A step that makes the same architecture without learning from data."""
-    operator = STAND_INS.get(step.operator, step.operator)
-    if OPERATORS[operator].learns:
-        raise ValueError(f"{operator} learns from data; name an operator that makes the same in checkpoints.STAND_INS")
-    return replace(step, operator=operator)
+    operator = OPERATORS[step.operator]
+    if not operator.learns:
+        return step
+    if not operator.stand_in:
+        raise ValueError(f"{step.operator} learns from data: its entry in OPERATORS needs a `stand_in` that does not")
+    return replace(step, operator=operator.stand_in)

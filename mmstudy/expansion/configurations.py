@@ -5,6 +5,7 @@ module's class builds its tensors anew, by name and shape. It fits a grown netwo
 what is built is the same function with the same tensors: so what is saved with it is loaded by it.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,8 @@ from mmstudy.expansion.rebuilding import Choice, Configured, built, choices, con
 from mmstudy.tracing.calls import Call
 
 CONFIRMED = 8  # ways to change a configuration that are built with their tensors, and called
+SHOWN = 3  # numbers that a message names
+UNLOADABLE = "what is saved of it cannot be loaded by its class alone"
 SAME = 1e-6  # a change of the outputs, as a share of how they vary, that is rounding
 
 
@@ -50,7 +53,7 @@ def fit(
         if found is None:
             words.append(
                 f"no configuration of {kind} with these numbers changed builds the grown network: it works as it is, "
-                "but what is saved of it cannot be loaded by its class alone"
+                f"but {UNLOADABLE}"
             )
             continue
         choice, numbers = found
@@ -90,8 +93,57 @@ def _confirmed(
                 same = False
             if same:
                 keep.append(True)
+                if longer:  # what does nothing yet may still have another scale than the class gives it
+                    for own, key, then, said in list(_numbers(module, whole, part.path, protected)):
+                        setattr(own, key, then)
+                        numbers.append(said)
                 return choice, numbers
     return None
+
+
+def astray(old: nn.Module, new: nn.Module, call: Call) -> str:
+    """What is to be said of a grown network that its class builds from its configuration as another function.
+
+    What is saved of it would be loaded without an error, and be wrong.
+
+    Args:
+        old: the network before, which its configuration fits.
+
+    Returns:
+        A sentence that names numbers that differ; nothing if all is well, or if loading fails and so says it itself.
+    """
+    for part in configured(old)[0]:
+        module = new.get_submodule(part.path)
+        whole = built(part.kind, copy.deepcopy(vars(module).get(part.key)), "cpu")
+        if whole is None or shapes_of(whole) != shapes_of(module):
+            continue
+        _load(whole, module)
+        try:
+            gap = change(blocks.run(new, call), _instead(new, part.path, whole, call))
+        except Exception:  # it is seen when it is loaded
+            continue
+        if not gap <= SAME:
+            differing = [said for *_, said in _numbers(whole, module, part.path, ())]
+            where = f" ({', '.join(differing[:SHOWN])}{', …' if len(differing) > SHOWN else ''})" if differing else ""
+            return (
+                f"{part.kind.__name__} builds another function from its configuration with the numbers that the grown "
+                f"network needs{where}: what is saved of it would be loaded without an error, and its outputs be off "
+                f"by {gap:.0e} of how much they vary"
+            )
+    return ""
+
+
+def _numbers(
+    module: nn.Module, whole: nn.Module, path: str, protected: Sequence[str]
+) -> Iterator[tuple[nn.Module, str, float, str]]:
+    """The fractions that modules keep and that are others where they were built: (module, attribute, then, words)."""
+    others = dict(whole.named_modules())
+    for inner, own in module.named_modules():
+        for key, now in vars(own).items():
+            then = vars(others[inner]).get(key) if inner in others else None
+            where = name(path, inner, key)
+            if type(now) is float and type(then) is float and now != then and not stays(protected, where):
+                yield own, key, then, f"{where}: {now:.4g} → {then:.4g}"
 
 
 def _load(whole: nn.Module, module: nn.Module) -> None:

@@ -120,6 +120,9 @@ def followed(
 
     Of numbers, and sequences with a part for each member, in modules and their configurations, as few are changed as
     will do. Nothing is, if no choice does.
+
+    Returns:
+        What was changed, such as "depth: 3 → 4".
     """
     options: dict[tuple, tuple[list[Slot], str, Any]] = {}
     seen: set[int] = set()

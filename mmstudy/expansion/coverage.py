@@ -138,16 +138,18 @@ class Coverage:
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def of_network(network: nn.Module, batch: Batch | Call, call: Call, traced: Trace, loss_fn: LossFn) -> Coverage:
+def of_network(
+    network: nn.Module, batch: Batch | Call, call: Call, traced: Trace, loss_fn: LossFn, also: Sequence[Call] = ()
+) -> Coverage:
     """The coverage of a network that has been traced on a call; exact operators are tried on one group of each kind."""
     rows, tried = [], dict[object, tuple[str, dict[str, str]]]()
-    reference = Reference(network, call)
+    references = [Reference(network, each) for each in (call, *also)]
     exact = [name for name in named(widens=True) if OPERATORS[name].preserves == EXACTLY]
     for name, group in of_trace(traced).items():
         kind = _kind(group)
         if kind not in tried:
             candidates = {way: Candidate(way, (name,), (FACTOR * group.size,)) for way in exact}
-            tried[kind] = name, _refused(candidates, reference, batch, loss_fn, traced)
+            tried[kind] = name, _refused(candidates, references, batch, loss_fn, traced)
         first, reasons = tried[kind]
         refused = {way: reason.replace(first, name) for way, reason in reasons.items()}
         tensors = tuple(dict.fromkeys(use.tensor for use in group.uses))
@@ -158,17 +160,21 @@ def of_network(network: nn.Module, batch: Batch | Call, call: Call, traced: Trac
     for name, fixed in fixed_groups(traced).items():
         each = sum(sizes[tensor] for tensor in fixed.tensors if tensor in traced.parameters) // fixed.size
         rows.append(Row(name, fixed.size, fixed.tensors, _short(fixed.tensors), each, (), {"all": fixed.why}))
-    return Coverage((*rows, *_lists(reference, batch, loss_fn, traced)))
+    return Coverage((*rows, *_lists(references, batch, loss_fn, traced)))
 
 
 def _refused(
-    candidates: Mapping[str, Candidate], reference: Reference, batch: Batch | Call, loss_fn: LossFn, traced: Trace
+    candidates: Mapping[str, Candidate],
+    references: Sequence[Reference],
+    batch: Batch | Call,
+    loss_fn: LossFn,
+    traced: Trace,
 ) -> dict[str, str]:
     """Those of the candidates that cannot be built, or are not exact, with the reasons."""
     found = {}
     for name, candidate in candidates.items():
         try:
-            candidate.tried(reference, batch, loss_fn, traced)
+            candidate.tried(references, batch, loss_fn, traced)
         except (ValueError, NotImplementedError) as error:
             found[name] = str(error)
             if "cannot grow" in found[name]:  # whatever the operator
@@ -183,9 +189,9 @@ def _kind(group: Coupling) -> object:
     return group.size, uses, norms, len(group.pairings), bool(group.unread), group.operations
 
 
-def _lists(reference: Reference, batch: Batch | Call, loss_fn: LossFn, traced: Trace) -> list[Row]:
+def _lists(references: Sequence[Reference], batch: Batch | Call, loss_fn: LossFn, traced: Trace) -> list[Row]:
     """A row for every list of layers or blocks; exact operators are tried behind its first member, else its last."""
-    network, lists = reference.network, dict[str, list[str]]()
+    network, lists = references[0].network, dict[str, list[str]]()
     for place in pools.places(network):
         lists.setdefault(place.rpartition(".")[0], []).append(place)
     exact = [name for name in named(widens=False) if OPERATORS[name].preserves == EXACTLY]
@@ -194,7 +200,7 @@ def _lists(reference: Reference, batch: Batch | Call, loss_fn: LossFn, traced: T
         refused: dict[str, str] = {}
         for place in dict.fromkeys((members[0], members[-1])):
             candidates = {way: Candidate(way, (place,), (1,)) for way in exact}
-            refused = _refused(candidates, reference, batch, loss_fn, traced)
+            refused = _refused(candidates, references, batch, loss_fn, traced)
             if len(refused) < len(exact):
                 break
         span = members[0] if len(members) == 1 else f"{members[0]} … {members[-1]}"

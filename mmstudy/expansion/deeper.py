@@ -49,6 +49,31 @@ class Block:
         return copy.deepcopy(self.network.get_submodule(self.path))
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a block is made, and what that asks of `insertion`.
+
+    Attributes:
+        make: a module, of (a copy of) the block that it shall follow.
+        trained: it keeps the block's trained parameters, and the optimizer's averages go with them.
+        together: all places are repeated as a whole behind the last of them, equally often.
+        layers: it makes single layers as well, not only blocks that keep the shape of what runs through.
+        silent: its branches end in zeros; that it changes nothing is checked.
+        fits: its normalization is fitted to what runs through.
+    """
+
+    make: Callable[[Block], nn.Module]
+    trained: bool = False
+    together: bool = False
+    layers: bool = False
+    silent: bool = False
+    fits: bool = False
+
+    def __call__(self, block: Block) -> nn.Module:
+        """The block that is inserted."""
+        return self.make(block)
+
+
 def stack(block: Block) -> nn.Module:
     """A copy of trained blocks, as a whole behind the last of them: depth up-scaling, stacking.
 
@@ -68,7 +93,7 @@ def identity_block(block: Block) -> nn.Module:
 
     LLaMA Pro: Wu et al. 2024 (arXiv 2401.02415), section 3.2.
     """
-    return _silenced(block, block.copied())
+    return _silenced(_residual(block), block.copied())
 
 
 def zero_residual(block: Block) -> nn.Module:
@@ -76,14 +101,17 @@ def zero_residual(block: Block) -> nn.Module:
 
     Goyal et al. 2017 (arXiv 1706.02677), section 5.1, for residual networks; Fixup: Zhang et al. 2019 (1901.09321).
     """
-    return _silenced(block, deeper_random(block))
+    return _silenced(block, deeper_random(_residual(block)))
 
 
 def deeper_random(block: Block) -> nn.Module:
-    """A layer or block drawn anew at the default scale: the function changes."""
+    """A layer or block drawn anew at the default scale: the function changes.
+
+    Its buffers stay, such as a mask or a constant, but for the statistics of normalizations.
+    """
     module = initialize(block.copied() if block.branches else _square(block), block.generator)
     for name, note in block.notes.items():
-        if note.role in NEUTRAL:
+        if note.role in NEUTRAL and _own(module, block, name):
             _tensor(module, name).fill_(NEUTRAL[note.role])
     return module
 
@@ -103,14 +131,13 @@ def deeper_identity(block: Block) -> nn.Module:
     module = _square(block)
     for name, note in block.notes.items():
         tensor = _tensor(module, name)
+        if not _own(module, block, name):
+            continue
         if note.role == WEIGHT:
             (nn.init.eye_ if tensor.ndim == 2 else nn.init.dirac_)(tensor)
         else:
             tensor.fill_(NEUTRAL.get(note.role, 0.0))
     return module
-
-
-Way = Callable[[Block], nn.Module]  # what is inserted, made of (a copy of) what it shall follow
 
 
 def _square(block: Block) -> nn.Module:
@@ -128,14 +155,36 @@ def _square(block: Block) -> nn.Module:
     return module
 
 
+def _residual(block: Block) -> Block:
+    """The block, if its branches are known; else a sentence says why none can end in zeros."""
+    if not block.branches:
+        raise ValueError(
+            f"zeros do not silence {block.path}: what it adds to its stream is not zero where its parameters are"
+            if block.traced.sums
+            else f"{block.path} adds nothing to a stream: it is no residual block, which could end in zeros"
+        )
+    return block
+
+
 def _silenced(block: Block, module: nn.Module) -> nn.Module:
     """The module with zeros in all that writes what its branches add to the stream."""
-    if not block.branches:
-        raise ValueError(f"{block.path} adds nothing to a stream: it is no residual block, which could end in zeros")
     for name in block.branches:
         _tensor(module, name).zero_()
     return module
 
 
+def _own(module: nn.Module, block: Block, name: str) -> bool:
+    """Whether a tensor is drawn with the module: a parameter, or what a normalization keeps beside its variance.
+
+    Other buffers are masks and constants.
+    """
+    tensor, path = _tensor(module, name), name.rpartition(".")[0]
+    beside = [
+        other for other, note in block.notes.items() if note.role == VARIANCE and other.rpartition(".")[0] == path
+    ]
+    return isinstance(tensor, nn.Parameter) or any(_tensor(module, other).shape == tensor.shape for other in beside)
+
+
 def _tensor(module: nn.Module, name: str) -> Tensor:
-    return module.state_dict()[name]  # shares its memory with the module
+    path, _, leaf = name.rpartition(".")
+    return getattr(module.get_submodule(path), leaf)  # a buffer that is not saved is in no state_dict

@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from mmstudy.core.seeds import generator
@@ -46,6 +47,44 @@ class _Read(Tensor):
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
+
+
+class Outside(TorchDispatchMode):
+    """Notes the tensors of a network that operations read while a copy of it is called, one that `doubled` has made.
+
+    They are read past the copy, by functions that hold the network or a part of it.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.read: dict[str, None] = {}
+        self.views: dict[int, Tensor] = {}  # of the copy's tensors, which lie where the network's do
+        own: list[tuple[str, Tensor]] = list(network.named_buffers())
+        own += [(name, p) for name, p in network.named_parameters() if p.is_floating_point()]  # copies share others
+        self.names = {place: name for name, tensor in own if (place := _place(tensor))}
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[override]
+        inside = False
+        for leaf in tree_leaves((args, kwargs or {})):
+            if isinstance(leaf, _Read) or id(leaf) in self.views:
+                inside = True
+            elif isinstance(leaf, Tensor) and (name := self.names.get(_place(leaf))):
+                self.read[name] = None
+        made = operation(*args, **(kwargs or {}))
+        if inside:
+            self.views |= {id(leaf): leaf for leaf in tree_leaves(made) if self._is_view(leaf)}
+        return made
+
+    def _is_view(self, made: object) -> bool:
+        return isinstance(made, Tensor) and not isinstance(made, _Read) and _place(made) in self.names
+
+
+def _place(tensor: Tensor) -> int:
+    """Where in memory what a tensor is a view of lies; 0: nowhere."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # sparse, or made up
+        return 0
 
 
 def doubled(

@@ -9,6 +9,7 @@ from mmstudy.core.networks import count_parameters
 from mmstudy.tracing.couplings import Coupling
 
 MODULE_BYTES = 2**13  # what Python keeps of a module without parameters
+MOST_LAYERS = 4096  # that are inserted at once; each is built, run and checked
 MATRICES, NUMBER_BYTES = 3, 8  # of a plan, in float64: see `surgery.Plan`
 
 
@@ -23,16 +24,21 @@ def wider_fits(network: nn.Module, coupling: Coupling, size: int) -> None:
 
 
 def deeper_fits(network: nn.Module, numbers: Mapping[str, int]) -> None:
-    """Refuse a number of layers or blocks, place → how many, that does not fit into memory.
+    """Refuse a number of layers or blocks, place → how many, that does not fit into memory, or takes for ever.
 
     Raises:
-        ValueError: the network would be larger than `arguments.MOST_BYTES`.
+        ValueError: there are more than `MOST_LAYERS`, or the network would be larger than `arguments.MOST_BYTES`.
     """
     modules, needed = dict(network.named_modules()), count_parameters(network) * _bytes(network)
     for place, number in numbers.items():
         count = len(list(modules[place].modules())) if place in modules else 1
         needed += number * (added(modules, place) * _bytes(network) + count * MODULE_BYTES)
-    arguments.fits(needed, f"{sum(numbers.values()):,} more layers or blocks behind {', '.join(numbers)}")
+    total = sum(numbers.values())
+    arguments.fits(needed, f"{total:,} more layers or blocks behind {', '.join(numbers)}")
+    if total > MOST_LAYERS:
+        raise ValueError(
+            f"{total:,} more layers or blocks behind {', '.join(numbers)}: at most {MOST_LAYERS:,} at once"
+        )
 
 
 def added(modules: Mapping[str, nn.Module], place: str) -> int:

@@ -4,7 +4,8 @@ Both networks are run in float64, where that is possible, so that the rounding o
 left is the rounding of the new numbers themselves, which is measured where it may matter.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 
 from mmstudy.core import precision
 from mmstudy.core.networks import evaluating, named_tensors
-from mmstudy.expansion.doubled import doubled, rounded
-from mmstudy.tracing.calls import Call, tensors
+from mmstudy.core.states import seeded
+from mmstudy.expansion.doubled import Outside, doubled, rounded
+from mmstudy.tracing.calls import Call, resized, tensors
+from mmstudy.tracing.graph import Trace
+from mmstudy.tracing.trace import trace
 
 SLACK = 4.0  # how many times the change may be what rounding makes, once measured
 PRECISION = 1e-13  # what a long sum in float64 may lose
@@ -22,23 +26,87 @@ CALL = 16.0  # units in the last place of an output that a call may lose
 
 
 class Reference:
-    """A network and a call of it; what it puts out is computed once, however many others are held against it."""
+    """A network and a call of it; what it puts out is computed once, however many others are held against it.
 
-    def __init__(self, network: nn.Module, call: Call):
-        self.network, self.call = network, call
+    `training`: it is called in training mode, which changes none of its statistics.
+    """
+
+    def __init__(self, network: nn.Module, call: Call, training: bool = False):
+        self.network, self.call, self.training = network, call, training
+        self._outside: tuple[str, ...] = ()
+
+    @cached_property
+    def in_training(self) -> "Reference":
+        """The same call in training mode."""
+        return Reference(self.network, self.call, training=True)
+
+    @cached_property
+    def others(self) -> list["Reference"]:
+        """The same network on batches of other sizes and lengths, made of this one: on those that it takes."""
+        return [other for call in resized(self.call) if (other := Reference(self.network, call)).runs]
+
+    @cached_property
+    def traced(self) -> Trace:
+        """The trace of the call."""
+        return trace(self.network, self.call)
 
     @cached_property
     def double(self) -> Any:
         """The outputs in float64; None where the network, or its device, does not compute in it."""
+        watched = Outside(self.network)
         try:
-            return _outputs(doubled(self.network), self.call.mapped(_double))
-        except Exception:  # whatever a network does with other numbers than its own
-            return None
+            _ = self._doubled  # which reads the network
+            with watched:
+                return self._in_double(0)
+        except Exception:  # whatever a network does with other numbers than its own, or watched
+            try:
+                return None if watched.read else self._in_double(0)
+            except Exception:  # as above
+                return None
+        finally:
+            self._outside = tuple(watched.read)
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """The tensors of the network that a copy of it reads: functions that it keeps hold the network itself."""
+        _ = self.double
+        return self._outside
 
     @cached_property
     def plain(self) -> Any:
         """The outputs in the network's own types of numbers."""
-        return _outputs(self.network, self.call)
+        return self.of(self.network)
+
+    @cached_property
+    def runs(self) -> bool:
+        """Whether the network can be called so."""
+        try:
+            return self.plain is not None
+        except Exception:  # whatever a network does where it was not meant to run
+            return False
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether the outputs are others with other random numbers."""
+        double = self.double is not None
+        eps = torch.finfo(torch.float64).eps if double else _eps(self.network)
+        before, after = (self.double, self._in_double(1)) if double else (self.plain, self.of(self.network, 1))
+        try:
+            found = changes(before, after)
+        except ValueError:  # their number is drawn too
+            return True
+        return any(not gap <= max(eps * spread, CALL * eps * largest) for gap, spread, largest in found)
+
+    def of(self, network: nn.Module, seed: int = 0) -> Any:
+        """What another network puts out when it is called so, in its own types of numbers."""
+        return _outputs(network, self.call, self.training, seed)
+
+    def _in_double(self, seed: int) -> Any:
+        return _outputs(self._doubled, self.call.mapped(_double), self.training, seed)
+
+    @cached_property
+    def _doubled(self) -> nn.Module:
+        return doubled(self.network)
 
 
 def broken(
@@ -60,17 +128,17 @@ def broken(
     """
     replaced, own, old = replaced or {}, dict(new.named_parameters()), dict(reference.network.named_parameters())
     made = [name for name, p in own.items() if name not in replaced and not _same(p, old[origin[name]])]
-    eps = max(coarsest, *(torch.finfo(p.dtype).eps for p in own.values() if p.is_floating_point()))
+    eps = max(coarsest, _eps(new))
 
     def in_double(moved: bool) -> Any:
         changed = doubled(new, replaced, made if moved else (), max(eps, PRECISION))
-        return _outputs(changed, reference.call.mapped(_double))
+        return _outputs(changed, reference.call.mapped(_double), reference.training)
 
     def in_own(moved: bool) -> Any:
         now = named_tensors(new)
         changed = {name: tensor.to(now[name]) for name, tensor in replaced.items()}
         changed |= {name: rounded(own[name].detach(), own[name].dtype, eps, name) for name in made if moved}
-        with evaluating(new), torch.no_grad(), precision.full():
+        with _as_asked(new, reference.training):
             return reference.call.under(new, changed)
 
     if reference.double is not None:
@@ -101,8 +169,19 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one is other or torch.equal(one, other)
 
 
-def _outputs(network: nn.Module, call: Call) -> Any:
-    with evaluating(network), torch.no_grad(), precision.full():
+def _eps(network: nn.Module) -> float:
+    return max((torch.finfo(p.dtype).eps for p in network.parameters() if p.is_floating_point()), default=0.0)
+
+
+@contextmanager
+def _as_asked(network: nn.Module, training: bool, seed: int = 0) -> Iterator[None]:
+    with evaluating(network), torch.no_grad(), precision.full(), seeded(network, seed):
+        network.train(training)
+        yield
+
+
+def _outputs(network: nn.Module, call: Call, training: bool = False, seed: int = 0) -> Any:
+    with _as_asked(network, training, seed):
         return call.of(network)
 
 

@@ -15,6 +15,7 @@ from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
 from mmstudy.core.networks import evaluating
+from mmstudy.core.states import restored
 from mmstudy.expansion.surgery import NEW, Plan, Touch
 from mmstudy.tracing.calls import Call, Output, of_loss
 from mmstudy.tracing.couplings import Coupling, Use
@@ -69,8 +70,9 @@ class Growth:
             ValueError: there are no targets, as `examples` says, or the loss is nothing to learn from.
         """
         _ = self.examples  # there is something to learn from
-        with evaluating(network):
-            return arguments.slope(engine.loss_of(network, self.loss_fn)(parameters or {}, {}, self.batch))
+        buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}  # a call may write into them
+        with evaluating(network), restored(network):
+            return arguments.slope(engine.loss_of(network, self.loss_fn)(parameters or {}, buffers, self.batch))
 
 
 def copied(growth: Growth, generator: torch.Generator | None = None) -> Tensor:

@@ -3,6 +3,9 @@
 What is inserted follows a place (see `blocks`) and is modelled on the member there, or, if that is a block that changes
 the shape of what runs through, on the nearest member that does not. Numbers that go with the length of a list follow:
 the place that a member keeps of itself, the count of a loop, a configuration.
+
+What is inserted learns, all of it, also behind blocks that are frozen. Only a copy that is trained already (`stack`,
+`interleave`) is as frozen as what it is a copy of.
 """
 
 from collections import Counter
@@ -16,16 +19,7 @@ from torch import Tensor, nn
 
 from mmstudy.expansion import blocks, configurations, counts
 from mmstudy.expansion.counts import Longer
-from mmstudy.expansion.deeper import (
-    Block,
-    Way,
-    deeper_identity,
-    deeper_random,
-    identity_block,
-    interleave,
-    stack,
-    zero_residual,
-)
+from mmstudy.expansion.deeper import Block, Way
 from mmstudy.expansion.exactness import change
 from mmstudy.expansion.replacing import sharing
 from mmstudy.tracing.calls import Call
@@ -57,7 +51,7 @@ def insert(
     call: Call,
     protected: Sequence[str] = (),
 ) -> Inserted:
-    """Behind each place insert that many of what `way` makes of it (`stack`: of all places, behind the last of them).
+    """Behind each place insert that many of what `way` makes of it; if `together`, of all places, behind the last.
 
     Args:
         call: how the network is called on examples; normalizations of layers that do nothing are fitted to them.
@@ -66,7 +60,8 @@ def insert(
     Raises:
         NotImplementedError: a block has an operation whose effect is not known.
         ValueError: a place is no member of a list of modules, the way does not fit what is there, or something that
-            was inserted, or that ran before, does not run in the new network.
+            was inserted, or that ran before, does not run in the new network, or what its class builds from a
+            configuration that had to change is another function.
     """
     new = sharing(network)
     source = {parameter: name for name, parameter in new.named_parameters()}
@@ -76,7 +71,7 @@ def insert(
         path: list(new.get_submodule(path)._modules.values()) for path in sorted({path for path, _ in at.values()})
     }
     places = sorted(numbers, key=lambda place: at[place])
-    if way is stack:
+    if way.together:
         todo = {places[-1]: places * numbers[places[-1]]}
     else:
         todo = {place: [place] * numbers[place] for place in places}
@@ -91,6 +86,8 @@ def insert(
             block = models[wanted]
             with torch.no_grad():
                 module = way(block)
+            if not way.trained:
+                _learns(module)
             inserted.append((module, block))
             source |= {parameter: f"{block.path}.{name}" for name, parameter in module.named_parameters()}
         blocks.insert(members, index, [module for module, _ in inserted[first:]])
@@ -99,30 +96,39 @@ def insert(
     fitted, configuration = configurations.fit(network, new, call, longer, protected)
     before, hooks = blocks.counting(dict(network.named_modules()))
     blocks.run(network, call, hooks)
-    fit = way is deeper_identity
-    wrong = _wrong(new, inserted, call, before, modules, fit)
+    wrong = _wrong(new, inserted, call, before, modules, way.fits)
     if wrong and not fitted:
 
         def runs() -> bool:
-            return _wrong(new, inserted, call, before, modules, fit) is None
+            return _wrong(new, inserted, call, before, modules, way.fits) is None
 
-        changed += counts.followed(new, longer, runs, protected)
-        wrong = _wrong(new, inserted, call, before, modules, fit)
+        followed = counts.followed(new, longer, runs, protected)
+        changed += followed
+        wrong = _wrong(new, inserted, call, before, modules, way.fits)
+        if followed and not wrong and (off := configurations.astray(network, new, call)):
+            raise ValueError(f"{', '.join(followed)}: {off}")
     if wrong:
         raise wrong
     _in_turn(new, inserted, call)
-    if way in (identity_block, zero_residual):
+    if way.silent:
         _silent(new, inserted, call)
     origin = {name: source[parameter] for name, parameter in new.named_parameters()}
     own = frozenset(name for name, parameter in new.named_parameters() if parameter not in old)
     return Inserted(new, origin, own, (*changed, *fitted), configuration)
 
 
+def _learns(module: nn.Module) -> None:
+    """Let all parameters of a module be trained, also if it is modelled on one that is frozen."""
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_()
+
+
 def _model(network: nn.Module, wanted: str, generator: torch.Generator, way: Way, call: Call) -> Block:
     """The block that is copied: the wanted one if it can be, else the nearest that keeps the shape of its input."""
 
     def of(path: str) -> Block:
-        traced = Trace() if way in (stack, interleave) else blocks.alone(network, path, call)
+        traced = Trace() if way.trained else blocks.alone(network, path, call)
         return Block(network, path, traced, generator)
 
     members, index = blocks.member(network, wanted)
@@ -131,12 +137,12 @@ def _model(network: nn.Module, wanted: str, generator: torch.Generator, way: Way
     shapes = blocks.shapes(network, paths, call)
     if wanted not in shapes:
         raise ValueError(f"{wanted} is not called on this batch, so that nothing can be modelled on it")
-    if way in (deeper_identity, deeper_random) and not (block := of(wanted)).branches:
+    if way.layers and not (block := of(wanted)).branches:
         return block  # a single layer, which is made square
     for path in paths:
         if path in shapes and shapes[path][0] == shapes[path][1]:
             return of(path)
-    raise ValueError(f"{way.__name__} needs a block that keeps the shape of its input; none beside {wanted} does")
+    raise ValueError(f"{way.make.__name__} needs a block that keeps the shape of its input; none beside {wanted} does")
 
 
 def _silent(network: nn.Module, inserted: Sequence[tuple[nn.Module, Block]], call: Call) -> None:
@@ -205,7 +211,7 @@ def _wrong(
     if fit:
         hooks += [m.register_forward_pre_hook(lambda m, args, b=block: _fit(m, b, args[0])) for m, block in inserted]
     try:
-        blocks.run(network, call, hooks)
+        blocks.run(network, call, hooks, [module for module, _ in inserted] if fit else ())
     except Exception as error:  # whatever a network does when there is one member more than it expects
         wrong = ValueError(f"a copy of {inserted[0][1].path} does not fit where it was to be inserted: {error}")
         wrong.__cause__ = error
@@ -227,7 +233,8 @@ def _in_turn(network: nn.Module, inserted: Sequence[tuple[nn.Module, Block]], ca
         ValueError: it does not.
     """
     paths = {module: path for path, module in network.named_modules()}
-    before = {two: one for each in network.modules() for one, two in pairwise(filter(None, each._modules.values()))}
+    lists = [[m for m in each._modules.values() if m is not None] for each in network.modules()]  # some have no truth
+    before = {two: one for members in lists for one, two in pairwise(members)}
     known = blocks.following(network, {module: before[module] for module, _ in inserted}, call)
     for module, block in inserted:
         if module in known:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmstudy.expansion import copies, deeper, new_units
+from mmstudy.expansion.deeper import Way
 
 EXACTLY, UP_TO_NOISE, NOT = "exactly", "up to noise", "no"
 COPIES, NEW_UNITS, LAYERS = "copies of old units", "new units, or learned ones", "new layers or blocks"
@@ -16,12 +17,21 @@ COPIES, NEW_UNITS, LAYERS = "copies of old units", "new units, or learned ones",
 class Operator:
     """A way to expand, and what it promises.
 
-    `apply`: a function from a `Growth` to a plan (see `growth`), or of the kind `LAYERS` from a `Block` to a module
-    (see `deeper`); `preserves` the function exactly, up to noise, or not; `kind`: what operators have in common;
-    `idea` in a few words, and its `source`; `color` in figures; `parts`: by training, new units become different from
-    each other and from the old ones; `cost`: example-evaluations that it takes to learn from so many examples (a
-    forward pass is one per example, a training step three); `marker` in figures, most unlike those of its kind, by
-    default one that no operator here has.
+    Attributes:
+        apply: a function from a `Growth` to a plan (see `growth`), or, of the kind `LAYERS`, a `deeper.Way`.
+        preserves: the function is kept `EXACTLY`, `UP_TO_NOISE`, or `NOT`.
+        kind: what it has in common with others: `COPIES`, `NEW_UNITS` or `LAYERS`.
+        idea: in a few words.
+        source: the paper.
+        color: in figures.
+        parts: by training, new units become different from each other and from the old ones.
+        cost: how many example-evaluations it takes to learn from so many examples; a forward pass is one per example, a
+            training step three.
+        stand_in: of an operator that learns: another one that makes the same architecture without data, to read
+            checkpoints.
+        family: operators of one family count as one where orders within operators are looked at; by default each is its
+            own.
+        marker: in figures, unlike those of its kind; by default one that no operator here has.
     """
 
     apply: Callable
@@ -32,6 +42,8 @@ class Operator:
     color: str
     parts: bool = True
     cost: Callable[[int], int] = lambda examples: 0
+    stand_in: str = ""
+    family: str = ""
     marker: str | tuple[int, int, int] = (3, 1, 0)
 
     @property
@@ -43,6 +55,16 @@ class Operator:
     def widens(self) -> bool:
         """Whether it adds units to layers; the others add layers or blocks."""
         return self.kind != LAYERS
+
+    @property
+    def together(self) -> bool:
+        """Whether it works on all its places as a whole, so that each has the same size."""
+        return not self.widens and self.way.together
+
+    @property
+    def way(self) -> Way:
+        """How what adds layers makes and places them."""
+        return self.apply if isinstance(self.apply, Way) else Way(self.apply)
 
 
 OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units green, drawn or learned brown, deeper red
@@ -100,6 +122,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "Wu et al. 2020, arXiv 2102.08574",
         "#708090",
         cost=copies.firefly_cost,
+        stand_in="net2net",
         marker="*",
     ),
     "zero_outgoing": Operator(
@@ -138,6 +161,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "Evci et al. 2022, arXiv 2201.05125",
         "#8a9a00",
         cost=new_units.gradmax_cost,
+        stand_in="zero_outgoing",
         marker=">",
     ),
     "random": Operator(
@@ -157,28 +181,31 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         "Wang et al. 2023, arXiv 2303.00980",
         "#7a5230",
         cost=new_units.ligo_cost,
+        stand_in="bert2bert",
         marker="H",
     ),
     "deeper_identity": Operator(
-        deeper.deeper_identity,
+        Way(deeper.deeper_identity, layers=True, fits=True),
         EXACTLY,
         LAYERS,
         "a layer that does nothing",
         "Chen et al. 2016, arXiv 1511.05641",
         "#cc78bc",
+        family="deeper",
         marker="<",
     ),
     "deeper_random": Operator(
-        deeper.deeper_random,
+        Way(deeper.deeper_random, layers=True),
         NOT,
         LAYERS,
         "a layer or block drawn anew",
         "the layers' default initialization",
         "#d55e00",
+        family="deeper",
         marker=(6, 1, 0),
     ),
     "zero_residual": Operator(
-        deeper.zero_residual,
+        Way(deeper.zero_residual, silent=True),
         EXACTLY,
         LAYERS,
         "a new block that ends in zeros",
@@ -187,7 +214,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         marker=(5, 1, 36),
     ),
     "identity_block": Operator(
-        deeper.identity_block,
+        Way(deeper.identity_block, silent=True),
         EXACTLY,
         LAYERS,
         "a copied block that ends in zeros",
@@ -196,7 +223,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         marker="p",
     ),
     "stack": Operator(
-        deeper.stack,
+        Way(deeper.stack, trained=True, together=True),
         NOT,
         LAYERS,
         "all blocks once more, behind the last",
@@ -205,7 +232,7 @@ OPERATORS: dict[str, Operator] = {  # related hues: copies blue, unread units gr
         marker="h",
     ),
     "interleave": Operator(
-        deeper.interleave,
+        Way(deeper.interleave, trained=True),
         NOT,
         LAYERS,
         "each block once more, behind itself",

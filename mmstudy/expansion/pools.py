@@ -1,8 +1,7 @@
 """Which expansions of a network are compared with each other: candidate pools."""
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from inspect import signature
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -17,7 +16,7 @@ from mmstudy.expansion import estimates
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS, named
 from mmstudy.tracing.calls import Call, of_loss
-from mmstudy.tracing.couplings import Coupling, couplings
+from mmstudy.tracing.couplings import Coupling, couplings, fixed
 from mmstudy.tracing.trace import trace
 
 SAME_SIZE = 0.02  # networks whose parameter counts differ by less are of one size
@@ -31,7 +30,7 @@ def candidate_pool(
     matched: Sequence[float | int] = (2,),
     wider: Sequence[str] = ("net2net", "zero_outgoing", "random"),
     deeper: Sequence[str] = ("deeper_identity", "deeper_random"),
-    locations: Sequence[str] = (),
+    locations: Sequence[str] | None = None,
 ) -> dict[str, Candidate]:
     """Operators × locations × amounts for a network, by labels that name the same expansion of other base sizes too.
 
@@ -43,18 +42,19 @@ def candidate_pool(
 
     Args:
         locations: what gets wider, for a smaller pool: couplings, or some that grow together, joined by &, such as
-            "blocks.0.up&blocks.1.up". By default each one, and all together.
+            "blocks.0.up&blocks.1.up". By default each one, and all together; an empty list is refused.
 
     Raises:
         TypeError: an option of another kind.
         ValueError: a factor that is not above 1, an unknown operator or coupling, a network that would not fit into
             memory, or a pool that would be empty.
     """
-    _check(factors, extra_layers, matched, wider, deeper)
+    options = {"factors": factors, "extra_layers": extra_layers, "matched": matched, "wider": wider, "deeper": deeper}
+    check_options(options if locations is None else options | {"locations": locations})
     groups = couplings(network, batch)
-    arguments.several(locations, "locations", lambda where, name: _members(where, groups, name))
-    everywhere = [*((name,) for name in groups), *([tuple(groups)] if len(groups) > 1 else [])]
-    wide = [_members(where, groups, "a location") for where in locations] or everywhere
+    wide = [*((name,) for name in groups), *([tuple(groups)] if len(groups) > 1 else [])]
+    if locations is not None:
+        wide = [_members(where, groups, f"locations[{i}]") for i, where in enumerate(locations)]
     first, *others = [where[0] for where in wide if len(where) == 1] or [""]
     for factor in (*factors, *(matched if others else ())):
         for name in dict.fromkeys(chain(*wide)):
@@ -80,35 +80,39 @@ def candidate_pool(
         for place in places(network):
             add(f"{place} +{number}", (place,), [number], deeper)
     if not pool:
-        raise ValueError(f"an empty pool: factors={factors}, extra_layers={extra_layers}, matched={matched}")
+        whys = [f"{name}: {why}" for name, why in fixed(network, batch).items()]
+        refused = f"; what cannot grow: {'; '.join(whys)}" if whys and not groups else ""
+        raise ValueError(f"an empty pool: factors={factors}, extra_layers={extra_layers}, matched={matched}{refused}")
     return pool
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse what is no option of `candidate_pool`, or one that no network can have.
+def check_options(options: Any, name: str = "") -> None:
+    """Refuse what is no option of `candidate_pool`, or a value that it cannot have for any network.
+
+    Args:
+        name: of the parameter that holds the options, to be named with them.
 
     Raises:
-        TypeError: no options by name, or one of another kind.
-        ValueError: an unknown one, a factor that is not above 1, an unknown operator, or a pool that would be empty.
+        TypeError: no options by name, or a value of another kind.
+        ValueError: an unknown option, or a value out of range.
     """
+    whole = name or "options of a pool"
     if not isinstance(options, Mapping):
-        raise TypeError(f"options of a pool must be a mapping, {{'factors': [2]}}; got {arguments.described(options)}")
-    known = {name: each.default for name, each in list(signature(candidate_pool).parameters.items())[2:]}
-    for name in options:
-        arguments.one_of(name, known, "option of candidate_pool")
-    chosen = {name: value for name, value in (known | dict(options)).items() if name != "locations"}
-    _check(**chosen)
-    if not any(chosen[name] for name in ("factors", "extra_layers", "matched")):
-        raise ValueError("an empty pool: give one of factors, extra_layers, matched")
-
-
-def _check(factors: Any, extra_layers: Any, matched: Any, wider: Any, deeper: Any) -> None:
-    """What can be said of the options before there is a network."""
-    arguments.several(factors, "factors", lambda factor, name: arguments.number(factor, name, 1))
-    arguments.several(matched, "matched", lambda factor, name: arguments.number(factor, name, 1))
-    arguments.several(extra_layers, "extra_layers", lambda number, name: arguments.whole(number, name, 1))
-    arguments.several(wider, "wider", lambda operator, name: arguments.one_of(operator, named(widens=True), name))
-    arguments.several(deeper, "deeper", lambda operator, name: arguments.one_of(operator, named(widens=False), name))
+        raise TypeError(f"{whole} must be a mapping, {{'factors': [2]}}; got {arguments.described(options)}")
+    checks: dict[str, Callable[[Any, str], object]] = {
+        "factors": lambda factor, place: arguments.number(factor, place, 1),
+        "extra_layers": lambda number, place: arguments.whole(number, place, 1),
+        "matched": lambda factor, place: arguments.number(factor, place, 1),
+        "wider": lambda operator, place: arguments.one_of(operator, named(widens=True), place),
+        "deeper": lambda operator, place: arguments.one_of(operator, named(widens=False), place),
+        "locations": lambda where, place: None,  # which there are, the network says
+    }
+    for option, given in options.items():
+        arguments.one_of(option, checks, f"option of candidate_pool{name and f' in {name}'}")
+        place = f"{name}[{option!r}]" if name else option
+        arguments.several(given, place, checks[option], 1 if option == "locations" else 0)
+    if all(option in options and not options[option] for option in ("factors", "extra_layers", "matched")):
+        raise ValueError(f"an empty pool: {whole} must have factors, extra_layers or matched")
 
 
 def architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candidate], ...]]:

@@ -6,7 +6,7 @@ Nothing is known of any class or name. What is built to see its shapes takes no 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import chain, combinations
 from operator import itemgetter
 from typing import Any
 
@@ -121,10 +121,13 @@ def built(kind: type[nn.Module], config: Any, device: str) -> nn.Module | None:
 def choices(
     part: Configured, new: nn.Module, longer: Sequence[Longer], old: nn.Module, protected: Sequence[str]
 ) -> Iterator[Choice]:
-    """Choices that build tensors of the shapes of the new module, those that change fewer values first.
+    """Which values of a configuration to change, so that it builds tensors of the shapes of the new module.
 
-    As far as the tries go. A value that was that of a module's attribute which is another number now (the eps of a
-    normalization) becomes that number.
+    A value that was that of a module's attribute which is another number now (the eps of a normalization) becomes that
+    number.
+
+    Yields:
+        Choices that do so, those that change fewer values first, as far as the tries go.
     """
     target, before = shapes_of(new), shapes_of(old)
     values = {slot.path: slot.value for slot in slots(part.config)}
@@ -174,11 +177,15 @@ def choices(
             if full not in seen:
                 seen.append(full)
                 yield full
-    for choice in list(seen):  # numbers that no shape shows, as one of heads
+    for choice in list(seen):  # numbers that no shape shows, as one of heads, or of heads and of heads of keys
+        given, unset = list[Choice](), list[Choice]()
         for path, value in values.items():
-            for then in _scaled(value, ratios) if path not in choice else ():
-                if part.shapes({**choice, path: then}) == target:
-                    yield {**choice, path: then}
+            if path not in choice:
+                (unset if value is None else given).extend({**choice, path: then} for then in _scaled(value, ratios))
+        fit = [more for more in given if part.shapes(more) == target]
+        broken = [more for more in given if more not in fit]
+        pairs = ({**one, **other} for one, other in combinations(broken, 2) if one.keys() != other.keys())
+        yield from chain(fit, (more for more in chain(pairs, unset) if part.shapes(more) == target))
 
 
 def _moved(old: nn.Module, new: nn.Module) -> dict[float, float]:
@@ -205,9 +212,7 @@ def _scaled(value: Any, lengths: set[tuple[int, int]]) -> list[Any]:
         alike = [(a, b) for a, b in lengths if (a % value == 0 or value % a == 0) and (value * b) % a == 0]
         return sorted({value * b // a for a, b in alike} - {value})
     if isinstance(value, list | tuple) and all(type(v) is int for v in value):
-        return [
-            type(value)((*value[:i], then, *value[i + 1 :]))
-            for i, v in enumerate(value)
-            for then in _scaled(v, lengths)
-        ]
+        whole = [[v * b // a for v in value] for a, b in lengths if all(v * b % a == 0 for v in value)]
+        single = [[*value[:i], then, *value[i + 1 :]] for i, v in enumerate(value) for then in _scaled(v, lengths)]
+        return [type(value)(each) for each in (*single, *whole)]
     return []

@@ -4,8 +4,8 @@ It knows nothing of how the network was expanded: it looks at the two networks, 
 """
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -17,15 +17,17 @@ from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments, precision
 from mmstudy.core.networks import count_flops, evaluating
 from mmstudy.core.seeds import generator
+from mmstudy.core.states import restored, seeded
 from mmstudy.expansion import asked, unchanged
 from mmstudy.expansion.exactness import changes
 from mmstudy.expansion.surgery import units_first
-from mmstudy.tracing.calls import Call, by_name, tensors
+from mmstudy.tracing.calls import Call, Output, by_name, tensors
 from mmstudy.tracing.couplings import Coupling, of_trace
 from mmstudy.tracing.trace import trace
 
 TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MODES = ("evaluation", "training")
+NEVER, NO_MORE = "does not run", "ran before, does not run now"
 SAME = 1e-6  # a difference of gradients, as a share of the largest, that is rounding
 
 
@@ -81,7 +83,15 @@ class Receipt:
 
 
 @torch.inference_mode(False)  # with gradients, in whichever mode it is called
-def receipt(old: nn.Module, new: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification) -> Receipt:
+def receipt(
+    old: nn.Module,
+    new: nn.Module,
+    batch: Batch | Call,
+    loss_fn: LossFn = classification,
+    *,
+    also: Sequence[Batch | Call] = (),
+    output: Output = None,
+) -> Receipt:
     """Compare an expanded network with the old one on a batch; neither is touched.
 
     Outputs are compared in each type of numbers that both networks run in. Gradients are those of the loss; where there
@@ -91,6 +101,8 @@ def receipt(old: nn.Module, new: nn.Module, batch: Batch | Call, loss_fn: LossFn
         batch: a tensor is what the networks are called with, and without a loss of one's own a mapping gives arguments
             by name; of any other batch `loss_fn` calls them.
         loss_fn: (model, batch) → mean loss.
+        also: more batches, on which outputs are compared in float64.
+        output: which part of what the networks return counts; see `tracing.calls.Call`.
 
     Raises:
         TypeError: an argument of another kind.
@@ -100,8 +112,9 @@ def receipt(old: nn.Module, new: nn.Module, batch: Batch | Call, loss_fn: LossFn
     for name, network in (("old", old), ("new", new)):
         if any(p.is_complex() for p in network.parameters()):
             raise ValueError(f"{name} has complex parameters, and a receipt compares real numbers: {type(network)}")
-    new, _, _ = asked.fit(new, batch, loss_fn)
-    old, batch, call = asked.fit(old, batch, loss_fn)
+    new, _, _ = asked.fit(new, batch, loss_fn, output)
+    old, batch, call = asked.fit(old, batch, loss_fn, output)
+    more = [asked.fit(old, each, loss_fn, output)[2] for each in asked.listed(also, "also")]
     differences = {
         (str(kind).removeprefix("torch."), mode): _difference(old, new, call, kind, mode)
         for kind in TYPES
@@ -111,36 +124,50 @@ def receipt(old: nn.Module, new: nn.Module, batch: Batch | Call, loss_fn: LossFn
     flops = _flops(old, new, call)
     before, after = (_units(network, call, batch, loss_fn) for network in (old, new))
     rows = [_of_difference(kind, mode, found) for (kind, mode), found in differences.items()]
+    rows += [_further(old, new, each, mode) for each in more for mode in MODES]
     rows += [_pair("parameters, a tied one once", once), _pair("parameters, by name", named)]
     rows += [_pair("operations, one example", flops)]
     rows += [_of_units("units that get no gradient", before[0], after[0])]
     rows += [_of_units("units that have a twin", before[1], after[1]), *map(_of_finding, unchanged.stayed(old, new))]
+    rows += [Row("its class builds it from its configuration", *said) for said in unchanged.configurations(old, new)]
     return Receipt(differences, once, named, flops, *after, tuple(unchanged.changed(old, new)), tuple(rows))
 
 
 def _difference(old: nn.Module, new: nn.Module, call: Call, kind: torch.dtype, mode: str) -> tuple[float, float] | str:
     """The largest difference of an output in this type of numbers, and how much the outputs vary; or why it is not."""
     given = call.mapped(lambda t: t.to(kind) if t.is_floating_point() else t)
+
+    def outputs(network: nn.Module, *seeds: int) -> list[Any]:
+        found, own = [], copy.deepcopy(network).to(kind).train(mode == "training")
+        for seed in seeds:
+            with torch.no_grad(), seeded(own, seed), precision.full():
+                found.append(copy.deepcopy(given).of(own))
+        return found
+
     try:
-        one, two = (copy.deepcopy(network).to(kind).train(mode == "training") for network in (old, new))
-        outputs = []
-        for network, seed in ((one, 0), (copy.deepcopy(one), 1), (two, 0)):
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), precision.full():
-                torch.manual_seed(seed)
-                outputs.append(copy.deepcopy(given).of(network))
-        if any(gap for gap, _, _ in changes(*outputs[:2])):
-            return "the network draws random numbers"
-        gap, spread, _ = max(changes(outputs[0], outputs[2]))
-        return gap, spread
+        one, other = outputs(old, 0, 1)
+        random = any(gap for gap, _, _ in changes(one, other))
     except Exception as error:  # whatever a network does in numbers that it was not made for
-        return f"does not run: {str(error).strip().partition(chr(10))[0]}"
+        return f"{NEVER}: {arguments.first_line(error)}"
+    try:
+        (two,) = outputs(new, 0)
+        gap, spread, _ = max(changes(one, two))
+    except Exception as error:  # as above
+        return f"{NO_MORE}: {arguments.first_line(error)}"
+    return "the network draws random numbers" if random else (gap, spread)
 
 
 def _of_difference(kind: str, mode: str, found: tuple[float, float] | str) -> Row:
     what = f"largest difference of an output, {mode}, {kind}"
     if isinstance(found, str):
-        return Row(what, "", found)
+        return Row(what, "", found, False if found.startswith(NO_MORE) else None)
     return Row(what, "", f"{found[0]:.1e} (they vary by {found[1]:.2g})")
+
+
+def _further(old: nn.Module, new: nn.Module, call: Call, mode: str) -> Row:
+    found = _of_difference("float64", mode, _difference(old, new, call, torch.float64, mode))
+    shapes = ", ".join(str(tuple(t.shape)) for t in call.tensors)
+    return replace(found, what=f"{found.what}, on a batch of shape {shapes}")
 
 
 def _of_finding(finding: unchanged.Finding) -> Row:
@@ -159,10 +186,10 @@ def _flops(old: nn.Module, new: nn.Module, call: Call) -> tuple[int, int] | str:
     found = []
     try:
         for network in (old, new):
-            with evaluating(network), torch.random.fork_rng(devices=[]):
+            with evaluating(network), restored(network):
                 found.append(count_flops(network, *one.arguments, **one.options))
     except Exception as error:  # not every network takes a single example
-        return f"not known: {str(error).strip().partition(chr(10))[0]}"
+        return f"not known: {arguments.first_line(error)}"
     return found[0], found[1]
 
 
@@ -182,7 +209,7 @@ def _units(network: nn.Module, call: Call, batch: Any, loss_fn: LossFn) -> tuple
     twin = copy.deepcopy(network).requires_grad_()
     with evaluating(twin), torch.random.fork_rng(devices=[]):
         lossless = isinstance(batch, Tensor | Call) or by_name(batch, loss_fn)
-        loss = arguments.slope(_sum(copy.deepcopy(call).of(twin)) if lossless else loss_fn(twin, batch))
+        loss = arguments.slope(_sum(copy.deepcopy(call).directly(twin)) if lossless else loss_fn(twin, batch))
     own = dict(twin.named_parameters())
     slopes = dict(zip(own, torch.autograd.grad(loss, list(own.values()), allow_unused=True), strict=True))
     gradients = {name: torch.zeros_like(own[name]) if slope is None else slope for name, slope in slopes.items()}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def sharing(network: nn.Module) -> nn.Module:
+def sharing(network: Network) -> Network:
     """A copy of the network with the same parameters, none of which may be changed in place; buffers are its own."""
     return copy.deepcopy(network, _themselves(network.parameters()))
 

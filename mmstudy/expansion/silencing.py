@@ -27,7 +27,7 @@ def silencers(block: nn.Module, call: Call, stream: Stream, among: Sequence[str]
 
     The parameters of one module count as one; of two that would do, the one that is called later is taken. Nothing is
     found (an empty list) if the block does something even where all its parameters are zero, as with a normalization
-    behind its branches, or if it does not compute in float64.
+    behind its branches. A block that does not compute in float64 is tried in its own type.
 
     Args:
         stream: what a block puts out → what runs into it and out of it.
@@ -47,29 +47,36 @@ def silencers(block: nn.Module, call: Call, stream: Stream, among: Sequence[str]
         for hook in hooks:
             hook.remove()
     paths = list(dict.fromkeys([*reversed(order), *own]))
-    trials = [_drawn(block, number) for number in range(DRAWS)]
-    given = call.mapped(lambda t: t.double() if t.is_floating_point() else t)
-
-    def silent(chosen: frozenset[int]) -> bool:
-        zero = {name for i in chosen for name in names[paths[i]]}
-        try:
-            return all(_does_nothing(trial, zero, given, stream) for trial in trials)
-        except Exception:  # a block that takes no other numbers than its own
-            return False
-
     everything = tuple(range(len(paths)))
-    if not paths or not silent(frozenset(everything)):
-        return []
-    found = fewest(frozenset(), True, everything, silent)
-    chosen = found if silent(found) else frozenset(everything)
-    return [name for i in sorted(chosen, reverse=True) for name in names[paths[i]]]
+
+    def tried(double: bool) -> list[str]:
+        trials = [_drawn(block, number, double) for number in range(DRAWS)]
+        given = call.mapped(lambda t: t.double() if t.is_floating_point() else t) if double else call
+
+        def silent(chosen: frozenset[int]) -> bool:
+            zero = {name for i in chosen for name in names[paths[i]]}
+            return all(_does_nothing(trial, zero, given, stream) for trial in trials)
+
+        if not paths or not silent(frozenset(everything)):
+            return []
+        found = fewest(frozenset(), True, everything, silent)
+        chosen = found if silent(found) else frozenset(everything)
+        return [name for i in sorted(chosen, reverse=True) for name in names[paths[i]]]
+
+    for double in (True, False):
+        try:
+            return tried(double)
+        except Exception:  # a block that takes no other numbers than its own, or none at all where it is zero
+            continue
+    return []
 
 
-def _drawn(block: nn.Module, number: int) -> nn.Module:
-    """A copy in float64 whose parameters are random: matrices of a layer's scale, vectors around ½."""
-    new, stream = copy.deepcopy(block).double().eval(), generator("silencing", number)
+def _drawn(block: nn.Module, number: int, double: bool) -> nn.Module:
+    """A copy, in float64 if so, whose parameters are random: matrices of a layer's scale, vectors around ½."""
+    new, stream = copy.deepcopy(block).eval(), generator("silencing", number)
+    new = new.double() if double else new
     for parameter in new.parameters():
-        draw = torch.rand(parameter.shape, generator=stream, dtype=torch.float64).to(parameter.device)
+        draw = torch.rand(parameter.shape, generator=stream, dtype=torch.float64).to(parameter)
         wide = parameter.ndim > 1
         parameter.data = (2 * draw - 1) * (parameter[0].numel() ** -0.5) if wide else draw
     return new
@@ -88,4 +95,5 @@ def _does_nothing(block: nn.Module, zero: set[str], call: Call, stream: Stream) 
         for name, data in kept.items():
             own[name].data = data
     before = before.to(after)
-    return before.shape == after.shape and float((after - before).abs().max()) <= SAME * float(before.abs().max())
+    same = SAME if after.dtype == torch.float64 else torch.finfo(after.dtype).eps
+    return before.shape == after.shape and float((after - before).abs().max()) <= same * float(before.abs().max())

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from mmstudy.core.networks import named_tensors
 from mmstudy.expansion import attributes, sizes
-from mmstudy.expansion.attributes import relabel
+from mmstudy.expansion.attributes import guard, relabel
 from mmstudy.expansion.products import Rows
-from mmstudy.expansion.replacing import put, sharing
+from mmstudy.expansion.replacing import Network, put, sharing
 from mmstudy.tracing.calls import called
 from mmstudy.tracing.couplings import Coupling, Use
 from mmstudy.tracing.graph import BIAS, CONSUMED, SCALE, VARIANCE, WEIGHT
@@ -198,7 +198,7 @@ def _units_back(tensor: Tensor, units: Tensor, use: Use, size: int) -> Tensor:
     return torch.cat([rest, units.movedim(0, axis).flatten(axis, axis + 1)], axis).index_select(axis, order)
 
 
-def rebuilt(network: nn.Module, plan: Plan, batch: Any, touch: Touch | None = None) -> nn.Module:
+def rebuilt(network: Network, plan: Plan, batch: Any, touch: Touch | None = None) -> Network:
     """A network whose units have grown by the plan; it shares the other parameters with the old one.
 
     Sizes that modules keep for themselves (the shape of a LayerNorm, a number of heads) are found by their value, the
@@ -243,14 +243,14 @@ def transformed(tensors: Mapping[str, Tensor], plans: Iterable[tuple[Plan, Touch
     return grown
 
 
-def _grown(network: nn.Module, plans: Sequence[tuple[Plan, Touch | None]]) -> nn.Module:
+def _grown(network: Network, plans: Sequence[tuple[Plan, Touch | None]]) -> Network:
     """The network with the new tensors, and with sizes that do not fit them yet."""
     new, own = sharing(network), {name: tensor.detach() for name, tensor in named_tensors(network).items()}
     for name, tensor in transformed(own, plans).items():
         put(new, name, tensor)
     for plan, _ in plans:
         _rescale_eps(new, plan)
-    relabel(new)  # so that labels are no guesses to try
+    relabel(new, plans[0][0].coupling.protected)  # so that labels are no guesses to try
     return new
 
 
@@ -266,13 +266,16 @@ def _rescale_eps(network: nn.Module, plan: Plan) -> None:
         unscaled = any(n.scale is None for n in norms if n.module == path)
         if unscaled or not keys:
             missing = "scale" if unscaled else f"eps ({eps})"
-            raise ValueError(f"{path} has no {missing} that could make up for {plan.size} units; {multiple}")
+            raise ValueError(
+                f"{path or 'the network itself'} has no {missing} that could make up for {plan.size} units; {multiple}"
+            )
         if any((n.module, n.eps) == (path, eps) for n in others):
             raise ValueError(
                 f"{path or 'the network'} has one {' or '.join(keys)} ({eps}) for several norms, and that of "
                 f"{plan.coupling.name} alone must change for {plan.size} units; {multiple}, or give each its own"
             )
         for key in keys:
+            guard(plan.coupling.protected, path, key)
             setattr(module, key, getattr(module, key) * plan.variance)
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmstudy.expansion.blocks import List
 from mmstudy.expansion.counts import slots
+from mmstudy.expansion.rebuilding import configured
 
 Finding = tuple[str, int, list[str]]  # what must stay, of how many things, and those that did not
 
@@ -67,12 +68,39 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
     return shapes[0] == shapes[1] and all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
+def configurations(old: nn.Module, new: nn.Module) -> list[tuple[str, str, bool]]:
+    """Where the old network is built by its class from a configuration: whether the new one is.
+
+    Where it is not, the network works as it is, but what is saved of it cannot be loaded by its class alone.
+    """
+    parts = configured(old)[0]
+    now = {part.path for part in configured(new)[0]} if parts else set()
+    lost = ", ".join(part.kind.__name__ for part in parts if part.path not in now)
+    return [("yes", f"NO: {lost} builds another network" if lost else "yes", not lost)] if parts else []
+
+
 def _ties(parameters: Mapping[str, Tensor]) -> list[frozenset[str]]:
-    """The sets of names that one tensor has."""
-    groups: dict[int, set[str]] = {}
+    """The sets of names that one tensor has, or several of one storage."""
+    groups: dict[object, set[str]] = {}
     for name, tensor in parameters.items():
-        groups.setdefault(id(tensor), set()).add(name)
+        groups.setdefault(_memory(tensor) or id(tensor), set()).add(name)
     return [frozenset(names) for names in groups.values() if len(names) > 1]
+
+
+def _memory(tensor: Tensor) -> object:
+    """Where a tensor lies, and in which shape; None: nowhere."""
+    if tensor.is_meta or not tensor.numel():
+        return None
+    return tensor.device, tensor.data_ptr(), tensor.shape
+
+
+def one_storage(network: nn.Module) -> list[list[str]]:
+    """The names of different parameters that lie at one place in memory, place by place."""
+    places: dict[object, list[str]] = {}
+    for name, parameter in network.named_parameters():
+        if (place := _memory(parameter)) is not None:
+            places.setdefault(place, []).append(name)
+    return [names for names in places.values() if len(names) > 1]
 
 
 def _padded(network: nn.Module) -> dict[str, Tensor]:

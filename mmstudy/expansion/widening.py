@@ -10,7 +10,7 @@ from mmstudy.expansion.attributes import Size
 from mmstudy.expansion.growth import Growth
 from mmstudy.expansion.operators import OPERATORS, UP_TO_NOISE
 from mmstudy.expansion.sizes import DoesNotRun
-from mmstudy.tracing.couplings import fixed_in, of_trace
+from mmstudy.tracing.couplings import fixed_groups, of_trace
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
 
@@ -87,9 +87,9 @@ def growth_of(traced: Trace, network: nn.Module, location: str, size: int, *rest
     """
     groups = of_trace(traced)
     if location not in groups:
-        reason = fixed_in(traced).get(location)
+        reason = reasons(traced, location)
         wrong = f"{location} cannot grow: {reason}" if reason else f"unknown location {location!r}"
-        raise ValueError(f"{wrong}; this network can grow at: {', '.join(groups)}")
+        raise ValueError(f"{wrong}; this network can grow at: {', '.join(groups) or 'no place'}")
     if unread := groups[location].unread:
         raise ValueError(
             f"{location} cannot grow: {', '.join(unread)} may have its {groups[location].size} units too, and this "
@@ -99,6 +99,13 @@ def growth_of(traced: Trace, network: nn.Module, location: str, size: int, *rest
         raise ValueError(f"{location} has {groups[location].size} units; widening to {size} would not expand it")
     estimates.wider_fits(network, groups[location], size)
     return Growth(network, groups[location], size, *rest)
+
+
+def reasons(traced: Trace, location: str) -> str:
+    """Why units do not grow, by their name or by the module that has their parameters; nothing if that is not known."""
+    fixed = fixed_groups(traced)
+    inside = [each.why for each in fixed.values() if any(t.startswith(f"{location}.") for t in each.tensors)]
+    return "; ".join(dict.fromkeys([fixed[location].why] if location in fixed else inside))
 
 
 def exact(candidate: object, wrong: str | None, even: str = "") -> None:

@@ -4,6 +4,7 @@ A Dataset in, a Figure out. They are as wide as a column, and need no colours.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,9 +27,15 @@ from mmstudy.figures.style import (
 from mmstudy.study import intervals
 
 MARKERS, SHADES = "osD^v", ("0", "0.35", "0.55", "0.2", "0.45")  # of tasks and of rules: neither has a colour
-ERROR_LOOKS = {"test": {"color": "k", "marker": "o"}, "train": {"color": "0.5", "marker": "D", "ls": "--"}}
+ERROR_LOOKS: dict[str, dict[str, Any]] = {
+    "test": {"color": "k", "marker": "o"},
+    "train": {"color": "0.5", "marker": "D", "ls": "--"},
+}
 SCORE_WORDS = {"accuracy": "accuracy", "nll": "likelihood", "ece": "calibration"}
-CHECKPOINT_LOOKS = {"last": {"marker": "o", "mfc": "k"}, "best validation": {"marker": "D", "mfc": "w"}}
+CHECKPOINT_LOOKS: dict[str, dict[str, Any]] = {
+    "last": {"marker": "o", "mfc": "k"},
+    "best validation": {"marker": "D", "mfc": "w"},
+}
 
 
 @for_a_column
@@ -97,8 +104,8 @@ def churn(along: xr.Dataset, left: xr.Dataset, named: Mapping[str, str]) -> Figu
         named: measure → its name in words; the others keep theirs.
     """
     places, words = np.arange(along.sizes["progress"]), along["labels"].values.tolist()
-    size = {"figsize": (COLUMN, 3.6), "layout": "constrained"}
-    figure, axes = plt.subplots(2, len(words), sharey="row", squeeze=False, **size)
+    size = COLUMN, 3.6
+    figure, axes = plt.subplots(2, len(words), sharey="row", squeeze=False, figsize=size, layout="constrained")
     for axis, labels in zip(axes[0], words, strict=True):
         for measure, look in zip(along["measure"].values.tolist(), looks(along["family"].values), strict=True):
             one = along.sel(labels=labels, measure=measure)
@@ -152,7 +159,7 @@ def descent(dataset: xr.Dataset, threshold: float) -> Figure:
         if np.isfinite(threshold):
             axis.axvline(threshold, color="k", lw=0.8, ls=(0, (1, 1)), zorder=0)
     below.set_xscale("log")
-    below.xaxis.set_major_locator(FixedLocator(width))
+    below.xaxis.set_major_locator(FixedLocator(width.tolist()))
     below.xaxis.set_minor_locator(NullLocator())
     below.xaxis.set_major_formatter("{x:g}")
     below.set_xlabel("units in each hidden layer")

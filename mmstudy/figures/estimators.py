@@ -1,6 +1,7 @@
 """The pictures of the estimators, for the second notebook: a Dataset in, a Figure out. Estimator = colour."""
 
 from textwrap import fill
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -52,7 +53,7 @@ def estimators_gallery(dataset: xr.Dataset) -> Figure:
     far = 1.05 * max(float(dataset["corner"].max()), *simplex.get_xlim())  # further than the loss is drawn
     simplex.set(xlim=(0, far), ylim=(0, far))
     for start, end, success in zip(*(dataset[n].values for n in ("start", "reached", "success")), strict=True):
-        look = {"color": estimator_color("dimension"), "lw": 0.8, "ls": "-" if success else ":"}
+        look: dict[str, Any] = {"color": estimator_color("dimension"), "lw": 0.8, "ls": "-" if success else ":"}
         dimension.plot(*np.transpose([start, end]), **look)
         dimension.plot(*end, "o" if success else "x", ms=3, color=estimator_color("dimension"))
     dimension.set_title("dimension (dotted, ×: not reached)", color=estimator_color("dimension"))
@@ -90,7 +91,7 @@ def estimators_rays(dataset: xr.Dataset) -> Figure:
     (landscape, ray), and `level`; coordinates `angle` along ray, `row` and `column`.
     """
     figure = plt.figure(figsize=(COLUMN, 3.7), layout="constrained")
-    shapes, lengths = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    shapes, lengths = figure.subfigures(2, 1, height_ratios=(1.25, 1), squeeze=False).flat
     axes, below = shapes.subplots(1, 2, sharey=True), lengths.subplots()
     angle, level = dataset["angle"].values, float(dataset["level"])
     for axis, name in zip(axes, dataset["landscape"].values.tolist(), strict=True):
@@ -124,7 +125,7 @@ def estimators_truth(dataset: xr.Dataset) -> Figure:
     """
     rows = np.arange(dataset.sizes["case"])
     figure = plt.figure(figsize=(COLUMN, 3.0 + 0.22 * len(rows)), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(0.6 + 0.22 * len(rows), 2.2))
+    above, below = figure.subfigures(2, 1, height_ratios=(0.6 + 0.22 * len(rows), 2.2), squeeze=False).flat
     (bias, cover), grow = above.subplots(1, 2, sharey=True, width_ratios=(1.4, 1)), below.subplots()
     colors = [estimator_color(str(name)) for name in dataset["estimator"].values]
     for row, color in zip(rows, colors, strict=True):

@@ -51,7 +51,7 @@ def manifold_plane(dataset: xr.Dataset) -> Figure:
     figure.supxlabel("distance from the parent (●) towards the first child (▲)", fontsize=7)
     figure.supylabel("distance across, towards the second", fontsize=7)
     bar = figure.colorbar(picture, ax=axes, shrink=0.85, label="loss (nats); coloured line: the level")
-    bar.set_ticks(shades, labels=[f"{shade:.2g}" for shade in shades])
+    bar.set_ticks(shades.tolist(), labels=[f"{shade:.2g}" for shade in shades])
     return figure
 
 
@@ -74,8 +74,8 @@ def manifold_rays(dataset: xr.Dataset) -> Figure:
         for row, name in enumerate(names):
             one, color, marker = mine.sel(operator=name), operator_color(name), operator_marker(name)
             left.plot(one["distance"].T, one["along"].T, color=color, lw=0.5, alpha=0.8)
-            crossed = one.isel(seed=0)
-            crossed = crossed["radius"].where(crossed["status"] == "converged")
+            first = one.isel(seed=0)
+            crossed = first["radius"].where(first["status"] == "converged")
             look = {"ls": "", "marker": marker, "ms": 3, "mfc": color, "mec": "w", "mew": 0.3}
             left.plot(crossed, np.full(crossed.shape, level), zorder=4, **look)
             radius = one["radius"].values

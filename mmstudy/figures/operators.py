@@ -73,13 +73,13 @@ def expansion_blocks(dataset: xr.Dataset) -> Figure:
     """
     ways, layers = dataset["deepened"].values, dataset["layer"].values
     figure = plt.figure(figsize=(COLUMN, 1.7 + 0.36 * dataset.sizes["block"]), layout="constrained")
-    left, right = figure.subfigures(2, 1, height_ratios=(0.5 + 0.36 * dataset.sizes["block"], 1.2))
+    left, right = figure.subfigures(2, 1, height_ratios=(0.5 + 0.36 * dataset.sizes["block"], 1.2), squeeze=False).flat
     right.suptitle("a layer inserted into a perceptron: its weights", fontsize=7)
     axis = left.subplots()
     shades = plt.get_cmap("Greys")(np.linspace(0.12, 0.5, int(dataset["source"].max()) + 1))
     for column, way in enumerate(ways):
         one = dataset.sel(deepened=way)
-        for row in np.flatnonzero(one["state"] != ""):
+        for row in np.flatnonzero(one["state"] != "").tolist():
             _tile(axis, column, row, one.isel(block=row), operator_color(way), shades)
     axis.set(xlim=(-0.5, len(ways) - 0.5), ylim=(-0.5, dataset.sizes["block"] - 0.5), yticks=[])
     axis.xaxis.tick_top()
@@ -151,8 +151,10 @@ def expansion_contracts(dataset: xr.Dataset) -> Figure:
         operator_rows(first, names)
     for axis in axes.flat:
         axis.tick_params(axis="y", length=0)
-    look = {"ls": "", "mec": "k", "mfc": "none", "mew": 0.6}
-    marks = [plt.Line2D([], [], marker=MARKERS[family], label=family, **look) for family in families]
+    marks = [
+        plt.Line2D([], [], ls="", marker=MARKERS[family], mec="k", mfc="none", mew=0.6, label=family)
+        for family in families
+    ]
     figure.legend(handles=marks, loc="outside upper center", ncols=3)
     return figure
 
@@ -204,7 +206,7 @@ def expansion_all(dataset: xr.Dataset) -> Figure:
     """
     relative, steps = dataset["curve"] / dataset["base_curve"], dataset["step"]
     figure = plt.figure(figsize=(COLUMN, 6.4), layout="constrained")
-    rows, top = figure.subfigures(len(of_kind()), 1), 2 * float(dataset["closest"].max())
+    rows, top = figure.subfigures(len(of_kind()), 1, squeeze=False).flat, 2 * float(dataset["closest"].max())
     for row, (kind, names) in zip(rows, of_kind().items(), strict=True):
         loss, closest = row.subplots(1, 2)
         row.suptitle(kind, fontsize=7)

@@ -1,6 +1,7 @@
 """Rankings: what each candidate is expected to gain and how sure that is, and what became of such advice."""
 
 from itertools import product
+from typing import Any, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,9 +15,12 @@ from mmstudy.ranking.report import LEVEL, OWN
 
 ROW = 0.13  # inches
 NEUTRAL = "0.3"
-FILL = {"trained": "full", "probed": "none", "diverged": "none"}
+FILL: dict[str, Literal["full", "none"]] = {"trained": "full", "probed": "none", "diverged": "none"}
 INTERVAL = f"{LEVEL:.0%} interval"
-AROUND = {"chosen": {"marker": "o", "ms": 7.5}, "best": {"marker": "s", "ms": 8}}  # what encloses a point
+AROUND: dict[str, dict[str, Any]] = {  # what encloses a point
+    "chosen": {"marker": "o", "ms": 7.5},
+    "best": {"marker": "s", "ms": 8},
+}
 
 
 @for_a_column
@@ -82,7 +86,7 @@ def advice(told: xr.Dataset) -> Figure:
             axis.set_ylabel("expected gain (score)")
         if i + 1 == len(cases):
             axis.set_xlabel("gain in the end (score)")
-    marks = {mark.get_label(): mark for mark in operator_marks(told["operator"].values.tolist())}
+    marks: dict[str, Any] = {str(mark.get_label()): mark for mark in operator_marks(told["operator"].values.tolist())}
     expected = [Line2D([], [], color=NEUTRAL, ls="", marker=mark, ms=size) for mark, size in (("o", 3), ("|", 7))]
     marks[f"expected, {INTERVAL}"] = tuple(expected)
     marks |= {word: Line2D([], [], color="k", ls="", fillstyle="none", **look) for word, look in AROUND.items()}
@@ -100,5 +104,5 @@ def _foretold(axis, one: xr.Dataset) -> None:
         axis.plot([came[row]] * 2, [low[row], high[row]], color=look["color"], lw=0.6, alpha=0.6)
         axis.plot(came[row], gain[row], ls="", ms=3, mew=0, **look)
     places = {"chosen": int(one["chosen"].values.argmax()), "best": int(np.nanargmax(one["test_score"].values))}
-    for word, row in places.items():
-        axis.plot(came[row], gain[row], ls="", color="k", fillstyle="none", **AROUND[word])
+    for word, place in places.items():
+        axis.plot(came[place], gain[place], ls="", color="k", fillstyle="none", **AROUND[word])

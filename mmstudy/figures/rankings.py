@@ -17,20 +17,19 @@ CHOSEN = {  # the size and the loss that the study bets on, in words
     choices.HEADLINE: f"size @{choices.HEADLINE.split('@')[1]}",
     choices.RIVAL: choices.RIVAL.replace("minibatch_loss", "loss"),
 }
-BET = ("parameters", *(name.split(" @")[0] for name in (choices.HEADLINE, choices.RIVAL)))  # measures
 
 
 @for_a_column
 def ranking(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
     """Predictors, the best on top: mean ρ over tasks with its interval, and the worst task as a dash.
 
-    Hollow: averaged with the parameter count. Bold: the measures of the headline and of its rival, and that count.
+    Hollow: averaged with the parameter count. Bold: those that are named, the claim and its rivals.
 
     `dataset` has `mean`, `low`, `high`, `worst` over predictor, with the coordinates `family` and `combined`, and
     `ceiling`, a number: `intervals.over_tasks` of `statistics.scores`.
 
     Args:
-        named: predictor → its name in words; the others keep theirs.
+        named: predictor → its name in words, in bold; the others keep theirs.
     """
     table = dataset.sortby("mean", ascending=False)
     count = table.sizes["predictor"]
@@ -44,15 +43,14 @@ def ranking(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
     axis.axvline(float(table["ceiling"]), color="k", lw=0.8, ls=(0, (1, 1)), zorder=0)
     names = table["predictor"].values.tolist()
     axis.set_yticks(range(count), [named.get(name, measure_words(name)) for name in names])
-    bets = [label for label, name in zip(axis.get_yticklabels(), names, strict=True) if name.split(" @")[0] in BET]
-    for label in bets:
-        label.set_fontweight("bold")
+    for label, name in zip(axis.get_yticklabels(), names, strict=True):
+        label.set_fontweight("bold" if name in named else "normal")
     axis.set_ylim(count - 0.4, -0.6)
     axis.tick_params(axis="y", length=0, labelsize=NUMBER)
     axis.grid(axis="y", lw=0.3, color="0.9")
     axis.set_axisbelow(True)
     axis.xaxis.set_major_locator(MultipleLocator(0.5))
-    axis.set_xlabel("Spearman ρ with the gain" + "\n(bold: claim and rivals)" * bool(bets))
+    axis.set_xlabel("Spearman ρ with the gain" + "\n(bold: claim and rivals)" * any(name in named for name in names))
     marks = family_marks(table["family"].values)
     if table["combined"].any():
         marks.append(Line2D([], [], ls="", marker="o", mfc="w", color="0.3", label="hollow: + parameters"))

@@ -5,6 +5,7 @@ A Dataset in, a Figure out.
 
 from collections.abc import Mapping
 from textwrap import fill
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -28,7 +29,7 @@ from mmstudy.figures.style import (
 from mmstudy.study.derived import LEVELS
 
 CELL = 0.24  # inches: room for a number
-BUDGET_LOOKS = {
+BUDGET_LOOKS: dict[str, dict[str, Any]] = {
     "equal steps": {"color": "k", "marker": "o", "mfc": "k"},
     "equal flops": {"color": "0.5", "marker": "D", "mfc": "w"},
 }
@@ -130,7 +131,7 @@ def sensitivity(dataset: xr.Dataset, kind: str, form: str, margin: float | int) 
     `summaries.extents`, and means over its tasks.
     """
     figure = plt.figure(figsize=(COLUMN, 3.6), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+    above, below = figure.subfigures(2, 1, height_ratios=(1.15, 1), squeeze=False).flat
     one, places = dataset.sel(kind=kind, form=form), np.arange(dataset.sizes["margin"])
     cut = float(one["censored"].max()) > 0.005
     maps, lines = above.subplots(1, 2), below.subplots(1, 1 + cut, squeeze=False)[0]

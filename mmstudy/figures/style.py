@@ -23,7 +23,7 @@ from mmstudy.expansion.operators import OPERATORS
 COLORS = sns.color_palette("colorblind")
 SIGNED = LinearSegmentedColormap.from_list("signed", ["#08306b", "0.6", "#ffdc8c"])  # also without colours
 COLUMN = 8.5 / 2.54  # inches: the width of half a page
-SMALL = {  # sizes that can be read in a column
+SMALL: dict[Any, float] = {  # sizes that can be read in a column
     "font.size": 7, "axes.labelsize": 7, "axes.titlesize": 7, "legend.fontsize": 6.5, "legend.title_fontsize": 6.5,
     "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "axes.linewidth": 0.6, "lines.linewidth": 1.0,
     "lines.markersize": 3.5, "lines.markeredgewidth": 0.7, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
@@ -102,7 +102,7 @@ def label_ends(axis, ends: Mapping[str, tuple[float, str]]) -> None:
     axis.figure.canvas.draw()
     to_axes = axis.transData + axis.transAxes.inverted()
     heights = {name: float(to_axes.transform((1, height))[1]) for name, (height, _) in ends.items()}
-    order, least = sorted(heights, key=heights.get), NUMBER * 1.3 / (axis.bbox.height * 72 / axis.figure.dpi)
+    order, least = sorted(heights, key=heights.__getitem__), NUMBER * 1.3 / (axis.bbox.height * 72 / axis.figure.dpi)
     up = list(accumulate((heights[name] for name in order), lambda at, height: max(height, at + least)))
     down = list(accumulate((heights[name] for name in order[::-1]), lambda at, height: min(height, at - least)))
     for name, low, high in zip(order, down[::-1], up, strict=True):

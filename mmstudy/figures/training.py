@@ -1,5 +1,7 @@
 """Losses along a training: a Dataset in, a Figure out."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.figure import Figure
@@ -22,7 +24,11 @@ def curves(dataset: xr.Dataset, window: int = 10) -> Figure:
         losses = losses.squeeze("way").transpose("step", "seed")
         axis.plot(losses["step"], losses, lw=0.4, alpha=0.5, **look)
         tenth = max(1, losses.sizes["step"] // 10)
-        some = {"marker": MARKERS[i % len(MARKERS)], "markevery": (i * tenth // 4, tenth), "label": str(way)}
+        some: dict[str, Any] = {
+            "marker": MARKERS[i % len(MARKERS)],
+            "markevery": (i * tenth // 4, tenth),
+            "label": str(way),
+        }
         axis.plot(losses["step"], losses.mean("seed"), **some, **look)
     axis.set_xlabel("step")
     axis.set_ylabel("minibatch loss (nats)")

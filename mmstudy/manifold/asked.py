@@ -9,13 +9,12 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from mmstudy.batched import asked, determinism, engine
+from mmstudy.batched import asked, determinism, engine, hooks
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification, stack, vectors
 from mmstudy.batched.objective import MINIBATCH, Objective, of_networks
 from mmstudy.core import arguments
 from mmstudy.core.seeds import generator
-from mmstudy.manifold.estimate import Budget
 from mmstudy.manifold.estimators import ESTIMATORS
 
 MARGIN = 0.1  # nats above the first network's loss: the default level
@@ -51,18 +50,13 @@ def size(
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: an argument out of range, or a level below the networks' losses.
+        ValueError: an argument out of range, a level below the networks' losses, or hooks on gradients, where a method
+            takes some.
     """
-    networks, batch, losses = asked.fit(network, batch, loss_fn)
     arguments.one_of(method, ESTIMATORS, "method")
-    arguments.whole(seed, "seed")
-    budget = ESTIMATORS[method].budget
-    if samples is not None:
-        budget = replace(budget, samples=arguments.whole(samples, "samples", 2))
-    if minibatch is not None:
-        arguments.whole(minibatch, "minibatch", 1, engine.count(batch))
-    height = _height(level, losses)
-    return _measured(_together(networks, losses, batch, loss_fn, minibatch), height, method, budget, seed)
+    seed = arguments.whole(seed, "seed")
+    height, groups = _prepared(network, batch, level, [method], loss_fn, minibatch)
+    return _measured(groups, height, method, samples, seed)
 
 
 @torch.inference_mode(False)
@@ -73,6 +67,8 @@ def sizes(
     methods: Sequence[str] | None = None,
     seed: int = 0,
     loss_fn: LossFn = classification,
+    samples: int | None = None,
+    minibatch: int | None = None,
 ) -> xr.Dataset:
     """Several sizes of each network at one level, over (estimator, network), all of them by default; see `size`.
 
@@ -85,10 +81,9 @@ def sizes(
         raise TypeError(f"methods must be a list of names of {', '.join(ESTIMATORS)}; got {methods!r}")
     for method in methods:
         arguments.one_of(method, ESTIMATORS, "method")
-    networks, batch, losses = asked.fit(network, batch, loss_fn)
-    arguments.whole(seed, "seed")
-    height, groups = _height(level, losses), _together(networks, losses, batch, loss_fn)
-    found = [_measured(groups, height, method, ESTIMATORS[method].budget, seed) for method in methods]
+    seed = arguments.whole(seed, "seed")
+    height, groups = _prepared(network, batch, level, methods, loss_fn, minibatch)
+    found = [_measured(groups, height, method, samples, seed) for method in methods]
     units: dict[str, Any] = {"unit": ("estimator", [each.attrs["unit"] for each in found])}
     whole = xr.concat([each.drop_vars("level").drop_attrs() for each in found], "estimator")
     about = {"seed": seed, "normalization": "frozen"}
@@ -132,19 +127,33 @@ def _height(level: float | int | None, losses: list[float]) -> float:
     return height
 
 
-def _together(
-    networks: list[nn.Module], losses: list[float], batch: Batch, loss_fn: LossFn, minibatch: int | None = None
-) -> list[_Group]:
-    examples = engine.count(batch)
+def _prepared(
+    network: nn.Module | Sequence[nn.Module],
+    batch: Batch,
+    level: float | int | None,
+    methods: Sequence[str],
+    loss_fn: LossFn,
+    minibatch: int | None,
+) -> tuple[float, list[_Group]]:
+    """The level, and the networks by their shapes, once all arguments have been looked at."""
+    networks, batch, losses = asked.fit(network, batch, loss_fn)
+    for each in networks if any(ESTIMATORS[method].gradients for method in methods) else ():
+        hooks.refuse(each)
+    examples, height = engine.count(batch), _height(level, losses)
+    if minibatch is not None:
+        minibatch = arguments.whole(minibatch, "minibatch", 1, examples)
     few = minibatch or (MINIBATCH if examples > MINIBATCH else max(1, examples // 2))  # all of them would part nobody
     found = []
     for places in _of_one_shape(networks):
         ensemble = asked.measurable([networks[i] for i in places], batch, loss_fn, [losses[i] for i in places])
         found.append(_Group(places, of_networks(ensemble, batch, loss_fn, minibatch=few), vectors(ensemble)))
-    return found
+    return height, found
 
 
-def _measured(groups: list[_Group], height: float, method: str, budget: Budget, seed: int) -> xr.Dataset:
+def _measured(groups: list[_Group], height: float, method: str, samples: int | None, seed: int) -> xr.Dataset:
+    budget = ESTIMATORS[method].budget
+    if samples is not None:
+        budget = replace(budget, samples=arguments.whole(samples, "samples", 2))
     needed = max(4 * each.points[0].nbytes * budget.samples for each in groups)
     arguments.fits(needed, f"{budget.samples} samples of a network's parameters")
     found: dict[int, dict[str, Any]] = {}

@@ -44,11 +44,11 @@ def line(
         ValueError: an argument out of range, or networks of different shapes.
     """
     pair, batch = _together([a, b], ("a", "b"), batch, loss_fn)
-    arguments.whole(points, "points", 2, 10**5)
+    points, seed = arguments.whole(points, "points", 2, 10**5), arguments.whole(seed, "seed")
     if not isinstance(match, bool):
         raise TypeError(f"match must be True or False; got {match!r}")
     if match:
-        near = matched(b, a, of_loss(a, batch, loss_fn), arguments.whole(seed, "seed"))
+        near = matched(b, a, of_loss(a, batch, loss_fn), seed)
         pair = stack([a, near])
     alphas = torch.linspace(0, 1, points, dtype=torch.float64)
     how, used = _normalization(a, normalization)
@@ -85,7 +85,7 @@ def plane(
         ValueError: an argument out of range, or networks of different shapes or on one line.
     """
     three, batch = _together([a, b, c], ("a", "b", "c"), batch, loss_fn)
-    arguments.whole(points, "points", 2, 10**3)
+    points = arguments.whole(points, "points", 2, 10**3)
     corners = vectors(three).double()
     _, places = connectivity.axes(corners)
     x, y = (_around(ends, points) for ends in places.cpu().unbind(1))

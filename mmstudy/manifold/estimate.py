@@ -35,8 +35,9 @@ class Budget:
     momentum: float = 0.9
 
     def __post_init__(self):
-        arguments.whole(self.samples, "samples (a size without a standard error is no estimate)", 2)
-        arguments.whole(self.steps, "steps", 1)
+        told = "samples (a size without a standard error is no estimate)"
+        object.__setattr__(self, "samples", arguments.whole(self.samples, told, 2))
+        object.__setattr__(self, "steps", arguments.whole(self.steps, "steps", 1))
         arguments.number(self.step_size, "step_size", 0)
         arguments.momentum(self.momentum)
 

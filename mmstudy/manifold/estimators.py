@@ -26,34 +26,47 @@ from mmstudy.manifold.simplex import simplex
 from mmstudy.manifold.volume import volume
 
 HIGHEST = {"∞": lambda dim: math.inf, "D": float, "D/2": lambda dim: dim / 2}  # in D dimensions
-MORE = (+1, -1)
+SIGNS = (+1, -1)
 
 
 @dataclass(frozen=True)
 class Estimator:
     """One definition of size, and all there is to say of it.
 
-    `estimate`: (objective, parents, level, budget, generator, **options) → what `estimate.report` makes; `what` it is,
-    in which `unit`, from which `source`; `color` in figures. `more` is +1 where a larger number is a larger manifold,
-    −1 where a smaller one is; `lowest` and `highest`, a key of `HIGHEST`, are the least and the largest value that is
-    possible. `budget` and `options` are for a first look at networks.
+    Attributes:
+        estimate: (objective, parents, level, budget, generator, **options) → what `estimate.report` makes.
+        description: what it measures, in a few words.
+        unit: of the size.
+        source: the paper.
+        color: in figures.
+        sign: +1 where a larger number is a larger manifold, −1 where a smaller one is.
+        lowest: the least value that is possible.
+        highest: the largest value that is possible, a key of `HIGHEST`.
+        averages: the size is the mean of its samples.
+        logarithm: the size is a logarithm, so that two of them are compared by their difference.
+        gradients: it takes gradients of the loss, to train or for the curvature.
+        budget: for a first look at networks.
+        options: for a first look at networks.
     """
 
     estimate: Callable[..., xr.Dataset]
-    what: str
+    description: str
     unit: str
     source: str
     color: str
-    more: int = +1
+    sign: int = +1
     lowest: float = 0.0
     highest: str = "∞"
+    averages: bool = False
+    logarithm: bool = False
+    gradients: bool = True
     budget: Budget = field(default_factory=Budget)
     options: Mapping[str, float | int] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.more not in MORE or self.highest not in HIGHEST:
-            allowed = f"more is one of {MORE} and highest one of {', '.join(HIGHEST)}"
-            raise ValueError(f"of an estimator, {allowed}; got more={self.more!r}, highest={self.highest!r}")
+        if self.sign not in SIGNS or self.highest not in HIGHEST:
+            allowed = f"sign is one of {SIGNS} and highest one of {', '.join(HIGHEST)}"
+            raise ValueError(f"of an estimator, {allowed}; got sign={self.sign!r}, highest={self.highest!r}")
 
     def measure(
         self,
@@ -80,7 +93,7 @@ class Estimator:
             return f"impossible: not in [{self.lowest:g}, {highest:g}]"
         if usual is None or usual[0] <= value <= usual[1]:
             return "usual" if usual else "possible"
-        larger = (value > usual[1]) == (self.more > 0)
+        larger = (value > usual[1]) == (self.sign > 0)
         return f"unusual: a {'larger' if larger else 'smaller'} manifold than in {usual[0]:.3g} to {usual[1]:.3g}"
 
 
@@ -107,6 +120,8 @@ ESTIMATORS: dict[str, Estimator] = {  # the budgets are cheap; chains that do no
         "distance",
         "Li et al. 2018, arXiv 1712.09913",
         "#0173b2",
+        averages=True,
+        gradients=False,
         budget=Budget(24),
     ),
     "volume": Estimator(
@@ -116,6 +131,8 @@ ESTIMATORS: dict[str, Estimator] = {  # the budgets are cheap; chains that do no
         "Scherlis & Belrose 2025, arXiv 2501.18812",
         "#56b4e9",
         lowest=-math.inf,
+        logarithm=True,
+        gradients=False,
     ),
     "simplex": Estimator(
         simplex,
@@ -124,6 +141,8 @@ ESTIMATORS: dict[str, Estimator] = {  # the budgets are cheap; chains that do no
         "Benton et al. 2021, arXiv 2102.13042",
         "#cc78bc",
         lowest=-math.inf,
+        averages=True,
+        logarithm=True,
         budget=Budget(2, 15),
         options={"corners": 2, "points": 24},
     ),
@@ -134,6 +153,7 @@ ESTIMATORS: dict[str, Estimator] = {  # the budgets are cheap; chains that do no
         "Li et al. 2018, arXiv 1804.08838",
         "#de8f05",
         highest="D",
+        averages=True,
         budget=Budget(4, 20),
     ),
     "curvature": Estimator(
@@ -150,8 +170,9 @@ ESTIMATORS: dict[str, Estimator] = {  # the budgets are cheap; chains that do no
         "1",
         "Lau et al. 2023, arXiv 2308.12108",
         "#ca9161",
-        more=-1,
+        sign=-1,
         highest="D/2",
+        averages=True,
         budget=Budget(4, 200),
         options={"reach": 2.0},
     ),
@@ -188,15 +209,15 @@ def table() -> pd.DataFrame:
     """The estimators, their units, directions, ranges and sources, for people."""
     rows = {
         name: (
-            e.what,
+            e.description,
             e.unit,
-            "larger" if e.more > 0 else "smaller",
+            "larger" if e.sign > 0 else "smaller",
             f"{e.lowest:g} to {e.highest}".replace("-inf", "−∞"),
             e.source,
         )
         for name, e in ESTIMATORS.items()
     }
-    return pd.DataFrame(rows, ["what", "unit", "a larger number is a … manifold", "valid range", "source"]).T
+    return pd.DataFrame(rows, ["description", "unit", "a larger number is a … manifold", "valid range", "source"]).T
 
 
 def usual_range(values: xr.DataArray, share: float = 0.9) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from mmstudy.batched.asked import measurable
 from mmstudy.batched.determinism import check
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
-from mmstudy.core import arguments, progress, results
+from mmstudy.core import arguments, paths, progress, results
 from mmstudy.expansion import asked as expansion
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.ranking import given, places, policy, settings
@@ -88,6 +88,9 @@ def rank_expansions(
             group of candidates at a time; they must see `folder`.
         say: what is told on the way goes there.
 
+    Returns:
+        The candidates in the order in which one should train them; its `best` is the network to go on with.
+
     Raises:
         TypeError: an argument of another kind.
         ValueError: one that is out of range, a loader that gives nothing or never the same, a loss that is not finite,
@@ -97,16 +100,19 @@ def rank_expansions(
         ConnectionError: the scheduler is gone; what was finished is kept.
     """
     network = arguments.network(network)
-    given.in_range(budget, full_steps, accumulate, measured_examples, clip, autocast, seed)
+    budget, full_steps, accumulate, measured_examples, clip, seed = given.in_range(
+        budget, full_steps, accumulate, measured_examples, clip, autocast, seed
+    )
     training = Training(
         arguments.function(loss_fn), train_loader, optimizer, schedule, clip, autocast, accumulate, train, seed
     )
-    device, folder = device_of(network), given.folder(folder)
+    device, folder = device_of(network), paths.folder(folder)
     given.functions(network, training, metric, say)
     chosen = None if pool is None else given.pool(pool)
     score = metric if metric is not None else accuracy if loss_fn is classification else None
     seen = given.first_batches(train_loader, seed, "train_loader")
-    batch = arguments.batch(moved(seen[0], device))
+    with given.of("train_loader"):
+        batch = arguments.batch(moved(seen[0], device))
     measured = given.measured_part(validation_loader, measured_examples, seed, device)
     given.fit(network, batch, loss_fn, "train_loader")
     measurable([network], measured, loss_fn, given.fit(network, measured, loss_fn, "validation_loader"))
@@ -134,7 +140,7 @@ def rank_expansions(
         seen_of = _carried_out(rows, how, full_steps, [*sizes.values(), own], looks)
     ranking = Ranking(concluded(rows, how, full_steps, seen_of, refused), rows)
     results.save(ranking.data, folder / "ranking.nc")
-    say(ranking.words)
+    say(ranking.summary)
     return ranking
 
 

@@ -2,10 +2,9 @@
 
 import copy
 import inspect
-import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,8 +28,10 @@ MOST_BATCHES, MOST_STEPS = 10_000, 10**9  # that make one step, or one training
 KEPT = ("step", "state_dict", "load_state_dict")  # what a schedule must have, to be gone on with
 
 
-def in_range(budget: Any, full_steps: Any, accumulate: Any, examples: Any, clip: Any, autocast: Any, seed: Any) -> None:
-    """Refuse numbers that are out of range.
+def in_range(
+    budget: Any, full_steps: Any, accumulate: Any, examples: Any, clip: Any, autocast: Any, seed: Any
+) -> tuple[float, int, int, int, float | None, int]:
+    """The numbers, autocast left out, as Python's own; those that are out of range are refused.
 
     Raises:
         TypeError: no numbers.
@@ -38,14 +39,16 @@ def in_range(budget: Any, full_steps: Any, accumulate: Any, examples: Any, clip:
     """
     if arguments.number(budget, "budget", 0) > 1:
         raise ValueError(f"budget is a share of training all candidates, above 0 and at most 1; got {budget}")
-    arguments.whole(accumulate, "accumulate", 1, MOST_BATCHES)
-    for name, value in (("full_steps", full_steps), ("measured_examples", examples)):
-        arguments.whole(value, name, 1, MOST_STEPS)
-    arguments.whole(seed, "seed")
-    if clip is not None:
-        arguments.number(clip, "clip", 0)
     if autocast not in (None, torch.bfloat16):
         raise ValueError(f"autocast must be torch.bfloat16 (float16 needs a scaled loss: give train=); got {autocast}")
+    return (
+        float(budget),
+        arguments.whole(full_steps, "full_steps", 1, MOST_STEPS),
+        arguments.whole(accumulate, "accumulate", 1, MOST_BATCHES),
+        arguments.whole(examples, "measured_examples", 1, MOST_STEPS),
+        None if clip is None else arguments.number(clip, "clip", 0),
+        arguments.whole(seed, "seed"),
+    )
 
 
 def functions(network: nn.Module, training: Training, metric: Any, say: Any) -> None:
@@ -116,8 +119,20 @@ def fit(network: nn.Module, batch: Batch, loss_fn: LossFn, name: str) -> list[fl
         TypeError: no batch for this loss.
         ValueError: the loss fails on it, or is no finite number.
     """
-    try:
+    with of(name):
         return asked.fit(network, batch, loss_fn)[2]
+
+
+@contextmanager
+def of(name: str) -> Iterator[None]:
+    """What is refused, with the name of the loader that gave it.
+
+    Raises:
+        TypeError: one is raised.
+        ValueError: one is raised.
+    """
+    try:
+        yield
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from error
 
@@ -152,21 +167,6 @@ def pool(given: Any) -> Mapping[str, Candidate]:
     if len(given) < 2:
         raise ValueError(f"needs at least two candidates to compare; got {list(given)}")
     return given
-
-
-def folder(given: Any) -> Path:
-    """A folder, as far as it can be one.
-
-    Raises:
-        TypeError: no path.
-        ValueError: a file.
-    """
-    if not isinstance(given, str | os.PathLike):
-        raise TypeError(f'folder must be a path, such as "ranking"; got {arguments.described(given)}')
-    path = Path(given)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"folder must be a folder; {path} is a file")
-    return path
 
 
 def first_batches(loader: Iterable[Batch], seed: int, name: str) -> list[Batch]:
@@ -205,4 +205,5 @@ def measured_part(loader: Iterable[Batch], examples: int, seed: int, device: tor
             parts.append(moved(part, device))
             if sum(map(engine.count, parts)) >= examples:
                 break
-    return arguments.batch(engine.take(engine.joined(parts), slice(examples)))
+    with of("validation_loader"):
+        return arguments.batch(engine.take(engine.joined(parts), slice(examples)))

@@ -7,6 +7,7 @@ from concurrent.futures import as_completed
 from functools import lru_cache
 from pathlib import Path
 
+from mmstudy.batched import hooks
 from mmstudy.core import cluster, results
 from mmstudy.ranking.rows import Row, Rows
 
@@ -16,7 +17,10 @@ Looks = Callable[[Sequence[Sequence[str]], int, Callable[[int], object]], Iterat
 
 @contextlib.contextmanager
 def looking(rows: Rows, scheduler: str, say: Callable[[str], object]) -> Iterator[Looks]:
-    """How rows are looked at; what they are is written into their folder for the workers of a cluster.
+    """Where rows are trained for a while; what they are is written into their folder for the workers of a cluster.
+
+    Yields:
+        How groups of rows are looked at, here or by the workers.
 
     Raises:
         ValueError: what `cluster.executor` refuses, or rows that cannot be sent to another process.
@@ -25,6 +29,8 @@ def looking(rows: Rows, scheduler: str, say: Callable[[str], object]) -> Iterato
     if not scheduler:
         yield lambda groups, steps, stepped: (rows.at(group, steps, stepped) for group in groups)
         return
+    if found := hooks.on_gradients(rows.network):
+        raise ValueError(f"{found[0][0]}, which may be lost on the way to a worker: rank without scheduler=")
     with cluster.executor(scheduler, folder=rows.folder, say=say) as workers:
         assert rows.groups  # found once, by growing, and sent along
         sent = _sent(rows)

@@ -52,7 +52,9 @@ def default(network: nn.Module, batch: Batch, loss_fn: LossFn, covered: Coverage
         "extra_layers": (1,),
         "deeper": (*dict.fromkeys(exact[:1]), "deeper_random"),
     }
-    pool = asked.candidate_pool(network, batch, loss_fn, covered=covered, locations=where, **options)
+    if where:
+        options["locations"] = where
+    pool = asked.candidate_pool(network, batch, loss_fn, covered=covered, **options)
     kept, short = _ends_and_middles(network), {"&".join(names): kind for kind, names in alike.items()}
     found = {}
     for label, candidate in pool.items():

@@ -141,7 +141,7 @@ class Ranking:
     rows: Rows
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """What to do, and how sure that is."""
         return in_words(self.data)
 
@@ -168,12 +168,12 @@ class Ranking:
 
     def __str__(self) -> str:
         shown = self.table[["gain", "low", "high", "chance", "status", "parameters"]]
-        return f"{self.words}\n\n{shown.to_string(float_format=lambda value: f'{value:.4g}')}"
+        return f"{self.summary}\n\n{shown.to_string(float_format=lambda value: f'{value:.4g}')}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        paragraphs = "".join(f"<p>{line}</p>" for line in self.words.splitlines())
+        paragraphs = "".join(f"<p>{line}</p>" for line in self.summary.splitlines())
         return paragraphs + self.table.to_html(float_format=lambda value: f"{value:.4g}")
 
 

@@ -1,6 +1,5 @@
 """The rows of a ranking: grown anew, trained as far as is asked, and looked at; what was seen is kept."""
 
-import copy
 import json
 import math
 import time
@@ -17,6 +16,7 @@ from mmstudy.batched.ensemble import losses, stack
 from mmstudy.core import results
 from mmstudy.expansion import optimizers, pools
 from mmstudy.expansion.candidate import Averages, Candidate, Expansion
+from mmstudy.expansion.replacing import parted
 from mmstudy.ranking import policy, settings
 from mmstudy.ranking.together import fit, together_at_most
 from mmstudy.ranking.training import Run, Training, advance, begun, resume
@@ -182,10 +182,10 @@ def accuracy(model: Model, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def unchanged(network: nn.Module) -> Expansion:
-    """A copy of the network, as an expansion that expands nothing."""
+    """A copy of the network with its hooks, as an expansion that expands nothing."""
 
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
         return dict(averages)
 
     names = {name: name for name, _ in network.named_parameters()}
-    return Expansion(copy.deepcopy(network), names, frozenset(), frozenset(), carry)
+    return Expansion(parted(network, network), names, frozenset(), frozenset(), carry)

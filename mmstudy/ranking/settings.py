@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from mmstudy.batched import hooks
 from mmstudy.batched.engine import Batch
 from mmstudy.core import results, sources
 from mmstudy.expansion.candidate import Candidate
@@ -38,6 +39,7 @@ def of(
     state = optimizer.state_dict()["state"] if optimizer else {}
     return {
         "network": hash_of(type(network).__qualname__, network.state_dict()),
+        "gradient hooks": hash_of(*(f"{place}: {_code(hook)}" for place, hook in hooks.on_gradients(network))),
         "pool": hash_of(*(f"{label}: {candidate}, {candidate.seed}" for label, candidate in pool.items())),
         "loader": hash_of(list(batches)),
         "validation data": hash_of(measured),

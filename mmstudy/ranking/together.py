@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from mmstudy.batched import engine
+from mmstudy.batched import engine, hooks
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import Ensemble, at, at_once, stack, vectors
 from mmstudy.batched.replay import ALONE
@@ -34,9 +34,11 @@ CLOSE = 1e-3  # relative: by how much losses, gradients and statistics may diffe
 def fit(networks: Sequence[nn.Module], optimizers: Sequence[Optimizer | None], batch: Batch, loss_fn: LossFn) -> bool:
     """Whether networks train together, and gain by it.
 
-    They are small, of one shape, and have the losses and gradients together that they have alone on this batch. All are
-    as they were afterwards, and so are torch's random numbers.
+    They are small, of one shape, without hooks on gradients, and have the losses and gradients together that they have
+    alone on this batch. All are as they were afterwards, and so are torch's random numbers.
     """
+    if any(map(hooks.on_gradients, networks)):
+        return False
     try:
         ensemble = stack(networks)
     except ValueError:

@@ -70,7 +70,7 @@ def jobs(
         sizes: what else `sensitivity` takes: `children`, `child_steps`, `chain_steps`.
         turns: rounds of expansions in a row.
     """
-    same = {"operators": operators, "factor": FACTOR, "seeds": seeds}
+    same: dict[str, Any] = {"operators": operators, "factor": FACTOR, "seeds": seeds}
     parts: dict[str, Callable[[Task], xr.Dataset]] = {
         "size": partial(sensitivity.sensitivity, protocol=protocol, shape=pool, **sizes),
         "row": partial(rounds.in_a_row, protocol=protocol, rounds=turns, **same),

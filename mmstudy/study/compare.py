@@ -49,10 +49,10 @@ def _indexed(dataset: xr.Dataset) -> xr.Dataset:
 
 def _difference(ours: xr.DataArray, theirs: xr.DataArray) -> tuple[int, float, float]:
     try:
-        a, b = xr.align(ours, theirs, join="inner")
+        ours, theirs = xr.align(ours, theirs, join="inner")
     except ValueError:  # dimensions without names, of other lengths: nothing says what belongs together
         return 0, np.nan, np.nan
-    a, b = a.values.astype(float), b.transpose(*a.dims).values.astype(float)
+    a, b = ours.values.astype(float), theirs.transpose(*ours.dims).values.astype(float)
     if not a.size:
         return 0, np.nan, np.nan
     unlike = np.where(np.isnan(a) & np.isnan(b), 0.0, np.where(a == b, 0.0, np.abs(a - b)))

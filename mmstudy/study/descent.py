@@ -25,11 +25,11 @@ from mmstudy.tracing.couplings import couplings
 FITTED = 1.0  # percent of the training examples that a network which interpolates may get wrong
 
 
-def padded(network: MLP, width: int) -> MLP:
+def padded(network: nn.Module, width: int) -> MLP:
     """The same function as a perceptron with so many units in every hidden layer, the new ones without weights."""
-    layers = [*network.hidden, network.head]
-    wide = MLP(layers[0].in_features, [width] * len(network.hidden), network.head.out_features)
-    for old, new in zip(layers, [*wide.hidden, wide.head], strict=True):
+    layers = _layers(network)
+    wide = MLP(layers[0].in_features, [width] * (len(layers) - 1), layers[-1].out_features)
+    for old, new in zip(layers, _layers(wide), strict=True):
         rows, columns = old.weight.shape
         nn.init.zeros_(new.weight)
         nn.init.zeros_(new.bias)
@@ -39,15 +39,15 @@ def padded(network: MLP, width: int) -> MLP:
     return wide
 
 
-def unpadded(network: MLP, width: int) -> MLP:
+def unpadded(network: nn.Module, width: int) -> MLP:
     """What `padded` came from, of so many units in every hidden layer.
 
     Raises:
         ValueError: a unit beyond them has a weight.
     """
-    layers = [*network.hidden, network.head]
-    small = MLP(layers[0].in_features, [width] * len(network.hidden), network.head.out_features)
-    for old, new in zip([*small.hidden, small.head], layers, strict=True):
+    layers = _layers(network)
+    small = MLP(layers[0].in_features, [width] * (len(layers) - 1), layers[-1].out_features)
+    for old, new in zip(_layers(small), layers, strict=True):
         rows, columns = old.weight.shape
         if any(rest.any() for rest in (new.weight[rows:], new.weight[:, columns:], new.bias[rows:])):
             raise ValueError(f"the network is no padded one of width {width}: a unit beyond has weights")
@@ -55,6 +55,12 @@ def unpadded(network: MLP, width: int) -> MLP:
             old.weight.copy_(new.weight[:rows, :columns])
             old.bias.copy_(new.bias[:rows])
     return small
+
+
+def _layers(network: nn.Module) -> list[nn.Linear]:
+    """The layers of a perceptron, the head last."""
+    assert isinstance(network, MLP)
+    return [*network.hidden, network.head]
 
 
 def descent(
@@ -94,9 +100,9 @@ def descent(
     gain = np.full((len(operators), len(widths), seeds), np.nan)
     gain[:, [i for i, width in enumerate(widths) if factor * width <= most]] = found[0] - found[1:]
     table = {name: (("width", "seed"), each.reshape(-1, seeds)) for name, each in _errors(scratch, data).items()}
-    table["gain"] = ("operator", "width", "seed"), gain
-    table["parameters"] = "width", [networks.count_parameters(one) for one in fresh[::seeds]]
-    return xr.Dataset(table, {"width": list(widths), "operator": list(operators), "seed": range(seeds)})
+    gains = {"gain": (("operator", "width", "seed"), gain)}
+    sizes = {"parameters": ("width", [networks.count_parameters(one) for one in fresh[::seeds]])}
+    return xr.Dataset(table | gains | sizes, {"width": list(widths), "operator": list(operators), "seed": range(seeds)})
 
 
 def _trained(

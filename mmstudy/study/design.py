@@ -23,7 +23,7 @@ from mmstudy.study.protocol import Protocol
 from mmstudy.tracing.couplings import couplings
 
 PARTS = ("pilot", "confirmation")
-SHAPES = {  # of pools: what `pools.candidate_pool` takes
+SHAPES: dict[str, dict[str, Any]] = {  # of pools: what `pools.candidate_pool` takes
     "MLP": {"factors": (1.5, 2, 4, 8), "extra_layers": (1, 2), "matched": (2,)},
     "other": {"factors": (2,), "extra_layers": (1,), "matched": ()},
 }
@@ -99,17 +99,19 @@ def pool(task: Task, data: Data, shape: Mapping[str, Any] | None = None) -> tupl
     """The task's candidates by label, and those that were refused, with the reason.
 
     Args:
-        shape: options of `pools.candidate_pool`, instead of the study's.
+        shape: options of `pools.candidate_pool`, instead of the study's. Without `wider`, `deeper` or `locations`
+            among them, those are the study's.
     """
     network, examples = tasks.base(task, data), shown(data)
     options = dict(shape or SHAPES.get(task.family, SHAPES["other"]))
     if task.family != "MLP":
-        options["locations"] = locations(network, examples.inputs)
-    deeper = [name for name in DEEPER if name not in SAME.get(task.family, ())]
+        options.setdefault("locations", locations(network, examples.inputs))
+    options.setdefault("deeper", [name for name in DEEPER if name not in SAME.get(task.family, ())])
+    ways = (options.pop("wider"),) if "wider" in options else (wider_operators(task), (SPARE,))
     kept: dict[str, Candidate] = {}
     refused: dict[str, str] = {}
-    for wider in (wider_operators(task), (SPARE,)):
-        found = pools.candidate_pool(network, examples.inputs, wider=wider, deeper=deeper, **options)
+    for wider in ways:
+        found = pools.candidate_pool(network, examples.inputs, wider=wider, **options)
         found = {label: each for label, each in found.items() if label not in kept and label not in refused}
         reasons = pools.pool_table(found, network, examples)["refused"]
         kept |= {label: each for label, each in found.items() if not reasons[label]}

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from mmstudy.study.protocol import Protocol
 
-ALIGNED = {"data_vars": "minimal", "coords": "minimal", "compat": "equals", "join": "exact"}
+ALIGNED: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "equals", "join": "exact"}
 BITS = 14  # of a mantissa that are kept: an error below 1 in 32,000
 
 

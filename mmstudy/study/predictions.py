@@ -25,41 +25,33 @@ def predictions(experiment: xr.Dataset) -> xr.Dataset:
     columns: dict[str, np.ndarray] = {}
     about: dict[str, tuple[str, str, float, float, bool]] = {}  # measure, family, cost, progress, may be combined
 
-    def add(name: str, value: xr.DataArray, sign: int, *rest: str | float | bool) -> None:
+    def add(name: str, value: xr.DataArray, sign: int, row: tuple[str, str, float, float, bool]) -> None:
         columns[name] = sign * _rounded(value.values.astype(float))
-        about[name] = rest  # type: ignore[assignment]
+        about[name] = row
 
     full = pool["full_cost"]
     for name, each in PREDICTORS.items():
         if name not in pool:  # entered since
             continue
         cost = float((each.passes * np.minimum(pool["probe_examples"], each.examples) / full).mean())
-        add(name, pool[name], each.sign, name, each.family, cost, np.nan, each.combined)
+        add(name, pool[name], each.sign, (name, each.family, cost, np.nan, each.combined))
     for name, signal in SIGNALS.items():
-        value = signal.of(pool)
+        value = signal.compute(pool)
         own = float((pool["cost"].sel(expense=list(signal.expenses)).sum("expense") / full).mean())
         if signal.separate:
-            add(name, value, signal.sign, name, signal.family, own, np.nan, signal.combined)
+            add(name, value, signal.sign, (name, signal.family, own, np.nan, signal.combined))
             continue
         for share in pool["progress"].values.tolist():
             at = value.sel(progress=share)
             if at.notnull().any():
-                more = name, signal.family, share + own, share, signal.combined
-                add(f"{name} @{100 * share:g}%", at, signal.sign, *more)
+                row = name, signal.family, share + own, share, signal.combined
+                add(f"{name} @{100 * share:g}%", at, signal.sign, row)
     for name, estimator in ESTIMATORS.items():
         for share in pool["progress"].values.tolist() if f"{name}_size" in pool else ():
-            at, children = pool.sel(progress=share), float((pool["cost"].sel(expense="children") / full).mean())
-            cost = share + children + float((at[f"{name}_size_cost"] / full).mean())
-            add(
-                f"{name}_size @{100 * share:g}%",
-                at[f"{name}_size"],
-                estimator.more,
-                f"{name}_size",
-                SIZE,
-                cost,
-                share,
-                True,
-            )
+            then, children = pool.sel(progress=share), float((pool["cost"].sel(expense="children") / full).mean())
+            cost = share + children + float((then[f"{name}_size_cost"] / full).mean())
+            row = f"{name}_size", SIZE, cost, share, True
+            add(f"{name}_size @{100 * share:g}%", then[f"{name}_size"], estimator.sign, row)
     task = pool["task"].values
     counted = statistics.shares(columns[COUNTING], task)
     for name in [name for name, row in about.items() if row[-1]]:
@@ -71,8 +63,8 @@ def predictions(experiment: xr.Dataset) -> xr.Dataset:
     coords = {name: ("predictor", list(column)) for name, column in fields.items()}
     coords["combined"] = ("predictor", [name.endswith(f"+ {COUNTING}") for name in columns])
     coords["predictor"] = ("predictor", list(columns))
-    value = (("candidate", "predictor"), np.stack(list(columns.values()), axis=1))
-    return xr.Dataset({"value": value}, {name: pool[name] for name in COORDINATES} | coords)
+    values = {"value": (("candidate", "predictor"), np.stack(list(columns.values()), axis=1))}
+    return xr.Dataset(values, {name: pool[name] for name in COORDINATES} | coords)
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:

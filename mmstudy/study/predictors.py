@@ -40,14 +40,20 @@ def check_declared(what: str, sign: Any, family: Any) -> None:
 class Predictor:
     """A number for each candidate right after expansion, and what is expected of it.
 
-    `sign`: +1 where a larger value is expected to go with a larger gain, −1 where a smaller one is; `words` and `unit`
-    say what it is, `source` where it comes from; figures give each `family` a colour. `compute`: (networks, probe
-    examples) → one number for each network, at a cost of so many `passes` over each example, or over as many `examples`
-    if there are more. `combined`: whether its ranks are also averaged with those of the parameter count.
+    Attributes:
+        sign: +1 where a larger value is expected to go with a larger gain, −1 where a smaller one is.
+        description: what it is, in a few words.
+        unit: of the number.
+        family: one of `FAMILIES`; each has a colour in figures.
+        source: the paper.
+        compute: (networks, probe examples) → one number for each network.
+        passes: its cost: so many passes over each example.
+        examples: the examples that it takes, if there are more.
+        combined: whether its ranks are also averaged with those of the parameter count.
     """
 
     sign: int
-    words: str
+    description: str
     unit: str = "1"
     family: str = STATIC
     source: str = ""
@@ -222,7 +228,7 @@ def start_values(ensemble: Ensemble, batch: Batch) -> dict[str, Tensor]:
     return values
 
 
-def words(others: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+def variables(others: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
     """(unit, long name) of every predictor, of its standard error, and of other variables of the experiment.
 
     Raises:
@@ -231,9 +237,9 @@ def words(others: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
     if taken := sorted(PREDICTORS.keys() & others.keys()):
         raise ValueError(f"the experiment has variables {taken} already: enter the predictor by another name")
     found = dict(others)
-    found |= {name: (each.unit, each.words) for name, each in PREDICTORS.items()}
+    found |= {name: (each.unit, each.description) for name, each in PREDICTORS.items()}
     for name, each in ESTIMATORS.items():
-        found[f"{name}_size"] = each.unit, f"{each.what}, at the children's centre"
+        found[f"{name}_size"] = each.unit, f"{each.description}, at the children's centre"
         found[f"{name}_size_se"] = each.unit, f"standard error of {name}_size"
         found[f"{name}_size_status"] = "1", f"ok where {name}_size can be trusted, and else why not"
         found[f"{name}_size_cost"] = "example-evaluations", f"cost of {name}_size alone"

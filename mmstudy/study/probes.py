@@ -30,7 +30,7 @@ def probe(
     level: float,
     protocol: Protocol,
 ) -> xr.Dataset:
-    """Losses, children and rays of so many networks, over (network); see `sweep.words` for the variables.
+    """Losses, children and rays of so many networks, over (network); see `sweep.variables` for the variables.
 
     Where a network or one of its children has diverged, everything is NaN.
 
@@ -100,13 +100,12 @@ def _rays(
         "random": (centre, random),
         "gradient": (points, torch.cat([-step, step], dim=1)),
     }
-    places, rows = profiles.multiples(protocol.doublings), []
+    places, rows, dims = profiles.multiples(protocol.doublings), [], ("network", "ray", "place")
     for kind, (origin, ways) in kinds.items():
         loss = profiles.profiles(objective, origin, ways, places)
         start = objective(origin).unsqueeze(1).expand(ways.shape[:2])
-        found = {"ray_length": ways.double().norm(dim=-1), "ray_origin": start}
-        variables = {name: (("network", "ray"), value.cpu().numpy()) for name, value in found.items()}
-        variables["ray_loss"] = ("network", "ray", "place"), loss.cpu().numpy()
+        found = {"ray_length": ways.double().norm(dim=-1), "ray_origin": start, "ray_loss": loss}
+        variables = {name: (dims[: value.ndim], value.cpu().numpy()) for name, value in found.items()}
         rows.append(xr.Dataset(variables, {"kind": ("ray", [kind] * ways.shape[1]), "place": places}))
     return xr.concat(rows, "ray")
 

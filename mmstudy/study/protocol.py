@@ -50,9 +50,9 @@ class Protocol:
 
     def __post_init__(self):
         for name in ("steps", "batch", "validations", "test_examples", "bins", "child_steps", "probe_examples"):
-            arguments.whole(getattr(self, name), name, 1)
+            object.__setattr__(self, name, arguments.whole(getattr(self, name), name, 1))
         for name in ("seeds", "children", "random_rays", "traces", "doublings"):
-            arguments.whole(getattr(self, name), name)
+            object.__setattr__(self, name, arguments.whole(getattr(self, name), name))
         for name in ("step_size", "margin"):
             arguments.number(getattr(self, name), name, 0)
         arguments.momentum(self.momentum)

@@ -192,7 +192,7 @@ def _between_minibatches(products: Float[Tensor, "k n n"]) -> Float[Tensor, "k m
 
 def _least(pairs: Float[Tensor, "k m m"]) -> Float[Tensor, " k"]:
     """The smallest entry beside the diagonal; NaN if there is none."""
-    first, second = torch.triu_indices(*pairs.shape[1:], offset=1)
+    first, second = torch.triu_indices(pairs.shape[1], pairs.shape[2], offset=1)
     beside = pairs[:, first, second]
     return beside.amin(1) if len(first) else beside.new_full((len(pairs),), torch.nan)
 

@@ -126,7 +126,7 @@ def _at_once(
 ) -> xr.Dataset:
     """All that is measured after one share of the training, over (child_steps, children)."""
     split = probe_split(task, data, protocol)
-    options = {"training": data.training, "minibatch": protocol.batch, "take": take(data, protocol)}
+    options: dict[str, Any] = {"training": data.training, "minibatch": protocol.batch, "take": take(data, protocol)}
     objectives = [of_networks(one, split, **options) for one in looks]
     order = minibatch_order(task, data, protocol, [f"child {i}" for i in range(max(children))], max(child_steps))
     parts = [
@@ -151,7 +151,7 @@ def _at_once(
     ]
     size, status = (np.concatenate([one[name].values for one in found]) for name in ("size", "status"))
     most, _ = sizes[max(child_steps), max(children)]
-    return table.assign(_coefficients(LLC.more * size, most[0], gain, status == "ok"))
+    return table.assign(_coefficients(LLC.sign * size, most[0], gain, status == "ok"))
 
 
 def above(objective: Objective, parents: Float[torch.Tensor, "m dim"]) -> Objective:
@@ -197,8 +197,8 @@ def _profiles(
                 losses.append(profiles.profiles(objective, centre, along, places).where(known, torch.nan))
                 origins.append(objective(centre).unsqueeze(1).expand(along.shape[:2]).where(known[..., 0], torch.nan))
             dims = ("candidate", "draw", "ray", "place")
-            variables = {"ray_loss": (dims, torch.stack(losses, 1).numpy())}
-            variables["ray_origin"] = dims[:-1], torch.stack(origins, 1).numpy()
+            stacked = {"ray_loss": torch.stack(losses, 1), "ray_origin": torch.stack(origins, 1)}
+            variables = {name: (dims[: value.ndim], value.numpy()) for name, value in stacked.items()}
             found[steps, count] = xr.Dataset(variables, {"place": places})
     return found
 

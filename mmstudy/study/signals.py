@@ -19,17 +19,23 @@ from mmstudy.study.predictors import LOSS, SIZE, VALIDATION, check_declared
 class Signal:
     """A number for each candidate at each moment of its training, and what is expected of it.
 
-    `sign`: +1 where a larger value is expected to go with a larger gain, −1 where a smaller one is; `of`: how it is
-    read from the experiment; `expenses`: what it takes beside the training up to there (`Protocol.costs`); `combined`:
-    whether its ranks are also averaged with those of the parameter count. A signal of a short run of its own,
-    `separate`, has no progress, and takes no training up to there.
+    Attributes:
+        sign: +1 where a larger value is expected to go with a larger gain, −1 where a smaller one is.
+        description: what it is, in a few words.
+        unit: of the number.
+        family: one of `predictors.FAMILIES`.
+        compute: (experiment) → the number, over (candidate, progress).
+        expenses: what it takes beside the training up to there (`Protocol.costs`).
+        source: the paper.
+        combined: whether its ranks are also averaged with those of the parameter count.
+        separate: it comes from a short run of its own: it has no progress, and takes no training up to there.
     """
 
     sign: int
-    words: str
+    description: str
     unit: str
     family: str
-    of: Callable[[xr.Dataset], xr.DataArray]
+    compute: Callable[[xr.Dataset], xr.DataArray]
     expenses: tuple[str, ...] = ()
     source: str = ""
     combined: bool = True
@@ -50,7 +56,7 @@ WAYS = {"children": (*CENTRE, "children's rays"), "snapshots": ("centre", "snaps
 
 
 def _recorded(rows: Mapping[str, tuple], separate: bool = False) -> dict[str, Signal]:
-    """Signals that are variables of the experiment: (sign, words, unit, family, expenses) and, if any, the source."""
+    """Signals that are variables of the experiment: (sign, description, unit, family, expenses, source if any)."""
     found = {}
     for name, (sign, text, unit, family, expenses, *source) in rows.items():
         of = partial(derived.recorded, name=name)

@@ -12,6 +12,7 @@ import xarray as xr
 from jaxtyping import Float, Int
 from scipy import stats
 
+from mmstudy.expansion.operators import OPERATORS
 from mmstudy.expansion.pools import SAME_SIZE
 
 UNITS = {"accuracy": 100.0, "nll": -1.0, "ece": -100.0}  # of a gain: percentage points or nats, more is better
@@ -22,10 +23,6 @@ OF_TASKS = {  # what all candidates of a task share, by its name along task; pre
     "label_noise": "label_noise",
     "part": "part",
 }
-CLASSES = {
-    "deeper_identity": "deeper",
-    "deeper_random": "deeper",
-}  # of operators; a wider one is its own class
 EXPANSION, REFERENCE = "expansion", "reference"  # the roles of rows
 DECIMALS = 9  # gains that differ beyond are equal: means of the same scores differ in their rounding
 FEWEST = 4  # candidates in which an order is looked for
@@ -146,7 +143,7 @@ def scores(
     given = {"parameters": [experiment["parameters"]]} if given is None else given
     gain = gains(experiment)["gain"].sel(score=score, checkpoint=checkpoint, drop=True)
     value = predicted["value"].transpose("candidate", "predictor").reset_coords(drop=True)
-    rows = expansions(experiment[["parameters"]].assign(gain=gain, value=value, **_columns(given)))
+    rows = expansions(experiment[["parameters"]].assign({"gain": gain, "value": value} | _columns(given)))
     parts = []
     for task, one in by_task(rows):
         known = np.isfinite(one["gain"].values)
@@ -172,7 +169,7 @@ def _of_task(one: xr.Dataset, given: Sequence[str]) -> xr.Dataset:
     y, size = np.round(one["gain"].values, DECIMALS), one["parameters"].values
     values = ranked_last(one["value"].values.T)  # (predictor, candidate)
     operator = one["operator"].values.tolist()
-    classes = np.array([CLASSES.get(each, each) for each in operator])
+    classes = np.array([OPERATORS[each].family or each if each in OPERATORS else each for each in operator])
     counts = {each: int((classes == each).sum()) for each in dict.fromkeys(classes.tolist())}
     counts = {each: count for each, count in counts.items() if count >= FEWEST}
     inside = [spearman(values[:, classes == each], y[classes == each]) for each in counts]
@@ -193,10 +190,12 @@ def _of_task(one: xr.Dataset, given: Sequence[str]) -> xr.Dataset:
     }
     data = {name: ("predictor", value) for name, value in per.items()}
     partials = [partial_spearman(values, y, one[f"given {name}"].values) for name in given]
-    data["partial"] = ("given", "predictor"), np.reshape(partials, (len(given), len(values)))
-    data["spearman_class"] = ("class", "predictor"), np.reshape(inside, (len(counts), len(values)))
+    tables = {
+        "partial": (("given", "predictor"), np.reshape(partials, (len(given), len(values)))),
+        "spearman_class": (("class", "predictor"), np.reshape(inside, (len(counts), len(values)))),
+    }
     coords = {"given": list(given), "class": list(counts), "predictor": one["predictor"].values}
-    return xr.Dataset(data, coords).assign(candidates=len(y))
+    return xr.Dataset(data | tables, coords).assign(candidates=len(y))
 
 
 def _place(label: str) -> str:

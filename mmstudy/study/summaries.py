@@ -89,8 +89,8 @@ def along_training(table: xr.DataArray, measures: Sequence[str]) -> xr.DataArray
         else:
             by_share = one.swap_dims(predictor="progress").reset_coords(drop=True)
             rows.append(by_share.reindex(progress=shares))
-    measure = xr.DataArray(list(measures), dims="measure", name="measure")
-    found = xr.concat([row.transpose("task", "progress") for row in rows], measure)
+    index = xr.DataArray(list(measures), dims="measure", name="measure")
+    found = xr.concat([row.transpose("task", "progress") for row in rows], index)
     return found.assign_coords(family=("measure", families)).transpose("task", "measure", "progress")
 
 

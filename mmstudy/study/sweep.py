@@ -65,7 +65,7 @@ def sweep(
         raise ValueError(f"nothing to measure: {len(pools)} tasks, no candidates for {without}")
     if missing := [str(task) for task in pools if task not in protocols]:
         raise ValueError(f"no protocol for {missing}")
-    known_words, started, cache = words(), time.perf_counter(), Path(cache).absolute()
+    known_words, started, cache = variables(), time.perf_counter(), Path(cache).absolute()
     if executor is None:
         entries.check_importable(entries.from_outside())
     data = {task: load(task) for task in pools}
@@ -96,8 +96,7 @@ def sweep(
     elsewhere = device != "cpu" and not torch.cuda.is_available()  # the workers have it
     dataset.attrs = results.provenance(asked, "cpu" if elsewhere else device)
     dataset.attrs |= {"device": f"{device} of the workers"} if elsewhere else {}
-    dataset.attrs["wall_time_s"] = round(time.perf_counter() - started, 1)
-    return dataset
+    return dataset.assign_attrs(wall_time_s=round(time.perf_counter() - started, 1))
 
 
 def _about(
@@ -218,9 +217,9 @@ def _code() -> str:
     return sources.fingerprint("import mmstudy.study.trials")
 
 
-def words() -> dict[str, tuple[str, str]]:
+def variables() -> dict[str, tuple[str, str]]:
     """(unit, long name) of every variable of the experiment."""
-    return predictors.words(OTHERS)
+    return predictors.variables(OTHERS)
 
 
 OTHERS = {  # the variables that predict nothing by themselves, or are no result

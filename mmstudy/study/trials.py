@@ -140,7 +140,7 @@ def measure(
 ) -> xr.Dataset:
     """Train (labelled) candidates that share one architecture, and networks of that shape to compare them with.
 
-    Returns a Dataset over (candidate, …); see `sweep.words` for the variables.
+    Returns a Dataset over (candidate, …); see `sweep.variables` for the variables.
     """
     small = new_base(task, data)
     parameters = torch.as_tensor(base["base"].values, device=data.training.inputs.device)

@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from mmstudy.batched.engine import LossFn, called_with
 from mmstudy.batched.ensemble import classification
 from mmstudy.batched.modes import measuring
 from mmstudy.core import arguments
+from mmstudy.core.states import restored
 
 HOOKS = ("forward", "forward_pre", "backward", "backward_pre", "state_dict", "state_dict_pre")
 
@@ -27,8 +28,8 @@ Output = str | int | Callable[[Any], Any] | None
 class Call:
     """The arguments of a call: `network(*arguments, **options)`, and which part of what it returns counts.
 
-    `output` is a key or attribute ("logits"), a place in a tuple (0), or a function of what the network returns; None
-    is all of it. What does not count may change its shape when a network grows.
+    `output` is a key or attribute ("logits"), a place in a tuple or list (0), or a function of what the network
+    returns; None is all of it. What does not count may change its shape when a network grows.
     """
 
     arguments: tuple = ()
@@ -36,8 +37,13 @@ class Call:
     output: Output = None
 
     def of(self, network: Callable[..., Any]) -> Any:
-        """What the network returns, as far as it counts; it may change its copy of the arguments in place."""
-        return self.mapped(torch.clone).directly(network)
+        """What the network returns, as far as it counts; it may change its copy of the arguments in place.
+
+        What a module's call does to its buffers and attributes is undone, so that all its calls are alike.
+        """
+        fresh = self.mapped(torch.clone)
+        with restored(network) if isinstance(network, nn.Module) else nullcontext():
+            return fresh.directly(network)
 
     def directly(self, network: Callable[..., Any]) -> Any:
         """The same with the arguments themselves."""
@@ -46,7 +52,8 @@ class Call:
     def under(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> Any:
         """The same of the network with other tensors, by name, in the place of its own."""
         fresh = self.mapped(torch.clone)
-        return self._part(called_with(network, tensors, fresh.arguments, dict(fresh.options)))
+        with restored(network):
+            return self._part(called_with(network, tensors, fresh.arguments, dict(fresh.options)))
 
     def mapped(self, function) -> "Call":
         """The call with every tensor replaced by a function of it, in order."""
@@ -56,6 +63,9 @@ class Call:
     def _part(self, returned: Any) -> Any:
         if self.output is None:
             return returned
+        if isinstance(self.output, int) and not (isinstance(returned, tuple | list) or _ordered(returned)):
+            what = arguments.described(returned) if isinstance(returned, Tensor) else f"a {type(returned).__name__}"
+            raise TypeError(f"output={self.output!r} is a place in a tuple or list; the network returns {what}")
         try:
             if callable(self.output):
                 return self.output(returned)
@@ -129,12 +139,15 @@ def _shown(network: nn.Module, batch: Any, loss_fn: LossFn) -> Call:
     batch, loss_fn = arguments.batch(batch), arguments.function(loss_fn)
     calls: list[Call] = []
 
-    def watched(*args: Any, **options: Any) -> Any:
+    def watched(module: nn.Module, args: tuple, options: dict[str, Any]) -> None:
         calls.append(Call(args, options))
-        return network(*args, **options)
 
-    with arguments.explained(batch), torch.no_grad(), torch.random.fork_rng(devices=[]), measuring(network):
-        loss_fn(watched, batch)
+    handle = network.register_forward_pre_hook(watched, prepend=True, with_kwargs=True)
+    try:
+        with arguments.explained(batch), torch.no_grad(), restored(network), measuring(network):
+            loss_fn(network, batch)
+    finally:
+        handle.remove()
     if not calls:
         raise ValueError(f"loss_fn never called the model on this batch: {arguments.described(batch)}")
     return calls[0]
@@ -178,8 +191,16 @@ def _required(taken) -> set[str]:
     return {p.name for p in taken if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
+def _ordered(returned: Any) -> bool:
+    """Whether it is a mapping that is a tuple too, as the outputs of `transformers`, or has whole numbers as keys."""
+    return isinstance(returned, Mapping) and (hasattr(returned, "to_tuple") or any(type(k) is int for k in returned))
+
+
 def tensors(value: Any) -> list[Tensor]:
-    """The tensors of a tree of tuples, lists, mappings and dataclasses; other objects hold none that counts."""
+    """The tensors of a tree of tuples, lists, mappings, dataclasses and objects whose attributes are tensors.
+
+    Other objects hold none that counts.
+    """
     found: list[Tensor] = []
     _mapped(value, found.append)
     return found
@@ -201,36 +222,70 @@ def _mapped(value: Any, function) -> Any:
         for each in fields(value):
             object.__setattr__(new, each.name, _mapped(getattr(value, each.name), function))
         return new
+    if _plain(value):
+        new = copy.copy(value)
+        vars(new).update({name: _mapped(part, function) for name, part in vars(value).items() if part is not value})
+        return new
     return value
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is an object that holds tensors as attributes, as a namespace does; caches of layers hold lists."""
+    if isinstance(value, nn.Module | type) or callable(value):
+        return False
+    return any(isinstance(part, Tensor) for part in getattr(value, "__dict__", {}).values())
+
+
+def resized(call: Call) -> list[Call]:
+    """The call with twice the examples and with half of them; with whole numbers, also with less of their length.
+
+    On a CPU, where a position that a network does not have is an error like any other, with twice their length too.
+    """
+    given = [t for t in call.tensors if t.ndim]
+    if not given:
+        return []
+    count, words = len(given[0]), [t for t in given if t.ndim == 2 and not t.is_floating_point()]
+    found = [_along(call, 0, count, 2 * count)] + [_along(call, 0, count, count // 2)] * (count > 1)
+    if words and words[0].dtype != torch.bool:
+        length, safe = words[0].shape[1], words[0].device.type == "cpu"
+        found += [_along(call, 1, length, length // 2)] * (length > 1)
+        found += [_along(call, 1, length, 2 * length)] * safe
+    return found
+
+
+def _along(call: Call, axis: int, size: int, then: int) -> Call:
+    """The call with another size of what has `size` on an axis: cut, or repeated."""
+
+    def other(tensor: Tensor) -> Tensor:
+        if tensor.ndim <= axis or tensor.shape[axis] != size:
+            return tensor
+        return tensor.narrow(axis, 0, then) if then <= size else torch.cat([tensor, tensor], axis)
+
+    return call.mapped(other)
 
 
 @contextmanager
 def unnoticed(network: nn.Module) -> Iterator[None]:
-    """Calls of the network for a while run no hooks of its user's, and leave its modules' attributes as they were.
+    """Calls of the network for a while run no hooks of its user's, and leave its modules and buffers as they were.
 
     All kinds of hooks are taken off, global ones too, and put back in their order. Those that torch itself puts on
     modules stay, as they compute weights (weight norm, pruning).
     """
-    own = list(network.modules())
-    states = [(vars(module), dict(vars(module))) for module in own]
-    local = [hooks for module in own for kind in HOOKS if (hooks := vars(module).get(f"_{kind}_hooks"))]
+    local = [hooks for m in network.modules() for kind in HOOKS if (hooks := vars(m).get(f"_{kind}_hooks"))]
     everywhere = [hooks for name, hooks in vars(modules).items() if name.startswith("_global_") and "_hooks" in name]
     saved = [(hooks, dict(hooks)) for hooks in (*local, *everywhere)]
     try:
-        for hooks in local:
-            for key in [key for key, hook in hooks.items() if not _of_torch(hook)]:
-                del hooks[key]
-        for hooks in everywhere:
-            hooks.clear()
-        yield
+        with restored(network):
+            for hooks in local:
+                for key in [key for key, hook in hooks.items() if not _of_torch(hook)]:
+                    del hooks[key]
+            for hooks in everywhere:
+                hooks.clear()
+            yield
     finally:
         for hooks, before in saved:
             hooks.clear()
             hooks.update(before)
-        for state, before in states:
-            for key in state.keys() - before.keys():
-                del state[key]
-            state.update(before)
 
 
 def _of_torch(hook: Any) -> bool:

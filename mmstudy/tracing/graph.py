@@ -42,11 +42,6 @@ class Value:
         return self.learned and not self.given and not self.tensor
 
     @property
-    def silencers(self) -> tuple[str, ...]:
-        """The parameters that make it zero where they are zero."""
-        return self.writers or self.passed
-
-    @property
     def shape(self) -> list[int]:
         """The sizes of its axes."""
         return [axis.size for axis in self.axes]
@@ -117,6 +112,11 @@ class Trace:
     def because(self, why: str) -> str:
         """A reason, with the operation that is being followed and its module."""
         return f"{why} ({self.operation} in {self.module or 'the network itself'})"
+
+    def silencers(self, value: Value) -> tuple[str, ...]:
+        """The parameters that make a value zero where they are zero; buffers, such as a constant factor, stay."""
+        several = (tuple(name for name in some if name in self.parameters) for some in (value.writers, value.passed))
+        return next(filter(None, several), ())
 
     def note(self, value: Value | None, axis: int, role: str, fan_in: int | None = None, reads: Value | None = None):
         """Record the role that one axis of a parameter or buffer has; of other values nothing is recorded."""

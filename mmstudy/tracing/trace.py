@@ -5,9 +5,10 @@ dimension, and the rule of each operation (`RULES`) says which axes are the same
 known to work element by element keeps axes apart; any other fixes what it touches, and is named as the reason.
 """
 
+import inspect
 import linecache
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -33,16 +34,39 @@ def register_rule(operation: Any, rule: Any) -> None:
         rule: (trace, shape of the result, *arguments of the operation) → a `Value`, or a list of them; see `graph`.
 
     Raises:
-        TypeError: no operation, or no function.
+        TypeError: no operation, as functions of torch and modules are none, or no function that takes its arguments.
     """
     if not callable(rule):
         raise TypeError(f"a rule must be a function (trace, shape, *arguments) → Value; got {rule!r}")
+    operation = getattr(operation, "_opoverload", operation)  # a custom one, as it stands in a graph
     if isinstance(operation, torch._ops.OpOverloadPacket):
-        RULES.also(*(getattr(operation, name) for name in operation.overloads()))(rule)
-    elif callable(operation):
-        RULES.also(operation)(rule)
+        overloads = [getattr(operation, name) for name in operation.overloads()]
+    elif isinstance(operation, torch._ops.OpOverload):
+        overloads = [operation]
     else:
-        raise TypeError(f"an operation is e.g. torch.ops.aten.cumsum.default; got {operation!r}")
+        raise TypeError(f"an operation is e.g. torch.ops.aten.cumsum.default, as graphs name it; got {operation!r}")
+    if not any(_takes(rule, overload) for overload in overloads):
+        raise TypeError(
+            f"a rule for {operation} must be a function (trace, shape, *arguments) that takes the arguments of "
+            f"{overloads[0]._schema}; got {rule!r}"
+        )
+    RULES.also(*overloads)(rule)
+
+
+def _takes(rule: Any, operation: torch._ops.OpOverload) -> bool:
+    """Whether a rule can be called with some of an operation's arguments, those that have no default among them."""
+    given = [argument for argument in operation._schema.arguments if not argument.kwarg_only]
+    named = [a.name for a in operation._schema.arguments if a.kwarg_only and not a.has_default_value()]
+    least = sum(not argument.has_default_value() for argument in given)
+    try:
+        signature = inspect.signature(rule)
+    except (TypeError, ValueError):  # a function that does not say what it takes
+        return True
+    for count in range(least, len(given) + 1):
+        with suppress(TypeError):
+            signature.bind(None, None, *[None] * count, **dict.fromkeys(named))
+            return True
+    return False
 
 
 def trace(network: nn.Module, batch: Any) -> Trace:
@@ -162,8 +186,8 @@ def _first_names(network: nn.Module) -> dict[str, str]:
 def _walk(result: Trace, module: fx.GraphModule, given: list[Value]) -> Any:
     """Follow every operation of a graph that is called with these values; what it returns."""
     values: dict[fx.Node, Any] = {}
-    waiting, by_hand = iter(given), norms.written_by_hand(module.graph)
-    for node in module.graph.nodes:
+    waiting, by_hand, used = iter(given), norms.written_by_hand(module.graph), _used(module.graph)
+    for node in (node for node in module.graph.nodes if node in used):
         if node.op == "placeholder":
             values[node] = next(waiting)
         elif node.op == "get_attr":
@@ -173,6 +197,25 @@ def _walk(result: Trace, module: fx.GraphModule, given: list[Value]) -> Any:
         else:
             values[node] = _follow(result, node, values, by_hand)
     raise AssertionError("a graph returns something")
+
+
+def _used(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes of a graph without those that nothing reads, such as what was made for its length alone.
+
+    What reads a parameter stays all the same, since that belongs to units; so does what writes into something.
+    """
+    roots = [node for node in graph.nodes if node.op in ("placeholder", "output") or _writes(node)]
+    roots += [node for node in graph.nodes if any(each.op == "placeholder" for each in node.all_input_nodes)]
+    found = set[fx.Node]()
+    while roots:
+        if (node := roots.pop()) not in found:
+            found.add(node)
+            roots += node.all_input_nodes
+    return found
+
+
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _attribute(module: fx.GraphModule, node: fx.Node) -> Any:

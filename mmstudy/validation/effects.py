@@ -41,13 +41,13 @@ def lineage(base: nn.Module, expansion: Expansion | None, inputs: Tensor) -> xr.
     def note(block: nn.Module, before: tuple[Tensor], after: Tensor) -> None:
         name = f"blocks.{len(rows)}.up.weight"
         source = expansion.origin[name] if expansion else name
-        copied = torch.equal(block.up.weight, base.get_parameter(source))
+        copied = torch.equal(block.get_parameter("up.weight"), base.get_parameter(source))
         state = "old" if not expansion or name not in expansion.inserted else "copy" if copied else "drawn"
         added = (after - before[0]).norm(dim=-1) / before[0].norm(dim=-1)
         rows.append((int(source.split(".")[1]), state, float(added.mean())))
 
     network = expansion.network if expansion else base
-    hooks = [block.register_forward_hook(note) for block in network.blocks]
+    hooks = [block.register_forward_hook(note) for block in network.get_submodule("blocks").children()]
     with torch.no_grad():
         network(inputs)
     for hook in hooks:
@@ -59,7 +59,7 @@ def around(base: MLP, wider: Mapping[str, MLP], layer: int) -> xr.Dataset:
     """The weights that make and that read the units of a hidden layer, in the base and in wider networks, by name."""
     parts = []
     for network in (base, *wider.values()):
-        one, two = (network.hidden[i].weight.detach() for i in (layer, layer + 1))
+        one, two = (network.get_parameter(f"hidden.{i}.weight").detach() for i in (layer, layer + 1))
         part = xr.Dataset({"incoming": (("unit", "input"), one), "outgoing": (("output", "unit"), two)})
         parts.append(part.assign_coords(unit=range(len(one))))
     return xr.concat(parts, pd.Index(["base", *wider], name="network"), join="outer")

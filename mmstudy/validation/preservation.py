@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -112,7 +113,7 @@ def survey(
     groups = of_trace(traced)
     before = _state(family, network, examples)
     ranks = {place: _rank(network, place.partition("[")[0], examples) for place in (*family.wider, *family.deeper)}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for operator in operators:
         for place in family.wider if OPERATORS[operator].widens else family.deeper:
             size = round(groups[place].size * factor) if OPERATORS[operator].widens else 1

@@ -8,6 +8,7 @@ copies that share its outgoing weights. A measure of size that responds to these
 import copy
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +28,13 @@ Symmetry = Callable[[MLP, torch.Generator], MLP]
 def permuted(network: MLP, generator: torch.Generator) -> MLP:
     """A copy whose hidden units stand in another order: W ← PW, b ← Pb, the next W ← WPᵀ, P drawn for every layer."""
     new = copy.deepcopy(network)
-    for layer, reader in _layers(new):
-        order = torch.randperm(len(layer[0].weight), generator=generator).to(layer[0].weight.device)
-        for tensor in (*layer.parameters(), *layer.buffers()):
-            if tensor.ndim:  # not a number of batches
-                tensor.data = tensor.data[order]
+    for parts, reader in _layers(new):
+        weight = parts[0].weight
+        order = torch.randperm(len(weight), generator=generator).to(weight.device)
+        for part in parts:
+            for tensor in (*part.parameters(), *part.buffers()):
+                if tensor.ndim:  # not a number of batches
+                    tensor.data = tensor.data[order]
         reader.weight.data = reader.weight.data[:, order]
     return new
 
@@ -51,11 +54,12 @@ def rescaled(network: MLP, generator: torch.Generator, spread: float = 0.5, toge
     if not 0 <= spread < float("inf"):
         raise ValueError(f"spread is a standard deviation of ln s, ≥ 0 and finite; got {spread}")
     new = copy.deepcopy(network)
-    for layer, reader in _layers(new):
-        draw = torch.randn(1 if together else len(layer[0].weight), generator=generator, dtype=torch.float64)
-        scale = (spread * draw).exp().to(layer[0].weight)
-        layer[-1].weight.data.mul_(scale.view(-1, *[1] * (layer[-1].weight.ndim - 1)))
-        layer[-1].bias.data.mul_(scale)
+    for parts, reader in _layers(new):
+        weight, last = parts[0].weight, parts[-1]
+        draw = torch.randn(1 if together else len(weight), generator=generator, dtype=torch.float64)
+        scale = (spread * draw).exp().to(weight)
+        last.weight.data.mul_(scale.view(-1, *[1] * (last.weight.ndim - 1)))
+        last.bias.data.mul_(scale)
         reader.weight.data.div_(scale)
     return new
 
@@ -65,8 +69,8 @@ def duplicated(network: MLP, every: bool = False) -> MLP:
 
     It has more parameters, among them flat directions: the shares of two copies may move against each other.
     """
-    weight = network.hidden[0].weight if isinstance(network.hidden[0], nn.Linear) else network.hidden[0][0].weight
-    inputs, wider = weight.new_zeros(2, weight.shape[1]), network
+    weight, wider = next(network.parameters()), network  # of the first layer
+    inputs = weight.new_zeros(2, weight.shape[1])
     for name in couplings(network, inputs):
         coupling = couplings(wider, inputs)[name]
         units = torch.arange(coupling.size)
@@ -100,11 +104,11 @@ def responses(measure: Callable[[Sequence[MLP]], xr.Dataset], networks: Sequence
     """
     if not networks:
         raise ValueError("nothing to measure: no networks")
-    before, after = measure(networks).to_array("measure"), []
+    before, changed = measure(networks).to_array("measure"), []
     for name, change in SYMMETRIES.items():
-        changed = [change(network, substream("symmetry", name, i, seed)) for i, network in enumerate(networks)]
-        after.append(measure(changed).to_array("measure"))
-    after = xr.concat(after, xr.DataArray(list(SYMMETRIES), dims="symmetry", name="symmetry"))
+        others = [change(network, substream("symmetry", name, i, seed)) for i, network in enumerate(networks)]
+        changed.append(measure(others).to_array("measure"))
+    after = xr.concat(changed, xr.DataArray(list(SYMMETRIES), dims="symmetry", name="symmetry"))
     return xr.Dataset({"before": before, "after": after, "ratio": after / before})
 
 
@@ -132,7 +136,7 @@ def changes(ratio: xr.DataArray, level: float = 0.003, least: float = 0.02) -> x
     return xr.Dataset({"response": np.exp(mean), "changes": (shifted | wider) & (square > least**2)})
 
 
-def _layers(network: MLP) -> list[tuple[nn.Sequential, nn.Linear]]:
+def _layers(network: MLP) -> list[tuple[list[nn.Linear | nn.BatchNorm1d], nn.Linear]]:
     """Each hidden layer, its normalization second if it has one, and the linear layer that reads it."""
-    layers = [layer if isinstance(layer, nn.Sequential) else nn.Sequential(layer) for layer in network.hidden]
+    layers: list[list[Any]] = [[*layer] if isinstance(layer, nn.Sequential) else [layer] for layer in network.hidden]
     return list(zip(layers, [*(layer[0] for layer in layers[1:]), network.head], strict=True))

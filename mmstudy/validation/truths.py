@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import xarray as xr
@@ -25,9 +26,7 @@ from mmstudy.validation.singular import (
 
 LEVEL = 0.03
 MIDPOINTS = 100_000
-MEANS = ("rays", "simplex", "dimension", "llc")  # their size is the mean of their samples
 SAME = 1e-3  # a difference that no interval needs to hold: where there is no chance, its width is zero
-LOGARITHMS = ("volume", "simplex")  # their error is a difference, that of the others is relative
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,11 @@ def cases() -> list[Case]:
     rough = {"scale": many[None] ** -0.4}
     volume = ls.ellipsoid_log_volume(many, LEVEL)
     radius = math.sqrt(2 * LEVEL * 12 / float(many.sum()))
-    near = {"budget": Budget(24, 100), "level": 1e-12, "options": {"radius": 1e-3}}  # so near, a curved set is flat
+    near: dict[str, Any] = {  # so near, a curved set is flat
+        "budget": Budget(24, 100),
+        "level": 1e-12,
+        "options": {"radius": 1e-3},
+    }
     slow = Budget(32, 60, step_size=0.2, momentum=0.5)
     drift = ls.stationary_variance(h[1:], 0.15, slow.step_size, slow.momentum)
     shaken, aim = of_landscape(ls.ellipsoid(h[1:]), 2, noise=0.15), ls.gaussian_density(drift)
@@ -111,7 +114,8 @@ def repeated(case: Case, repetitions: int) -> xr.Dataset:
     Where a size is the mean of its samples, all repetitions are drawn as one and regrouped (those of `llc` then share
     the temperature that it found). `error` is size / truth − 1, of a logarithm the difference to the truth.
     """
-    if case.estimator in MEANS:
+    estimator = ESTIMATORS[case.estimator]
+    if estimator.averages:
         n = case.budget.samples
         whole = replace(case, budget=replace(case.budget, samples=repetitions * n)).estimate(0).isel(parent=0)
         groups = torch.as_tensor(whole["samples"].values).view(n, repetitions).T
@@ -126,8 +130,7 @@ def repeated(case: Case, repetitions: int) -> xr.Dataset:
     else:
         keep = ["size", "size_se", "status", "cost"]
         found = xr.concat([case.estimate(i)[keep].isel(parent=0) for i in range(repetitions)], "repetition")
-    log = case.estimator in LOGARITHMS
-    return found.assign(error=found["size"] - case.truth if log else found["size"] / case.truth - 1)
+    return found.assign(error=found["size"] - case.truth if estimator.logarithm else found["size"] / case.truth - 1)
 
 
 def truth_table(known: Sequence[Case], repetitions: int) -> xr.Dataset:

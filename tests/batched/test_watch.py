@@ -1,10 +1,13 @@
 """Whatever can change between two calls is noticed: each case gave wrong numbers once, replayed or not must agree."""
 
+import enum
 import functools
 import os
 import sys
 import threading
 from collections import UserDict
+from datetime import datetime
+from secrets import randbelow
 from time import perf_counter
 from types import ModuleType, SimpleNamespace
 
@@ -118,6 +121,48 @@ def anneal_global() -> None:
     SCALE = SCALE + 1.0
 
 
+class Rate(float):
+    """A number with more to it."""
+
+
+class Named(str):
+    """A name with more to it, and no dictionary."""
+
+    __slots__ = ("scale",)
+
+
+class Schedule(enum.Enum):
+    """A choice that keeps a number."""
+
+    LINEAR = "linear"
+
+
+class Meta(type):
+    """A class of classes, whose attributes they have."""
+
+    scale = 1.0
+
+
+class Switch(metaclass=Meta):
+    """A class that keeps nothing itself."""
+
+
+class Decayed(nn.Module):
+    """A network that reads what is trained, and slopes."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.rate, self.schedule, self.name = nn.Linear(5, 3), Rate(2.0), Schedule.LINEAR, Named("x")
+        self.rate.scale = self.schedule.scale = self.name.scale = Meta.scale = 1.0
+        self.linear.weight.grad = torch.ones(3, 5)
+
+    def forward(self, x):
+        decay = sum(p.square().sum() for p in self.parameters() if p.requires_grad)
+        slope = sum(p.grad.sum() for p in self.parameters() if p.grad is not None)
+        scale = self.rate.scale * self.schedule.scale * self.name.scale * Switch.scale * self.rate
+        return scale * self.linear(x) + decay * slope
+
+
 CHANGES = {
     "an attribute of a module": lambda net, loss: setattr(net, "temperature", 3.0),
     "a number in a list in a dict": lambda net, loss: net.options["scales"].__setitem__(1, 2.0),
@@ -134,14 +179,26 @@ CHANGES = {
     "a method put in its place": lambda net, loss: setattr(net, "forward", lambda x: net.linear(x) * 7),
 }
 
+CHANGES_OF_DECAYED = {
+    "a parameter frozen": lambda net, loss: net.linear.weight.requires_grad_(False),
+    "a gradient replaced": lambda net, loss: setattr(net.linear.weight, "grad", torch.full((3, 5), 2.0)),
+    "a gradient written to": lambda net, loss: net.linear.weight.grad.mul_(3),
+    "a gradient come": lambda net, loss: setattr(net.linear.bias, "grad", torch.ones(3)),
+    "a gradient gone": lambda net, loss: setattr(net.linear.weight, "grad", None),
+    "an attribute of a number": lambda net, loss: setattr(net.rate, "scale", 3.0),
+    "an attribute of an enum's member": lambda net, loss: setattr(net.schedule, "scale", 3.0),
+    "an attribute of a text, in a slot": lambda net, loss: setattr(net.name, "scale", 3.0),
+    "an attribute of a metaclass": lambda net, loss: setattr(Meta, "scale", 3.0),
+}
 
-@pytest.mark.parametrize("change", CHANGES)
+
+@pytest.mark.parametrize("change", [*CHANGES, *CHANGES_OF_DECAYED])
 def test_a_change_is_noticed(change):
-    network, loss_fn = Noticed(), Smoothed()
+    network, loss_fn = Noticed() if change in CHANGES else Decayed(), Smoothed()
     function = recorded(lambda x, y: (loss_fn(network, (x, y)),))
     for seed in range(2 * STEPS):
         if seed == STEPS:
-            CHANGES[change](network, loss_fn)
+            (CHANGES | CHANGES_OF_DECAYED)[change](network, loss_fn)
         data = examples(seed)
         torch.testing.assert_close(function(*data)[0], loss_fn(network, data).detach(), rtol=0, atol=0)
 
@@ -186,6 +243,8 @@ ELSEWHERE = {
     "an import": by_import,
     "the environment": lambda model, batch: scaled(float(os.environ["SCALE_OF_A_TEST"]), model, batch),
     "a clock": lambda model, batch: scaled(1.0 + 0 * perf_counter(), model, batch),
+    "a date": lambda model, batch: scaled(1.0 + 0 * datetime.now().microsecond, model, batch),
+    "a secret": lambda model, batch: scaled(1.0 + 0 * randbelow(9), model, batch),
     "a printout": by_printing,
     "a teacher of other data": lambda model, batch: (model(batch[0]) - TEACHER(batch[0])).square().mean(),
 }
@@ -204,9 +263,22 @@ def test_what_lies_elsewhere_is_noticed(name, monkeypatch):
         torch.testing.assert_close(function(*data)[0], loss_fn(network, data).detach(), rtol=0, atol=0)
 
 
-def test_a_clock_is_no_constant():
-    with pytest.raises(Opaque, match=r"time\.perf_counter"):
-        watch(ELSEWHERE["a clock"])
+@pytest.mark.parametrize(
+    ("name", "clock"),
+    [("a clock", r"time\.perf_counter"), ("a date", r"datetime\.datetime"), ("a secret", r"secrets\.randbelow")],
+)
+def test_a_clock_is_no_constant(name, clock):
+    with pytest.raises(Opaque, match=clock):
+        watch(ELSEWHERE[name])
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_DECAYED)
+def test_numbers_enums_and_gradients_hinder_no_recording(change):
+    network, loss_fn = Decayed(), Smoothed()
+    same = watch(functools.partial(loss_fn, network))
+    assert same()
+    CHANGES_OF_DECAYED[change](network, loss_fn)
+    assert not same()
 
 
 def test_half_precision_of_another_kind_is_its_own_call():

@@ -122,3 +122,33 @@ def test_tries_are_bounded(monkeypatch):
     monkeypatch.setattr(rebuilding, "BUILDS", 2)
     grown = Candidate("lemon", ("stem",), (12,)).grow(network(), inputs())
     assert grown.configuration.startswith("no configuration of Stack")
+
+
+class Fading(nn.Module):
+    """Blocks whose scales are those of their places, so that an old block that moves would get another one."""
+
+    def __init__(self, settings: Sizes):
+        super().__init__()
+        self.settings, self.stem, self.head = settings, nn.Linear(3, settings.width), nn.Linear(settings.width, 2)
+        self.blocks = nn.ModuleList(Block(settings, "plain") for _ in range(settings.depth))
+        for place, block in enumerate(self.blocks):
+            block.scale = 1 / (place + 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks[: self.settings.depth]:
+            x = block(x)
+        return self.head(x)
+
+
+def test_what_would_be_loaded_as_another_function_is_refused_and_the_number_that_differs_is_named():
+    torch.manual_seed(0)
+    old = Fading(Sizes()).double()
+    with pytest.raises(
+        ValueError, match=r"settings.depth: 2 → 3: Fading builds another .*blocks.2.scale: 0.3333 → 0.5"
+    ):
+        Candidate("identity_block", ("blocks.0",), (1,)).grow(old, inputs())
+    grown = Candidate("identity_block", ("blocks.1",), (1,)).grow(old, inputs())
+    assert [block.scale for block in grown.network.blocks] == [1, 1 / 2, 1 / 3]  # as it will be loaded
+    assert "blocks.2.scale: 0.5 → 0.3333" in grown.changed
+    assert change(old, grown.network, inputs()) < 1e-13

@@ -332,7 +332,7 @@ def test_a_list_that_has_something_for_each_member_is_refused_by_what_fails():
         return net.head(x)
 
     parts = {"layers": _layers((7, 7), (7, 7)), "head": nn.Linear(7, 2)}
-    network = Wired(scaled, scales=nn.ParameterList([torch.ones(7)] * 2), **parts)
+    network = Wired(scaled, scales=nn.ParameterList([torch.ones(7), torch.ones(7)]), **parts)
     with pytest.raises(ValueError, match=r"a copy of layers\.1 does not fit where it was to be inserted: .*range"):
         grown("deeper_random", ("layers.1",), (1,), network, batch()[0])
 

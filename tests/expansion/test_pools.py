@@ -98,6 +98,7 @@ def test_a_convolutional_network_has_a_pool_too():
         ({"extra_layers": (1.5,)}, TypeError, r"extra_layers\[0\] must be a whole number; got 1\.5"),
         ({"extra_layers": (0,)}, ValueError, r"extra_layers\[0\] must be at least 1"),
         ({"factors": (), "extra_layers": (), "matched": ()}, ValueError, "an empty pool"),
+        ({"locations": []}, ValueError, "locations must not be empty"),
         ({"factor": (2,)}, ValueError, "unknown option of candidate_pool 'factor'; did you mean 'factors'"),
     ],
 )
@@ -108,6 +109,23 @@ def test_options_are_checked_at_the_door_and_what_cannot_fit_is_not_built(option
             mm.candidate_pool(mlp((6, 4)), batch(), **options)
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"factors": float("nan")}, r"experiment_pool\['factors'\] must be a list; got nan"),
+        ({"factors": [-1]}, r"experiment_pool\['factors'\]\[0\] must be a finite number > 1; got -1"),
+        ({"extra_layers": "x"}, r"experiment_pool\['extra_layers'\] must be a list"),
+        ({"matched": None}, r"experiment_pool\['matched'\] must be a list"),
+        ({"wider": ["lemmon"]}, r"experiment_pool\['wider'\]\[0\] 'lemmon'; did you mean 'lemon'"),
+        ({"wide": ["lemon"]}, r"unknown option of candidate_pool in experiment_pool 'wide'; did you mean 'wider'"),
+        ([2], "experiment_pool must be a mapping"),
+    ],
+)
+def test_options_are_checked_without_a_network_and_named_with_their_parameter(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        pools.check_options(options, "experiment_pool")
 
 
 def test_a_network_without_a_place_to_widen_has_an_empty_pool_and_says_so():

@@ -56,7 +56,7 @@ def test_the_usual_range_holds_the_middle_of_the_numbers():
 def test_the_table_tells_every_estimator_apart():
     rows = table()
     assert list(rows.index) == list(ESTIMATORS)
-    assert rows["what"].is_unique
+    assert rows["description"].is_unique
     assert rows.loc["llc", "a larger number is a … manifold"] == "smaller"
     assert rows.loc["volume", "valid range"] == "−∞ to ∞"
     assert rows.loc["dimension", "valid range"] == "0 to D"
@@ -110,7 +110,7 @@ def test_an_estimator_from_outside_is_measured_like_the_others(measurable, monke
     monkeypatch.setitem(ESTIMATORS, "norm", OWN)
     (found,) = sizes(*measurable, {"norm": Budget(2)}).values()
     assert found["size"].values == pytest.approx(measurable[1].double().square().sum(1))
-    assert table().loc["norm", "what"] == "norm of the parameters"
+    assert table().loc["norm", "description"] == "norm of the parameters"
     network = mlp()
     squares = sum(float(p.detach().square().sum()) for p in network.parameters())
     assert mm.size(network, batch(), method="norm")["size"].item() == pytest.approx(squares)
@@ -123,7 +123,7 @@ def test_an_estimator_from_outside_is_measured_like_the_others(measurable, monke
 
 
 def test_a_wrong_entry_is_refused_by_value():
-    with pytest.raises(ValueError, match=r"more is one of \(1, -1\) .*; got more=0"):
-        replace(OWN, more=0)
+    with pytest.raises(ValueError, match=r"sign is one of \(1, -1\) .*; got sign=0"):
+        replace(OWN, sign=0)
     with pytest.raises(ValueError, match=r"highest one of ∞, D, D/2; got .*highest='2D'"):
         replace(OWN, highest="2D")

@@ -56,7 +56,7 @@ def identical(first, second) -> None:
     """The same but for seconds."""
     one, other = (ranking.data.drop_vars("seconds").drop_attrs() for ranking in (first, second))
     xr.testing.assert_identical(one, other)
-    assert first.words == second.words
+    assert first.summary == second.summary
 
 
 def alike(first, second) -> None:
@@ -101,9 +101,9 @@ def test_without_anchors_the_first_is_the_first_of_the_order(ranked):
 
 def test_it_reads_well(ranked):
     ranking, _, said = ranked
-    assert ranking.words in said
-    assert "interval" in ranking.words
-    assert "probability that it is the best" in ranking.words
+    assert ranking.summary in said
+    assert "interval" in ranking.summary
+    assert "probability that it is the best" in ranking.summary
     assert "<table" in ranking._repr_html_()
     assert str(ranking.data["candidate"].values[0]) in str(ranking)
 
@@ -153,6 +153,20 @@ def test_the_best_of_a_group_can_be_gone_on_with(ranked):
         assert ranking.data["early_score"].sel(candidate=label) == pytest.approx(score.item())
 
 
+def test_hooks_on_gradients_run_in_every_training_the_controls_too(tmp_path):
+    network = mlp()
+    network.head.weight.register_hook(lambda slope: slope * 0)
+    ranking = asked(tmp_path, network, pool=pool(3))  # of one shape: without hooks they train together
+    assert all(len(group) == 1 for group in ranking.rows.groups)
+    for label in (*pool(3), OWN):
+        trained, begun = (run.network for run in (ranking.rows.run(label), ranking.rows.start(label)))
+        assert torch.equal(trained.head.weight, begun.head.weight)
+        assert not torch.equal(trained.head.bias, begun.head.bias)
+    network.head.weight._backward_hooks.clear()
+    with pytest.raises(ValueError, match="gradient hooks"):
+        asked(tmp_path, network, pool=pool(3))
+
+
 def test_with_the_whole_budget_the_best_is_the_best(tmp_path):
     ranking = asked(tmp_path / "r", budget=1.0)
     data = ranking.data
@@ -160,7 +174,7 @@ def test_with_the_whole_budget_the_best_is_the_best(tmp_path):
     assert data["final_score"][0] == data["final_score"].max()
     np.testing.assert_allclose(data["gain"], data["final_score"] - data["final_score"].sel(candidate=OWN))
     np.testing.assert_allclose(data["low"], data["high"])
-    assert "to the end as well" not in ranking.words
+    assert "to the end as well" not in ranking.summary
 
 
 def test_the_final_score_is_that_of_the_trained_network(tmp_path):
@@ -318,6 +332,8 @@ WRONG = [
     ),
     ({"full_steps": 10**400}, ValueError, "full_steps must be at least 1 and at most"),
     ({"clip": 10**400}, ValueError, "clip must be a finite number"),
+    ({"train_loader": [(batch(16)[0] * math.nan, batch(16)[1])]}, ValueError, "train_loader: batch has .* NaN"),
+    ({"validation_loader": [(batch(16)[0] * math.nan, batch(16)[1])]}, ValueError, "validation_loader: batch has"),
     ({"validation_loader": [SHIFTED]}, ValueError, "validation_loader: targets must lie in 0 … 3"),
     ({"validation_loader": [(*batch(), batch()[1])]}, TypeError, "validation_loader: .* takes .inputs, targets."),
     (
@@ -340,7 +356,7 @@ WRONG = [
     ({"metric": lambda model, b: 1 / 0}, ValueError, "metric fails when called with .model, batch.: division by zero"),
     ({"pool": list(pool().values())}, TypeError, "pool must be candidates by label"),
     ({"pool": {"a": "lemon", "b": "lemon"}}, TypeError, "pool must be candidates by label.*holds 'lemon'"),
-    ({"folder": None}, TypeError, "folder must be a path"),
+    ({"folder": None}, TypeError, "folder must be the path of a folder"),
     ({"folder": __file__}, ValueError, "folder must be a folder; .* is a file"),
     ({"folder": "/proc/ranking"}, ValueError, "folder /proc/ranking cannot be written"),
     ({"say": None}, TypeError, "say must be a function of a text"),

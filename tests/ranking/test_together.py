@@ -170,7 +170,21 @@ def sgd(network: nn.Module, rate: float = 0.1) -> optim.Optimizer:
     return optim.SGD(network.parameters(), rate)
 
 
+def masked(seed: int = 0) -> nn.Module:
+    network = mlp(seed=seed)
+    network.head.weight.register_hook(lambda slope: slope * 0)
+    return network
+
+
+def watched(seed: int = 0) -> nn.Module:
+    network = mlp(seed=seed)
+    network.head.register_full_backward_hook(lambda module, given, slopes: None)
+    return network
+
+
 UNFIT = {
+    "a hook on a gradient": (masked, sgd),
+    "a hook on a module's gradients": (watched, sgd),
     "another shape": (lambda seed: mlp((6 + seed, 4)), sgd),
     "an optimizer that takes the whole": (mlp, lambda network: optim.LBFGS(network.parameters())),
     "an unknown optimizer": (mlp, lambda network: Own(network.parameters(), 0.1)),

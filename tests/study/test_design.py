@@ -36,6 +36,15 @@ def test_what_is_drawn_depends_on_the_task_alone():
     assert len({design.wider_operators(task) for task in SOME}) > 8
 
 
+def test_operators_and_places_of_ones_own_take_the_place_of_the_studys():
+    shape = {"factors": (2,), "extra_layers": (1,), "matched": (), "wider": ["lemon"], "deeper": ["deeper_identity"]}
+    found, _ = design.pool(TASK, tasks.load(TASK), shape)
+    assert {candidate.operator for candidate in found.values()} == {"lemon", "deeper_identity"}
+    vit = Task("digits", (8, 2, 1), 200, 0.0, 0, "ViT")
+    some, _ = design.pool(vit, tasks.load(vit), shape | {"locations": ["blocks.0.up"], "extra_layers": ()})
+    assert list(some) == ["lemon blocks.0.up ×2"]
+
+
 @pytest.fixture(scope="module")
 def pool():
     return design.pool(TASK, tasks.load(TASK))

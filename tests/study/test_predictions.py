@@ -115,7 +115,7 @@ def test_values_are_what_was_measured_turned_by_the_sign_that_was_declared(predi
             assert column(predicted, f"{name} @{text}") == pytest.approx(expected, rel=1e-4), name
     for name, signal in SIGNALS.items():
         if signal.separate:
-            assert column(predicted, name) == pytest.approx(signal.sign * signal.of(pool).values, rel=1e-4), name
+            assert column(predicted, name) == pytest.approx(signal.sign * signal.compute(pool).values, rel=1e-4), name
 
 
 def test_along_predictors_stands_what_they_are(predicted):
@@ -236,7 +236,7 @@ def test_estimators_of_an_experiment_are_predictors_turned_by_their_sign(experim
     for name in ("rays", "curvature"):
         for share, text in ((0.0, "0%"), (0.05, "5%"), (1.0, "100%")):
             one = predicted.sel(predictor=f"{name}_size @{text}")
-            expected = ESTIMATORS[name].more * pool[f"{name}_size"].sel(progress=share).values
+            expected = ESTIMATORS[name].sign * pool[f"{name}_size"].sel(progress=share).values
             assert one["value"].values == pytest.approx(expected, rel=1e-4)
             assert one["cost"].item() == pytest.approx(share + children + 6000 / 300_000)
             assert (one["family"].item(), one["measure"].item()) == ("size", f"{name}_size")

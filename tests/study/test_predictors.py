@@ -45,9 +45,9 @@ def test_the_gradient_vanishes_at_a_minimum_and_not_beside_it():
 
 
 def test_every_predictor_is_described_and_costed():
-    words = sweep.words()
+    words = sweep.variables()
     for name, each in predictors.PREDICTORS.items():
-        assert words[name] == (each.unit, each.words)
+        assert words[name] == (each.unit, each.description)
         assert each.passes >= 0
 
 

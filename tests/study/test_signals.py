@@ -200,7 +200,7 @@ FLAGGED = {"flagged_loss": "minibatch_loss", "flagged_size": "extent, random, me
 def test_what_was_measured_is_read_as_it_is(name, experiment):
     dims = ("candidate",) if SIGNALS[name].separate else ("candidate", "progress")
     whole = experiment.assign({name: (dims, np.random.default_rng(0).normal(size=(5, 4)[: len(dims)]))})
-    xr.testing.assert_equal(SIGNALS[name].of(whole), whole[name])
+    xr.testing.assert_equal(SIGNALS[name].compute(whole), whole[name])
 
 
 @pytest.mark.parametrize("name", EXTENTS)
@@ -210,7 +210,7 @@ def test_extents_are_those_that_their_names_say_and_pay_for_their_level_and_thei
         expected = derived.along_gradient(experiment, which)
     else:
         expected = derived.extent(experiment, kind, which, (*form, "multiple")[0])
-    np.testing.assert_array_equal(SIGNALS[name].of(experiment).values, expected.values)
+    np.testing.assert_array_equal(SIGNALS[name].compute(experiment).values, expected.values)
     begin = {  # where rays begin, and what the loss there, and the level, take
         "children": ["children", "centre"],
         "snapshots": ["centre"],
@@ -234,7 +234,7 @@ def test_every_kind_of_ray_is_read_up_to_every_level():
 
 
 def test_derived_signals_are_the_functions_of_this_module_and_expenses_are_known():
-    assert {name: SIGNALS[name].of for name in DERIVED} == DERIVED
+    assert {name: SIGNALS[name].compute for name in DERIVED} == DERIVED
     known = Protocol().costs(100, 10)
     assert all(set(signal.expenses) <= known.keys() for signal in SIGNALS.values())
     assert [name for name in DERIVED if not SIGNALS[name].expenses] == list(DERIVED)[:4], "they come with the training"
@@ -287,6 +287,6 @@ def test_what_is_flagged_is_turned_to_where_more_is_better(name, added, experime
     accuracy = (("candidate", "progress"), rng.normal(size=(5, 4)))
     experiment = experiment.assign(validation_accuracy=accuracy, parameters=("candidate", [3, 1, 4, 2, 5]))
     signal = SIGNALS[added]
-    expected = derived.flagged(experiment, lambda data: signal.sign * signal.of(data))
-    xr.testing.assert_allclose(SIGNALS[name].of(experiment), expected)
+    expected = derived.flagged(experiment, lambda data: signal.sign * signal.compute(data))
+    xr.testing.assert_allclose(SIGNALS[name].compute(experiment), expected)
     assert SIGNALS[name].sign == 1 and set(signal.expenses) < set(SIGNALS[name].expenses)

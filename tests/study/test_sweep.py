@@ -195,7 +195,7 @@ def parameter_norm(objective, parents, level, budget, generator):
     return estimate.report(objective, level, norm, 0 * norm, norm.unsqueeze(1), status, objective.examples)
 
 
-OWN = Estimator(parameter_norm, "norm of the parameters", "distance", "nobody", "k", more=-1)
+OWN = Estimator(parameter_norm, "norm of the parameters", "distance", "nobody", "k", sign=-1)
 
 
 def test_any_estimator_may_enter_an_experiment(experiment, tmp_path, monkeypatch):

@@ -1,35 +1,39 @@
 """What products that are summed do to axes: of activations with weights, and with each other (attention)."""
 
 from math import prod
+from string import ascii_letters
 
 from mmstudy.tracing.axes import Axis, product, unify
 from mmstudy.tracing.graph import CONSUMED, WEIGHT, Pairing, Rules, Trace, Value, alike
 from mmstudy.tracing.rules.layers import COMPUTED, layer
+from mmstudy.tracing.rules.views import broadcast
 
 RULES = Rules()
 
 
 @RULES.of("matmul", "bmm", "mm")
 def _matmul(t, shape, x, y):
+    if y.tensor and len(y.axes) == 1:  # a parameter that makes one number of all units
+        unify(x.axes[-1], y.axes[0])
+        t.note(y, 0, CONSUMED, y.axes[0].size, reads=x)
+        return Value(x.axes[:-1], (y.tensor,))
     if y.tensor:
         result = layer(t, x, y, None, -1, -2, x.axes[-1])
         result.axes = [*x.axes[:-1], y.axes[-1]]
         return result
     if x.computed or y.computed:
         t.fix(*x.axes[-2:], *y.axes[-2:], why=COMPUTED)
-    alike(x.axes[:-2], y.axes[:-2])
-    unify(x.axes[-1], y.axes[-2])
+    made = [*x.axes[-2:-1], *(y.axes[-1:] if len(y.axes) > 1 else [])]  # a vector has no axis that stays
+    batch = broadcast(shape[: len(shape) - len(made)], Value(x.axes[:-2]), Value(y.axes[:-2]))
+    unify(x.axes[-1], y.axes[-2] if len(y.axes) > 1 else y.axes[0])
     t.fix(x.axes[-1], why="activations are multiplied and summed over it, and how the sum is scaled is not known")
-    return Value([*x.axes[:-1], y.axes[-1]])
+    return Value([*batch.axes, *made])
 
 
 @RULES.of("einsum")
 def _einsum(t, shape, equation, operands, *options, **more):
     """Axes of one letter are the same; a parameter's letters are made if they are in the result, else they are read."""
-    left, right = equation.replace(" ", "").split("->") if "->" in equation else (equation.replace(" ", ""), None)
-    if right is None or "." in equation:
-        raise ValueError(f"{equation!r} leaves axes unnamed")
-    terms = left.split(",")
+    terms, right = _letters(equation.replace(" ", ""), [len(value.axes) for value in operands])
     if any(len(set(term)) < len(term) for term in (*terms, right)):
         raise ValueError(f"{equation!r} takes a diagonal")
     named: dict[str, Axis] = {}
@@ -47,6 +51,20 @@ def _einsum(t, shape, equation, operands, *options, **more):
                 t.fix(*value.axes, why=COMPUTED)
     writers = [value.tensor for _, value in weights if value.tensor]
     return Value([named[letter] for letter in right], tuple(writers) if len(operands) == 2 else ())
+
+
+def _letters(equation: str, dims: list[int]) -> tuple[list[str], str]:
+    """The letters of each operand and of the result, where an ellipsis has letters too, aligned from the right."""
+    left, arrow, right = equation.partition("->")
+    if not arrow:
+        raise ValueError(f"{equation!r} leaves axes unnamed")
+    free = [letter for letter in ascii_letters if letter not in equation]
+    terms, most = left.split(","), 0
+    for i, (term, number) in enumerate(zip(terms, dims, strict=True)):
+        if "..." in term:
+            more = number - len(term) + 3
+            terms[i], most = term.replace("...", "".join(reversed(free[:more]))), max(most, more)
+    return terms, right.replace("...", "".join(reversed(free[:most])))
 
 
 def _weighted(t: Trace, term: str, weight: Value, right: str, x: Value) -> None:

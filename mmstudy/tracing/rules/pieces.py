@@ -83,7 +83,7 @@ def _gated(t, shape, x, dim=-1):
     dim %= len(x.axes)
     half = Axis(shape[dim])
     unify(x.axes[dim], product([Axis(2, why="it counts values and gates"), half]))
-    return Value([*x.axes[:dim], half, *x.axes[dim + 1 :]], passed=x.silencers)
+    return Value([*x.axes[:dim], half, *x.axes[dim + 1 :]], passed=t.silencers(x))
 
 
 @RULES.of("pixel_shuffle")

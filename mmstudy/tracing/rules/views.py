@@ -21,9 +21,9 @@ def pointwise(t: Trace, shape: list[int], *operands: Any, **options: Any) -> Val
     for value in tensors:
         for i in range(len(value.axes)):
             t.note(value, i, SCALE)
-    result = _broadcast(shape, *tensors)
+    result = broadcast(shape, *tensors)
     if len(tensors) == 1 and _keeps_zero(t.operation, operands, options):
-        result.passed = tensors[0].silencers
+        result.passed = t.silencers(tensors[0])
     return result
 
 
@@ -63,7 +63,7 @@ def _made_like(t, shape, x, *options, **more):
 
 @RULES.of("copy_", "fill_", "zero_")
 def _overwritten(t, shape, x, *operands, **options):
-    return _broadcast(shape, x, *operands)
+    return broadcast(shape, x, *operands)
 
 
 @RULES.of("add", "add_", "sub", "sub_", "rsub")
@@ -74,8 +74,8 @@ def _sum(t, shape, x, y, **options):
             for i in range(len(one.axes)):
                 t.note(one, i, SHIFT if after else BIAS)
         elif isinstance(one, Value) and isinstance(other, Value) and not other.tensor:
-            t.sums.append((t.module, one.silencers))
-    result = _broadcast(shape, x, y)
+            t.sums.append((t.module, t.silencers(one)))
+    result = broadcast(shape, x, y)
     if isinstance(x, Value) and not isinstance(y, Value):
         result.moved = x.tensor
     for one, other in ((x, y), (y, x)):
@@ -99,9 +99,9 @@ def _multiplied(t, shape, x, y, **options):
     for value in tensors:
         for i in range(len(value.axes)):
             t.note(value, i, SCALE)
-    result = _broadcast(shape, x, y)
+    result = broadcast(shape, x, y)
     result.writers = tuple(value.tensor for value in tensors if value.tensor)
-    result.passed = next((value.silencers for value in tensors if value.silencers), ())
+    result.passed = next(filter(None, map(t.silencers, tensors)), ())
     result.normal = any(value.normal for value in tensors) and bool(result.writers)
     if not result.writers:
         result.writers = _scaled(x, y) or (_scaled(y, x) if str(t.operation).startswith("aten.mul") else ())
@@ -118,10 +118,11 @@ def _prelu(t, shape, x, slope):
     if slope.shape != [1]:
         unify(slope.axes[0], x.axes[1])
     t.note(slope, 0, SCALE)
-    return Value(x.axes, passed=x.silencers)
+    return Value(x.axes, passed=t.silencers(x))
 
 
-def _broadcast(shape: list[int], *operands: object) -> Value:
+def broadcast(shape: list[int], *operands: object) -> Value:
+    """A value of this shape whose axes are those of the operands, aligned from the right."""
     axes = data([1] * len(shape))
     for value in operands:
         if isinstance(value, Value):
@@ -160,7 +161,7 @@ def averaged(t: Trace, shape: list[int], x: Value, dims: Sequence[int], *options
 @RULES.of("max", "min")
 def _extreme(t, shape, x, dim=None, *options):
     if isinstance(dim, Value):
-        return _broadcast(shape, x, dim)
+        return broadcast(shape, x, dim)
     if dim is None:
         return _reduction(t, shape, x)
     return [_reduction(t, list(part.shape), x, dim) for part in shape]

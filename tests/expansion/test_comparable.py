@@ -1,0 +1,81 @@
+"""What a network is compared on: batches of other sizes too, and never where it draws random numbers."""
+
+import pytest
+import torch
+from cases import Wired
+from torch import nn
+from torch.nn import functional as F
+from zoo import ZOO
+
+import mmstudy as mm
+from mmstudy.tracing.calls import Call, resized
+
+INPUTS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).double()
+
+
+def network(between) -> Wired:
+    torch.manual_seed(0)
+    parts = {"a": nn.Linear(5, 8), "b": nn.Linear(8, 3)}
+    return Wired(lambda net, x: net.b(between(net.a(x).relu(), x)), **parts).double()
+
+
+def test_random_numbers_in_evaluation_mode_leave_nothing_to_compare():
+    old = network(lambda h, x: F.dropout(h, 0.5, True) * (1 + 1 / h.shape[-1]))
+    for operator in ("lemon", "net2net"):
+        with pytest.raises(ValueError, match="the network draws random numbers in evaluation mode, so that nothing"):
+            mm.expand(old, INPUTS, operator, {"a": 16})
+    row = mm.coverage(old, INPUTS)["a"]
+    assert row.exact == ()
+    assert "draws random numbers" in row.reason
+
+
+def test_random_numbers_that_change_no_output_are_no_reason():
+    old = network(lambda h, x: h + 0 * torch.rand_like(h))
+    assert len(mm.expand(old, INPUTS, "lemon", {"a": 16}).a.bias) == 16
+
+
+@pytest.mark.parametrize("larger", [True, False])
+def test_what_is_exact_on_batches_of_one_size_alone_is_refused(larger):
+    old = network(lambda h, x: h / h.sum(-1, keepdim=True) if (len(x) > 10) == larger and len(x) != 6 else h)
+    count = 12 if larger else 3
+    with pytest.raises(ValueError, match=rf"lemon a→16 is not exact here, on a batch of shape \({count}, 5\): the out"):
+        mm.expand(old, INPUTS, "lemon", {"a": 16})
+    with pytest.raises(ValueError, match=rf"not exact here, even without noise|on a batch of shape \({count}, 5\)"):
+        mm.expand(old, INPUTS, "net2net", {"a": 16})
+    assert "lemon" not in mm.coverage(old, INPUTS)["a"].exact
+
+
+def test_coverage_takes_further_batches():
+    old = network(lambda h, x: h / h.sum(-1, keepdim=True) if len(x) == 7 else h)
+    assert "lemon" in mm.coverage(old, INPUTS)["a"].exact
+    row = mm.coverage(old, INPUTS, also=[INPUTS[[*range(6), 0]]])["a"]
+    assert "on a batch of shape (7, 5)" in row.refused["lemon"]
+    with pytest.raises(TypeError, match="also must be a list"):
+        mm.coverage(old, INPUTS, also=INPUTS)
+
+
+def test_batches_that_the_old_network_does_not_take_are_left_out():
+    old = network(lambda h, x: h * torch.arange(6).double().unsqueeze(1))
+    assert len(mm.expand(old, INPUTS, "lemon", {"a": 16}).a.bias) == 16
+
+
+def test_a_branch_by_the_size_of_the_batch_needs_no_second_batch():
+    animal = ZOO["a branch by the size of the batch"]
+    old, inputs = animal.build(), animal.inputs(4)
+    for place in animal.refused:
+        with pytest.raises(ValueError, match="on a batch of shape"):
+            mm.expand(old, inputs, "lemon", {place: 2 * mm.couplings(old, inputs)[place].size})
+
+
+def test_the_sizes_and_lengths_that_are_tried():
+    def shapes(*given):
+        return [[tuple(t.shape) for t in call.tensors] for call in resized(Call(given))]
+
+    assert shapes(torch.zeros(6, 5), torch.zeros(6), torch.zeros(2)) == [
+        [(12, 5), (12,), (2,)],
+        [(3, 5), (3,), (2,)],
+    ]
+    assert shapes(torch.zeros(1, 5)) == [[(2, 5)]]
+    tokens, mask = torch.zeros(2, 4, dtype=torch.long), torch.ones(2, 4)
+    assert shapes(tokens, mask)[2:] == [[(2, 2), (2, 2)], [(2, 8), (2, 8)]]
+    assert resized(Call((3.0,))) == []

@@ -1,0 +1,148 @@
+"""What an inserted block keeps of the block that it is modelled on, and what of it is new."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import change
+from torch import nn
+
+import mmstudy as mm
+
+DOUBLE = torch.float64
+
+
+class Block(nn.Module):
+    """A residual block of width 6, around one function of (this, inputs)."""
+
+    def __init__(self, f: Callable | None = None):
+        super().__init__()
+        self.l1, self.l2, self.f = nn.Linear(6, 7), nn.Linear(7, 6), f or branch
+
+    def forward(self, x):
+        return x + self.f(self, x)
+
+
+class Net(nn.Module):
+    """Blocks one after another, and a head."""
+
+    def __init__(self, *members: nn.Module):
+        super().__init__()
+        self.bs, self.o = nn.ModuleList(members), nn.Linear(6, 3)
+
+    def forward(self, x):
+        for b in self.bs:
+            x = b(x)
+        return self.o(x)
+
+
+def branch(block, x):
+    return block.l2(block.l1(x).relu())
+
+
+def net(f: Callable | None = None, prepare: Callable | None = None) -> Net:
+    """Two blocks, in double precision; `prepare` is done to each of them."""
+    torch.manual_seed(0)
+    members = [Block(f), Block(f)]
+    for member in members if prepare else ():
+        prepare(member)
+    return Net(*members).double().eval()
+
+
+def inputs(*shape: int) -> torch.Tensor:
+    return torch.randn(*(shape or (5, 6)), dtype=DOUBLE, generator=torch.Generator().manual_seed(3))
+
+
+def causal(block, x):
+    scores = (x @ x.mT).masked_fill(block.bias[: x.shape[1], : x.shape[1]] == 0, -torch.inf)
+    return block.l2(block.l1(scores.softmax(-1) @ x).relu()) * block.size
+
+
+def masked(block: Block) -> None:
+    block.register_buffer("bias", torch.tril(torch.ones(6, 6)))
+    block.register_buffer("size", torch.tensor([0.1]))
+
+
+@pytest.mark.parametrize("operator", ["zero_residual", "deeper_random", "identity_block"])
+def test_an_inserted_block_keeps_its_mask_and_its_constants(operator):
+    new = mm.expand(net(causal, masked), inputs(2, 6, 6), operator, {"bs.0": 1})
+    for member in new.bs:
+        assert member.bias.sum() == 21
+        assert member.size == 0.1 * torch.ones(1)
+
+
+def test_an_inserted_normalization_begins_with_statistics_of_its_own():
+    """Those that torch keeps, and those that a normalization written by hand keeps as buffers."""
+
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name in ("weight", "shift", "mean", "variance"):
+                self.register_buffer(name, torch.rand(6) + 0.5)
+
+        def forward(self, x):
+            return (x - self.mean) * (self.variance + 1e-5).rsqrt() * self.weight + self.shift
+
+    def prepare(block: Block) -> None:
+        block.batch, block.frozen = nn.BatchNorm1d(6), Frozen()
+        block.batch.running_mean.fill_(3)
+        block.batch.running_var.fill_(2)
+
+    def f(block, x):
+        return branch(block, block.frozen(block.batch(x)))
+
+    network = net(f, prepare)
+    new = mm.expand(network, inputs(), "zero_residual", {"bs.0": 1})
+    assert change(network, new, inputs()) == 0
+    assert (new.bs[1].batch.running_mean == 0).all()
+    assert (new.bs[1].batch.running_var == 1).all()
+    assert (new.bs[1].frozen.variance == 1).all()
+    assert (new.bs[1].frozen.weight == 1).all()
+
+
+def test_a_block_may_keep_a_buffer_that_is_not_saved():
+    def prepare(block: Block) -> None:
+        block.register_buffer("size", torch.full((6,), 0.1), persistent=False)
+
+    network = net(lambda block, x: branch(block, x) * block.size, prepare)
+    assert "zero_residual" in mm.coverage(network, inputs())["bs.0 … bs.1"].exact
+    new = mm.expand(network, inputs(), "zero_residual", {"bs.0": 1})
+    assert (new.bs[1].size == network.bs[0].size).all()
+
+
+def test_a_list_of_compiled_blocks_and_a_compiled_network_get_deeper():
+    network = net()
+    compiled = Net(*(torch.compile(block, backend="eager") for block in network.bs)).double().eval()
+    assert "identity_block" in mm.coverage(compiled, inputs())["bs.0 … bs.1"].exact
+    new = mm.expand(torch.compile(network, backend="eager"), inputs(), "identity_block", {"_orig_mod.bs.0": 1})
+    assert len(new._orig_mod.bs) == 3
+
+
+@pytest.mark.parametrize(("operator", "learns"), [("identity_block", True), ("zero_residual", True), ("stack", False)])
+def test_what_is_new_learns_and_a_copy_is_as_frozen_as_its_original(operator, learns):
+    network = net()
+    network.bs.requires_grad_(False)
+    new = mm.expand(network, inputs(), operator, {"bs.1": 1})
+    assert {p.requires_grad for p in new.bs[2].parameters()} == {learns}
+    assert not any(p.requires_grad for p in new.bs[1].parameters())
+
+
+def test_how_many_layers_are_inserted_at_once_is_bounded():
+    with pytest.raises(ValueError, match=r"10,000 more layers or blocks behind bs\.0: at most 4,096 at once"):
+        mm.expand(net(), inputs(), "stack", {"bs.0": 10**4})
+
+
+def test_a_branch_that_zeros_do_not_silence_is_said_to_be_one():
+    network = net(lambda block, x: branch(block, x).sigmoid())
+    with pytest.raises(ValueError, match=r"zeros do not silence bs\.0"):
+        mm.expand(network, inputs(), "zero_residual", {"bs.0": 1})
+
+
+def test_a_block_that_does_not_compute_in_float64_is_tried_in_its_own_type():
+    def f(block, x):
+        if x.dtype == torch.float64:
+            raise RuntimeError("no such kernel")
+        return block.l2(block.l1(torch.fft.fft(x).real).relu()) * torch.tensor(x.sum().item()).cos()
+
+    new = mm.expand(net(f).float(), inputs().float(), "identity_block", {"bs.0": 1})
+    assert len(new.bs) == 3
