@@ -13,11 +13,16 @@ NAN = float("nan")
 REFERENCE = "../outputs/reference/data"
 FILE = f"{REFERENCE}/relation.nc"  # a file of another kind than those that are asked for, or where a folder should be
 TASK = ["digits", [6, 6], 300, 0.2, 0]
+FOLDER, PATH = "must be the path of a folder", "must be the path of a file"
 A_TASK = "a task is [dataset, widths, examples, noise, seed] and a family; got"
 
-OUTPUTS = [(5, "outputs must be a path"), ("", "outputs must be a path"), (FILE, "outputs must be a folder")]
+OUTPUTS = [
+    (5, f"outputs {FOLDER}"),
+    ("", f"outputs {FOLDER}"),
+    (FILE, "outputs must be a folder"),
+]
 EXPERIMENT = [
-    (5, "experiment must be a path"), ("", "experiment must be a path"),
+    (5, f"experiment {PATH}"), ("", f"experiment {PATH}"),
     ("none.nc", "experiment is no file: 'none.nc'"),
     (FILE, f"{FILE}: not a result of this study: no variable"),
 ]  # fmt: skip
@@ -89,11 +94,12 @@ def progress(name):
 def pool(name):
     return {
         name: [
-            (5, f"{name} must be a mapping"), ({"factor": [2]}, "'factor'; did you mean 'factors'"),
+            (5, f"{name} must be a mapping"), ({"factor": [2]}, f"in {name} 'factor'; did you mean 'factors'"),
             ({"factors": [1]}, f"{name}['factors'][0] must be a finite number > 1"),
             ({"factors": 2}, f"{name}['factors'] must be a list; got 2"),
-            ({"wider": ["stack"]}, f"unknown {name}['wider'][0] 'stack'"),
-            ({"factors": [], "extra_layers": [], "matched": []}, f"{name} makes an empty pool"),
+            ({"extra_layers": [-1]}, f"{name}['extra_layers'][0] must be at least 1"),
+            ({"wider": ["lemmon"]}, f"unknown {name}['wider'][0] 'lemmon'; did you mean 'lemon'"),
+            ({"factors": [], "extra_layers": [], "matched": []}, f"an empty pool: {name} must have factors"),
         ]
     }  # fmt: skip
 
@@ -174,10 +180,10 @@ WRONG = {
     | whole("manifold_child_steps", 1, 10**6) | number("manifold_step_size", 0, 1000) | whole("manifold_batch", 1, 500)
     | whole("manifold_examples", 1, 500) | number("manifold_margin", 0, 1000),
     "4_experiment": {
-        "cache": [(5, "cache must be a path"), ("", "cache must be a path"), (FILE, "cache must be a folder")],
+        "cache": [(5, f"cache {FOLDER}"), ("", f"cache {FOLDER}"), (FILE, "cache must be a folder")],
         "experiment_device": [(5, "a device must be 'cpu'"), ("gpu", "unknown device"), ("meta", "unknown device")],
         "scheduler": SCHEDULER,
-        "more": [(5, "more must be a path"), ("none.nc", "more is no file"), (FILE, "not a result of this study")],
+        "more": [(5, f"more {PATH}"), ("none.nc", "more is no file"), (FILE, "not a result of this study")],
     }
     | tasks("experiment_pilot", ([TASK, TASK], "is listed twice, as pilot and as pilot"))
     | tasks("experiment_confirmation", ([TASK], "is listed twice, as pilot and as confirmation"))
@@ -187,11 +193,11 @@ WRONG = {
     "6_prediction": {"experiment": EXPERIMENT},
     "7_choice": {"experiment": EXPERIMENT},
     "8_answer": {
-        "data": [(5, "data must be a path"), ("", "data must be a path"), ("none", "none/relation.nc does not exist")]
+        "data": [(5, f"data {FOLDER}"), ("", f"data {FOLDER}"), ("none", "none/relation.nc does not exist")]
     },
     "9_beyond": {
         "experiment": EXPERIMENT,
-        "beyond_runs": [(5, "beyond_runs must be a path"), ("none.nc", "beyond_runs is no file")],
+        "beyond_runs": [(5, f"beyond_runs {PATH}"), ("none.nc", "beyond_runs is no file")],
         "beyond_shares": [
             ([], "beyond_shares must not be empty"), (1.0, "beyond_shares must be a list"), ([0.5], "must hold 1.0"),
             ([NAN, 1.0], "beyond_shares[0] must be a finite number > 0 and at most 1"),
@@ -207,14 +213,14 @@ WRONG = {
     | whole("beyond_chain_steps", 24, 10**6) | whole("beyond_rounds", 1, 100) | operators("beyond_operators")
     | whole("beyond_seeds", 3, 1000) | whole("beyond_workers", 0, 1000),
     "10_ranking": {
-        "model": [(5, "model must be a path"), ("none.py", "model is no file"), (FILE, "cannot be run as Python")],
-        "ranking_folder": [(5, "ranking_folder must be a path"), (FILE, "ranking_folder must be a folder")],
+        "model": [(5, f"model {PATH}"), ("none.py", "model is no file"), (FILE, "cannot be run as Python")],
+        "ranking_folder": [(5, f"ranking_folder {FOLDER}"), (FILE, "ranking_folder must be a folder")],
         "scheduler": SCHEDULER,
     }
     | number("ranking_budget", 0, 1) | whole("ranking_full_steps", 0, 10**9) | whole("ranking_seed", 0),
     "11_advice": {
-        "advice_runs": [(5, "advice_runs must be a path"), ("none.nc", "advice_runs is no file")],
-        "advice_cache": [(5, "advice_cache must be a path"), (FILE, "advice_cache must be a folder")],
+        "advice_runs": [(5, f"advice_runs {PATH}"), ("none.nc", "advice_runs is no file")],
+        "advice_cache": [(5, f"advice_cache {FOLDER}"), (FILE, "advice_cache must be a folder")],
         "scheduler": SCHEDULER,
     }
     | cases("advice_calibration") | cases("advice_truth") | whole("advice_steps", 0, 10**6),

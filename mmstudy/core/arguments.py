@@ -136,8 +136,11 @@ def several(given: Any, name: str, check: Callable[[Any, str], object], least: i
     if isinstance(given, str | bytes) or not isinstance(given, Sequence):
         raise TypeError(f"{name} must be a list; got {described(given)}")
     if len(given) < least:
-        few = "not be empty: give one at least" if least == 1 else f"hold {least} at least; got {len(given)}"
-        raise ValueError(f"{name} must {few}")
+        raise ValueError(
+            f"{name} must not be empty: give one at least"
+            if least == 1
+            else f"{name} must hold {least} at least; got {len(given)}"
+        )
     for i, each in enumerate(given):
         check(each, f"{name}[{i}]")
     return given
@@ -146,13 +149,6 @@ def several(given: Any, name: str, check: Callable[[Any, str], object], least: i
 def wholes(given: Any, name: str, least: int = 0, most: float | int = MOST_WHOLE) -> Any:
     """A list of whole numbers in a range, one at least; see `several` and `whole`."""
     return several(given, name, lambda each, place: whole(each, place, least, most), 1)
-
-
-def rising(given: Any, name: str, least: int = 1) -> Any:
-    """A list of so many numbers at least, each larger than the one before; else a ValueError."""
-    if list(given) == sorted({*given}) and len(given) >= least:
-        return given
-    raise ValueError(f"{name} must be numbers that rise, {least} or more of them; got {described(list(given))}")
 
 
 def momentum(given: Any) -> float:
@@ -192,15 +188,6 @@ def one_of(given: Any, known: Iterable[str], name: str) -> str:
         near = get_close_matches(given, known, 3)
         guess = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
         raise ValueError(f"unknown {name} {given!r}{guess} Known: {', '.join(known)}")
-    return given
-
-
-def names(given: Any, known: Iterable[str], name: str, kind: str) -> Any:
-    """A list of known names of a kind, one at least, and none twice; see `several` and `one_of`."""
-    known = list(known)
-    several(given, name, lambda each, _: one_of(each, known, f"{kind} of {name}"), 1)
-    if twice := [each for i, each in enumerate(given) if each in given[:i]]:
-        raise ValueError(f"{name} must hold no {kind} twice; got {twice[0]!r} again")
     return given
 
 

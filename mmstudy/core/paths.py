@@ -7,7 +7,7 @@ from typing import Any
 from mmstudy.core.arguments import described
 
 
-def path(given: Any, name: str) -> Path:
+def path(given: Any, name: str, kind: str = "folder") -> Path:
     """A path, of what may not be there yet.
 
     Raises:
@@ -15,13 +15,13 @@ def path(given: Any, name: str) -> Path:
         ValueError: an empty one.
     """
     if not isinstance(given, str | os.PathLike):
-        raise TypeError(f"{name} must be a path, such as '../outputs/mine'; got {described(given)}")
+        raise TypeError(f"{name} must be the path of a {kind}; got {described(given)}")
     if not os.fspath(given):
-        raise ValueError(f"{name} must be a path, such as '../outputs/mine'; got an empty text")
+        raise ValueError(f"{name} must be the path of a {kind}; got an empty text")
     return Path(given)
 
 
-def folder(given: Any, name: str) -> Path:
+def folder(given: Any, name: str = "folder") -> Path:
     """A folder to write in, which may not be there yet.
 
     Raises:
@@ -31,7 +31,7 @@ def folder(given: Any, name: str) -> Path:
     found = path(given, name)
     there = next(part for part in (found, *found.parents) if part.exists())
     if not there.is_dir():
-        raise ValueError(f"{name} must be a folder, and {there} is a file: give another path than {str(given)!r}")
+        raise ValueError(f"{name} must be a folder; {there} is a file: give another path than {str(given)!r}")
     return found
 
 
@@ -42,7 +42,7 @@ def file(given: Any, name: str) -> Path:
         TypeError: no path.
         ValueError: an empty one, or no file.
     """
-    found = path(given, name)
+    found = path(given, name, "file")
     if not found.is_file():
         raise ValueError(f"{name} is no file: {str(given)!r}; a path starts where the notebook is")
     return found

@@ -111,9 +111,8 @@ def check_options(options: Any, name: str = "") -> None:
         arguments.one_of(option, checks, f"option of candidate_pool{name and f' in {name}'}")
         place = f"{name}[{option!r}]" if name else option
         arguments.several(given, place, checks[option], 1 if option == "locations" else 0)
-    amounts = [options.get(option, (1,)) for option in ("factors", "extra_layers", "matched")]
-    if name and not any(amounts):
-        raise ValueError(f"{name} makes an empty pool: give one of factors, extra_layers, matched")
+    if all(option in options and not options[option] for option in ("factors", "extra_layers", "matched")):
+        raise ValueError(f"an empty pool: {whole} must have factors, extra_layers or matched")
 
 
 def architectures(pool: Mapping[str, Candidate]) -> list[tuple[tuple[str, Candidate], ...]]:

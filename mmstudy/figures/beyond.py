@@ -104,8 +104,8 @@ def churn(along: xr.Dataset, left: xr.Dataset, named: Mapping[str, str]) -> Figu
         named: measure → its name in words; the others keep theirs.
     """
     places, words = np.arange(along.sizes["progress"]), along["labels"].values.tolist()
-    figure = plt.figure(figsize=(COLUMN, 3.6), layout="constrained")
-    axes = figure.subplots(2, len(words), sharey="row", squeeze=False)
+    size = COLUMN, 3.6
+    figure, axes = plt.subplots(2, len(words), sharey="row", squeeze=False, figsize=size, layout="constrained")
     for axis, labels in zip(axes[0], words, strict=True):
         for measure, look in zip(along["measure"].values.tolist(), looks(along["family"].values), strict=True):
             one = along.sel(labels=labels, measure=measure)

@@ -106,7 +106,7 @@ def rank_expansions(
     training = Training(
         arguments.function(loss_fn), train_loader, optimizer, schedule, clip, autocast, accumulate, train, seed
     )
-    device, where = device_of(network), paths.folder(folder, "folder")
+    device, folder = device_of(network), paths.folder(folder)
     given.functions(network, training, metric, say)
     chosen = None if pool is None else given.pool(pool)
     score = metric if metric is not None else accuracy if loss_fn is classification else None
@@ -123,7 +123,7 @@ def rank_expansions(
         chosen = given.pool(_default(network, batch, loss_fn, say))
     own = pools.size(network, batch, loss_fn)
     known = settings.of(network, training, chosen, seen, measured, full_steps=full_steps, metric=score)
-    settings.claim(where, known)
+    settings.claim(folder, known)
     traced = pools.traced(network, batch, loss_fn)
     sizes, refused = pools.sizes(network, chosen, batch, loss_fn, traced)
     for label, reason in refused.items():
@@ -131,7 +131,7 @@ def rank_expansions(
     if len(sizes) < 2:
         raise ValueError(f"only {len(sizes)} of {len(chosen)} candidates can be grown: {'; '.join(refused.values())}")
     candidates: dict[str, Candidate | None] = {label: chosen[label] for label in sizes} | {OWN: None}
-    rows = Rows(network, training, batch, measured, score, candidates, where / "runs", traced)
+    rows = Rows(network, training, batch, measured, score, candidates, folder / "runs", traced)
     look = engine.count(measured) / (3 * accumulate * engine.count(batch))  # a step costs three passes, a look one
     how = policy.plan(len(sizes), full_steps, budget, look * (1 if score is None else 2))
     say(_foretold(how, len(sizes), full_steps, rows.seconds_a_step(TRIED), [own, *sizes.values()]))
@@ -139,7 +139,7 @@ def rank_expansions(
     with places.looking(rows, scheduler, say) as looks:
         seen_of = _carried_out(rows, how, full_steps, [*sizes.values(), own], looks)
     ranking = Ranking(concluded(rows, how, full_steps, seen_of, refused), rows)
-    results.save(ranking.data, where / "ranking.nc")
+    results.save(ranking.data, folder / "ranking.nc")
     say(ranking.summary)
     return ranking
 
