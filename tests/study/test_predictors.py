@@ -68,7 +68,7 @@ def test_the_loss_points_down_and_the_rest_of_ours_up():
 )
 def test_a_wrong_entry_is_refused_by_value(wrong, said):
     with pytest.raises(ValueError, match=said):
-        predictors.Predictor(**{"sign": 1, "words": "a number", "compute": en.losses} | wrong)
+        predictors.Predictor(**{"sign": 1, "description": "a number", "compute": en.losses} | wrong)
 
 
 def spread_of_outputs(ensemble, batch):
