@@ -31,6 +31,13 @@ def mlp(widths=(6, 4), seed=0, dtype=torch.float32) -> MLP:
     return initialize(MLP(INPUTS, widths, CLASSES).to(dtype), generator("case", seed))
 
 
+def masked(seed=0) -> MLP:
+    """One whose head never learns: a hook makes its gradient zero."""
+    network = mlp(seed=seed)
+    network.head.weight.register_hook(lambda slope: slope * 0)
+    return network
+
+
 def batch(count=32, seed=0, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
     """Random inputs (count, INPUTS) and targets (count,)."""
     stream = generator("batch", seed)

@@ -249,6 +249,20 @@ def explained(given: Any) -> Iterator[None]:
 
 
 @contextmanager
+def naming(name: str) -> Iterator[None]:
+    """What is refused, with the name of the argument that it belongs to.
+
+    Raises:
+        TypeError: one is raised.
+        ValueError: one is raised.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from error
+
+
+@contextmanager
 def called(name: str, how: str) -> Iterator[None]:
     """What a function of the user's own raises when it is tried, with its name and how it was called.
 

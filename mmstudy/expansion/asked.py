@@ -64,7 +64,7 @@ def coverage(
         also: more batches, of other sizes and lengths, on which operators are checked.
     """
     network, batch, call = fit(network, batch, loss_fn, output)
-    more = [fit(network, each, loss_fn, output)[2] for each in listed(also, "also")]
+    more = [each for _, each in further(network, also, loss_fn, output)]
     return of_network(network, batch, call, trace(network, call), loss_fn, more)
 
 
@@ -140,16 +140,11 @@ def expand(
     """
     candidate = _candidate(how, where, arguments.whole(seed, "seed"))
     network, batch, _ = fit(network, batch, loss_fn, output)
-    listed(also, "also")
-    if strange := [pattern for pattern in listed(keep, "keep") if not isinstance(pattern, str)]:
+    _listed(also, "also")
+    if strange := [pattern for pattern in _listed(keep, "keep") if not isinstance(pattern, str)]:
         raise TypeError(f"keep holds patterns of paths such as '*.layer_idx'; got {arguments.described(strange[0])}")
     _kept(network, keep)
-    more = []
-    for i, each in enumerate(also):
-        try:
-            more.append(fit(network, each, loss_fn, output)[1])
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"also[{i}]: {error}") from error
+    more = [each for each, _ in further(network, also, loss_fn, output)]
     grown = candidate.grow(network, batch, loss_fn, keep=keep, also=more, output=output)
     if UNLOADABLE in grown.configuration:
         warnings.warn(grown.configuration, stacklevel=3)  # of the caller, behind the decorator
@@ -210,12 +205,21 @@ def _depends(returned: Any, output: Output) -> None:
         raise ValueError(f"output={output!r} does not depend on what the network returns, so that nothing must stay")
 
 
-def listed(given: Any, name: str) -> Sequence[Any]:
-    """A list or tuple.
+def further(network: nn.Module, also: Any, loss_fn: LossFn, output: Output) -> list[tuple[Batch | Call, Call]]:
+    """More batches, each with how the network is called on it, as `fit` gives them.
 
     Raises:
-        TypeError: anything else.
+        TypeError: no list, or what `fit` refuses; the message says which of them.
+        ValueError: as `fit`.
     """
+    found = []
+    for i, each in enumerate(_listed(also, "also")):
+        with arguments.naming(f"also[{i}]"):
+            found.append(fit(network, each, loss_fn, output)[1:])
+    return found
+
+
+def _listed(given: Any, name: str) -> Sequence[Any]:
     if not isinstance(given, list | tuple):
         raise TypeError(f"{name} must be a list; got {arguments.described(given)}")
     return given

@@ -40,7 +40,7 @@ def check(
     """
     promised = OPERATORS[candidate.operator].preserves == EXACTLY
     for reference in (*references, *references[0].others):
-        first, where = reference is references[0], f"on a batch of shape {_shapes(reference.call)}"
+        first, where = reference is references[0], f"on a batch of shape {reference.call.shapes}"
         if promised:
             try:
                 wrong = broken(reference, new, origin, None, coarsest)
@@ -104,7 +104,7 @@ def same_units(candidate, traced: Trace, other: Trace, call: Call) -> None:
         if here and here != there:
             reason = fixed_in(other).get(place, "other tensors have them")
             raise ValueError(
-                f"{place} cannot grow: on a batch of shape {_shapes(call)} its units are others, as {reason}"
+                f"{place} cannot grow: on a batch of shape {call.shapes} its units are others, as {reason}"
             )
 
 
@@ -130,7 +130,3 @@ def _runs(candidate, new: nn.Module, reference: Reference, where: str) -> None:
         reference.of(new)
     except Exception as error:  # as above
         raise ValueError(f"after {candidate} the network fails {where}: {arguments.first_line(error)}") from error
-
-
-def _shapes(call: Call) -> str:
-    return ", ".join(str(tuple(t.shape)) for t in call.tensors)

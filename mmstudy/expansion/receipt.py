@@ -114,7 +114,7 @@ def receipt(
             raise ValueError(f"{name} has complex parameters, and a receipt compares real numbers: {type(network)}")
     new, _, _ = asked.fit(new, batch, loss_fn, output)
     old, batch, call = asked.fit(old, batch, loss_fn, output)
-    more = [asked.fit(old, each, loss_fn, output)[2] for each in asked.listed(also, "also")]
+    more = [each for _, each in asked.further(old, also, loss_fn, output)]
     differences = {
         (str(kind).removeprefix("torch."), mode): _difference(old, new, call, kind, mode)
         for kind in TYPES
@@ -166,8 +166,7 @@ def _of_difference(kind: str, mode: str, found: tuple[float, float] | str) -> Ro
 
 def _further(old: nn.Module, new: nn.Module, call: Call, mode: str) -> Row:
     found = _of_difference("float64", mode, _difference(old, new, call, torch.float64, mode))
-    shapes = ", ".join(str(tuple(t.shape)) for t in call.tensors)
-    return replace(found, what=f"{found.what}, on a batch of shape {shapes}")
+    return replace(found, what=f"{found.what}, on a batch of shape {call.shapes}")
 
 
 def _of_finding(finding: unchanged.Finding) -> Row:

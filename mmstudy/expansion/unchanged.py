@@ -81,10 +81,19 @@ def configurations(old: nn.Module, new: nn.Module) -> list[tuple[str, str, bool]
 
 def _ties(parameters: Mapping[str, Tensor]) -> list[frozenset[str]]:
     """The sets of names that one tensor has, or several of one storage."""
-    groups: dict[object, set[str]] = {}
+    return list(map(frozenset, _together(parameters)))
+
+
+def one_storage(network: nn.Module) -> list[list[str]]:
+    """The names of different parameters that lie at one place in memory, place by place."""
+    return _together(dict(network.named_parameters()))
+
+
+def _together(parameters: Mapping[str, Tensor]) -> list[list[str]]:
+    groups: dict[object, list[str]] = {}
     for name, tensor in parameters.items():
-        groups.setdefault(_memory(tensor) or id(tensor), set()).add(name)
-    return [frozenset(names) for names in groups.values() if len(names) > 1]
+        groups.setdefault(_memory(tensor) or id(tensor), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
 
 
 def _memory(tensor: Tensor) -> object:
@@ -92,15 +101,6 @@ def _memory(tensor: Tensor) -> object:
     if tensor.is_meta or not tensor.numel():
         return None
     return tensor.device, tensor.data_ptr(), tensor.shape
-
-
-def one_storage(network: nn.Module) -> list[list[str]]:
-    """The names of different parameters that lie at one place in memory, place by place."""
-    places: dict[object, list[str]] = {}
-    for name, parameter in network.named_parameters():
-        if (place := _memory(parameter)) is not None:
-            places.setdefault(place, []).append(name)
-    return [names for names in places.values() if len(names) > 1]
 
 
 def _padded(network: nn.Module) -> dict[str, Tensor]:

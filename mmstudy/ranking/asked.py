@@ -111,7 +111,7 @@ def rank_expansions(
     chosen = None if pool is None else given.pool(pool)
     score = metric if metric is not None else accuracy if loss_fn is classification else None
     seen = given.first_batches(train_loader, seed, "train_loader")
-    with given.of("train_loader"):
+    with arguments.naming("train_loader"):
         batch = arguments.batch(moved(seen[0], device))
     measured = given.measured_part(validation_loader, measured_examples, seed, device)
     given.fit(network, batch, loss_fn, "train_loader")

@@ -3,7 +3,6 @@
 import copy
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -119,22 +118,8 @@ def fit(network: nn.Module, batch: Batch, loss_fn: LossFn, name: str) -> list[fl
         TypeError: no batch for this loss.
         ValueError: the loss fails on it, or is no finite number.
     """
-    with of(name):
+    with arguments.naming(name):
         return asked.fit(network, batch, loss_fn)[2]
-
-
-@contextmanager
-def of(name: str) -> Iterator[None]:
-    """What is refused, with the name of the loader that gave it.
-
-    Raises:
-        TypeError: one is raised.
-        ValueError: one is raised.
-    """
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from error
 
 
 def scored(network: nn.Module, batch: Batch, metric: Metric | None) -> None:
@@ -205,5 +190,5 @@ def measured_part(loader: Iterable[Batch], examples: int, seed: int, device: tor
             parts.append(moved(part, device))
             if sum(map(engine.count, parts)) >= examples:
                 break
-    with of("validation_loader"):
+    with arguments.naming("validation_loader"):
         return arguments.batch(engine.take(engine.joined(parts), slice(examples)))

@@ -82,6 +82,11 @@ class Call:
         """The tensors among the arguments."""
         return tensors((self.arguments, self.options))
 
+    @property
+    def shapes(self) -> str:
+        """Their shapes, for messages."""
+        return ", ".join(str(tuple(t.shape)) for t in self.tensors)
+
 
 def called(network: Any, batch: Any) -> Call:
     """How the network is called on a batch, as losses of `mmstudy.batched` do: `model(inputs)` of (inputs, targets).

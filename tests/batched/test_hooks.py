@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import batch, change, mlp
+from cases import batch, change, masked, mlp
 from torch import nn
 
 import mmstudy as mm
@@ -13,12 +13,6 @@ from mmstudy.core.seeds import generator
 from mmstudy.manifold.estimators import ESTIMATORS
 
 BATCH = batch(40)
-
-
-def masked(seed: int = 0) -> nn.Module:
-    network = mlp(seed=seed)
-    network.head.weight.register_hook(lambda slope: slope * 0)
-    return network
 
 
 def stored(seed: int = 0) -> nn.Module:

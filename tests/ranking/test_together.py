@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from cases import batch, mlp
+from cases import batch, masked, mlp
 from torch import nn, optim
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
@@ -168,12 +168,6 @@ class Own(optim.SGD):
 
 def sgd(network: nn.Module, rate: float = 0.1) -> optim.Optimizer:
     return optim.SGD(network.parameters(), rate)
-
-
-def masked(seed: int = 0) -> nn.Module:
-    network = mlp(seed=seed)
-    network.head.weight.register_hook(lambda slope: slope * 0)
-    return network
 
 
 def watched(seed: int = 0) -> nn.Module:
