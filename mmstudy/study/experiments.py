@@ -1,4 +1,4 @@
-"""Experiments as data: several joined to one, and stored in few bytes."""
+"""Experiments as data: read, several joined to one, and stored in few bytes."""
 
 import json
 from collections.abc import Sequence
@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from mmstudy.core import paths, results
 from mmstudy.study.protocol import Protocol
 
+NEEDED = ("part", "accuracy", "control_accuracy", "curve", "ray_loss")  # variables of an experiment
 ALIGNED: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "equals", "join": "exact"}
 BITS = 14  # of a mantissa that are kept: an error below 1 in 32,000
 
@@ -58,18 +60,23 @@ def check(experiment: xr.Dataset, protocol: Protocol) -> None:
         )
 
 
-def looked(experiment: xr.Dataset, shares: Sequence[float]) -> None:
-    """Refuse an experiment without a look after each of these shares of the training.
+def load(path: str, looks: Sequence[float]) -> xr.Dataset:
+    """The experiment in a file, which must have confirmation tasks, and a look after each of these shares of training.
 
     Raises:
-        ValueError: a look is missing.
+        TypeError: no path.
+        ValueError: no file, no experiment, no task of the confirmation, or a look is missing.
     """
+    experiment = results.load(paths.file(path, "experiment"), NEEDED)
+    if "confirmation" not in experiment["part"].values:
+        raise ValueError(f"{path} has no confirmation task: name some in experiment_confirmation of notebook 4")
     there = experiment["progress"].values.tolist()
-    if missing := [share for share in shares if share not in there]:
+    if missing := [share for share in looks if share not in there]:
         raise ValueError(
             f"the experiment must have looks after {missing} of the training, and has {there}: put them into "
             "experiment_progress of notebook 4"
         )
+    return experiment
 
 
 def compact(dataset: xr.Dataset) -> xr.Dataset:
