@@ -253,16 +253,45 @@ def test_the_sweep_is_that_of_a_processor(tmp_path):
     assert (found["cuda"]["parameters"] == found["cpu"]["parameters"]).all()
 
 
-def test_a_ranking_ends_and_resumes_there(tmp_path):
-    network = mlp().to(GPU)
+def test_workers_of_a_cluster_compute_there(tmp_path):
+    distributed = pytest.importorskip("distributed", reason="needs the extra dask")
+    data = tasks.load(TASK)
+    shape = {"factors": (2,), "extra_layers": (1,), "matched": (), "wider": ("net2net", "random")}
+    some = pools.candidate_pool(tasks.base(TASK, data), data.training.inputs, **shape, locations=("hidden.0",))
+    work = partial(sweep.sweep, {TASK: some}, {TASK: TINY}, device="cuda")
+    with ThreadPoolExecutor(1) as executor:
+        expected = work(cache=tmp_path / "here", executor=executor)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        found = work(cache=tmp_path / "there", scheduler=cluster.scheduler_address)
+    assert found.attrs["device"] == torch.cuda.get_device_name()
+    for name in ("accuracy", "base_loss", "curve"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+def ranked():
+    """What a ranking of a perceptron of two hidden layers is given, beside the network and its folder."""
     every = [(way, where) for where in ("hidden.0", "hidden.1") for way in ("net2net", "zero_outgoing", "random")]
-    given = {
+    return {
         "pool": {f"{way} {where}": Candidate(way, (where,), (9,)) for way, where in every},
         "full_steps": 40, "measured_examples": 16, "loss_fn": en.classification, "say": lambda text: 0,
         "optimizer": lambda parameters: torch.optim.AdamW(parameters, 1e-2),
         "train_loader": DataLoader(TensorDataset(*batch(80, 1)), 16, shuffle=True),
         "validation_loader": DataLoader(TensorDataset(*batch(40, 2)), 16),
     }  # fmt: skip
+
+
+def test_a_ranking_trains_in_fewer_digits(tmp_path):
+    full, mixed = (
+        mm.rank_expansions(mlp().to(GPU), folder=tmp_path / str(kind), budget=0.3, autocast=kind, **ranked()).data
+        for kind in (None, torch.bfloat16)
+    )
+    one, other = (data.sortby("candidate")["early_loss"] for data in (full, mixed))
+    assert not np.allclose(one, other, rtol=1e-6)
+    np.testing.assert_allclose(one, other, rtol=0.05)
+
+
+def test_a_ranking_ends_and_resumes_there(tmp_path):
+    network, given = mlp().to(GPU), ranked()
     first = mm.rank_expansions(network, folder=tmp_path / "one", budget=0.3, **given)
     best = first.best()
     assert next(best.network.parameters()).device.type == "cuda"
