@@ -350,7 +350,7 @@ def test_a_mask_may_leave_nothing_of_the_first_half():
 
 def test_what_is_wrong_is_named_where_it_lies():
     with pytest.raises(TypeError, match=r"wrapped by DataParallel: give network\.module"):
-        mm.size(nn.DataParallel(NETWORK), BATCH)
+        mm.size(nn.DataParallel(copy.deepcopy(NETWORK)), BATCH)  # which moves it to a GPU
     with pytest.raises(TypeError, match=r"also\[1\]: batch must be a tensor"):
         mm.expand(NETWORK, BATCH, "lemon", {"hidden.0": 9}, also=[BATCH, None])
 

@@ -39,6 +39,12 @@ swept({cache!r}, {address!r})
 """
 
 
+def importing(*folders):
+    """The environment of a process that imports from these folders first."""
+    here = os.environ.get("PYTHONPATH")
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*folders, *[here] * bool(here))))}
+
+
 class Cluster:
     """A Dask scheduler and its workers."""
 
@@ -51,7 +57,7 @@ class Cluster:
         self.client = distributed.Client(self.address, set_as_default=False)
 
     def start(self, module, *options, package=ROOT):
-        environment = os.environ | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        environment = importing(package) | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         command = [sys.executable, "-m", f"distributed.cli.{module}", *options]
         with (self.folder / "log").open("a") as log:
             return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
@@ -168,7 +174,7 @@ def test_a_worker_is_killed_in_the_middle_of_a_sweep(shared, expected, tmp_path)
 
 def test_the_client_is_killed_and_comes_back(shared, expected, tmp_path):
     script = CLIENT.format(cache=str(tmp_path), address=shared.address)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests/core")))}
+    environment = importing(ROOT, ROOT / "tests", ROOT / "tests/core")
     client = subprocess.Popen([sys.executable, "-c", script], env=environment)
     try:
         before = under_way(tmp_path)

@@ -103,7 +103,8 @@ def test_it_runs_from_the_download_to_the_gains(served, tmp_path):
     assert found["accuracy"].notnull().all()
     assert statistics.gains(statistics.expansions(found))["gain"].sizes["candidate"] == 4
     first, _ = chosen
-    bases = [trials.train_base(first, tasks.load(first), replace(protocols[first], augment=on)) for on in (True, False)]
+    data = tasks.load(first, device)
+    bases = [trials.train_base(first, data, replace(protocols[first], augment=on)) for on in (True, False)]
     rows = found.isel(candidate=(found["task"] == str(first)).values)
     for value, same in zip((base["base_loss"] for base in bases), (True, False), strict=True):
         assert bool((rows["base_loss"] == value).all()) == same
