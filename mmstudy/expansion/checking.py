@@ -9,7 +9,7 @@ from inspect import isfunction
 from torch import nn
 
 from mmstudy.core import arguments
-from mmstudy.expansion.exactness import Reference, broken
+from mmstudy.expansion.exactness import Grown, Reference
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE
 from mmstudy.expansion.unchanged import one_storage
 from mmstudy.expansion.widening import exact
@@ -33,17 +33,18 @@ def check(
         references: the old network on the batches that were given, the first of them first.
         origin: parameter of the new network → the old one that it is, or comes from.
         inserted: parameters of layers or blocks that were not there before.
-        coarsest: see `exactness.broken`.
+        coarsest: see `exactness.Grown`.
 
     Raises:
         ValueError: it does, or is not.
     """
     promised = OPERATORS[candidate.operator].preserves == EXACTLY
+    grown = Grown(new, references[0].network, origin, coarsest=coarsest)
     for reference in (*references, *references[0].others):
         first, where = reference is references[0], f"on a batch of shape {reference.call.shapes}"
         if promised:
             try:
-                wrong = broken(reference, new, origin, None, coarsest)
+                wrong = grown.broken(reference)
             except Exception as error:  # whatever a network does when a size that it keeps does not fit
                 raise ValueError(
                     f"after {candidate} the network fails {where}: {arguments.first_line(error)}"
@@ -56,7 +57,7 @@ def check(
         return
     if promised and not _fitted(candidate, new, inserted) and not reference.draws:
         try:
-            wrong = broken(reference, new, origin, None, coarsest)
+            wrong = grown.broken(reference)
         except Exception as error:  # as above
             raise ValueError(
                 f"after {candidate} the network fails in training mode: {arguments.first_line(error)}"

@@ -28,22 +28,25 @@ CALL = 16.0  # units in the last place of an output that a call may lose
 class Reference:
     """A network and a call of it; what it puts out is computed once, however many others are held against it.
 
-    `training`: it is called in training mode, which changes none of its statistics.
+    Args:
+        training: it is called in training mode, which changes none of its statistics.
+        like: a reference of the same network, whose copy in float64 is taken.
     """
 
-    def __init__(self, network: nn.Module, call: Call, training: bool = False):
-        self.network, self.call, self.training = network, call, training
+    def __init__(self, network: nn.Module, call: Call, training: bool = False, like: "Reference | None" = None):
+        self.network, self.call, self.training, self._like = network, call, training, like
         self._outside: tuple[str, ...] = ()
 
     @cached_property
     def in_training(self) -> "Reference":
         """The same call in training mode."""
-        return Reference(self.network, self.call, training=True)
+        return Reference(self.network, self.call, True, self)
 
     @cached_property
     def others(self) -> list["Reference"]:
         """The same network on batches of other sizes and lengths, made of this one: on those that it takes."""
-        return [other for call in resized(self.call) if (other := Reference(self.network, call)).runs]
+        made = (Reference(self.network, call, like=self) for call in resized(self.call))
+        return [other for other in made if other.runs]
 
     @cached_property
     def traced(self) -> Trace:
@@ -106,47 +109,63 @@ class Reference:
 
     @cached_property
     def _doubled(self) -> nn.Module:
-        return doubled(self.network)
+        return self._like._doubled if self._like else doubled(self.network)
 
 
-def broken(
-    reference: Reference,
-    new: nn.Module,
-    origin: Mapping[str, str],
-    replaced: Mapping[str, Tensor] | None = None,
-    coarsest: float = 0.0,
-) -> str | None:
-    """What is to be said of a network that is another function than the reference; None if it is the same.
-
-    The outputs may change by what rounding of the parameters that are new makes of them, or one unit in the last place
-    of how much they vary among the examples: not of how large they are.
+class Grown:
+    """A network that has grown out of another one; its copies in float64 are made once, however often it is called.
 
     Args:
         origin: parameter of the new network → the old one that it is, or comes from.
         replaced: tensors of the new network as they shall be instead, in float64.
         coarsest: eps of the coarsest type of numbers in which the networks compute, whatever that of their parameters.
     """
-    replaced, own, old = replaced or {}, dict(new.named_parameters()), dict(reference.network.named_parameters())
-    made = [name for name, p in own.items() if name not in replaced and not _same(p, old[origin[name]])]
-    eps = max(coarsest, _eps(new))
 
-    def in_double(moved: bool) -> Any:
-        changed = doubled(new, replaced, made if moved else (), max(eps, PRECISION))
-        return _outputs(changed, reference.call.mapped(_double), reference.training)
+    def __init__(
+        self,
+        network: nn.Module,
+        old: nn.Module,
+        origin: Mapping[str, str],
+        replaced: Mapping[str, Tensor] | None = None,
+        coarsest: float = 0.0,
+    ):
+        self.network, self.replaced, self.eps = network, replaced or {}, max(coarsest, _eps(network))
+        before, own = dict(old.named_parameters()), dict(network.named_parameters())
+        self.made = {n: p for n, p in own.items() if n not in self.replaced and not _same(p, before[origin[n]])}
 
-    def in_own(moved: bool) -> Any:
-        now = named_tensors(new)
-        changed = {name: tensor.to(now[name]) for name, tensor in replaced.items()}
-        changed |= {name: rounded(own[name].detach(), own[name].dtype, eps, name) for name in made if moved}
-        with _as_asked(new, reference.training):
-            return reference.call.under(new, changed)
+    def broken(self, reference: Reference) -> str | None:
+        """What is to be said of the network if it is another function than the reference; None if it is the same.
 
-    if reference.double is not None:
-        try:
-            return _said(reference.double, in_double, max(eps, PRECISION), torch.finfo(torch.float64).eps)
-        except Exception:  # not every network computes in float64
-            pass
-    return _said(reference.plain, in_own, max(eps, PRECISION), eps)
+        The outputs may change by what rounding of the parameters that are new makes of them, or one unit in the last
+        place of how much they vary among the examples: not of how large they are.
+        """
+
+        def in_double(moved: bool) -> Any:
+            network = self._doubled_and_moved if moved else self._doubled
+            return _outputs(network, reference.call.mapped(_double), reference.training)
+
+        def in_own(moved: bool) -> Any:
+            now = named_tensors(self.network)
+            changed = {name: tensor.to(now[name]) for name, tensor in self.replaced.items()}
+            changed |= {name: rounded(p.detach(), p.dtype, self.eps, name) for name, p in self.made.items() if moved}
+            with _as_asked(self.network, reference.training):
+                return reference.call.under(self.network, changed)
+
+        eps = max(self.eps, PRECISION)
+        if reference.double is not None:
+            try:
+                return _said(reference.double, in_double, eps, torch.finfo(torch.float64).eps)
+            except Exception:  # not every network computes in float64
+                pass
+        return _said(reference.plain, in_own, eps, self.eps)
+
+    @cached_property
+    def _doubled(self) -> nn.Module:
+        return doubled(self.network, self.replaced)
+
+    @cached_property
+    def _doubled_and_moved(self) -> nn.Module:
+        return doubled(self.network, self.replaced, self.made, max(self.eps, PRECISION))
 
 
 def _said(before: Any, run: Callable[[bool], Any], eps: float, least: float) -> str | None:

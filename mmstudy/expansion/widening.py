@@ -74,9 +74,9 @@ def _even_without_noise(candidate, network, new, plans, calls, traced) -> None:
         double = {name: own[name].double() for name in grown if own[name].is_floating_point()}
         plain = surgery.transformed(double, [(plan, None) for plan in plans])
         same = {name: name for name in own}
-        for call in calls:
-            wrong = exactness.broken(exactness.Reference(network, call), new, same, plain, traced.coarsest)
-            exact(candidate, wrong, ", even without noise")
+        now, first = exactness.Grown(new, network, same, plain, traced.coarsest), exactness.Reference(network, calls[0])
+        for reference in (first, *(exactness.Reference(network, call, like=first) for call in calls[1:])):
+            exact(candidate, now.broken(reference), ", even without noise")
 
 
 def growth_of(traced: Trace, network: nn.Module, location: str, size: int, *rest) -> Growth:

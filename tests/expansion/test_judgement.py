@@ -7,7 +7,7 @@ from torch import nn
 
 from mmstudy.core.seeds import generator
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.expansion.exactness import Reference, broken, change, changes
+from mmstudy.expansion.exactness import Grown, Reference, change, changes
 from mmstudy.expansion.operators import EXACTLY, OPERATORS
 from mmstudy.tracing.calls import Call
 from mmstudy.validation.preservation import FAMILIES
@@ -94,5 +94,5 @@ def test_a_network_is_the_same_as_itself_and_not_as_another():
     network, call = mlp(), Call((batch()[0],))
     names = {name: name for name, _ in network.named_parameters()}
     reference = Reference(network, call)
-    assert broken(reference, network, names) is None
-    assert "of how much they vary" in broken(reference, mlp(seed=1), names)
+    assert Grown(network, network, names).broken(reference) is None
+    assert "of how much they vary" in Grown(mlp(seed=1), network, names).broken(reference)
