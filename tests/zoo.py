@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import torch
 from cases import Wired
@@ -246,7 +247,22 @@ class Animal:
     examples: tuple[int, int] = (4, 3)
 
 
+def held(net, x):
+    """Sizes of its layers stand in a list, a dict and an object, as configurations hold them."""
+    x = net.first(x).view(-1, net.sizes[1]).relu()
+    x = net.second(x).view(-1, net.options["model"]["second"]).relu()
+    return net.head(net.third(x).view(-1, net.settings.third).relu())
+
+
 ZOO = {
+    "sizes in a list, a dict, an object": Animal(
+        lambda: Wired(
+            held, first=nn.Linear(3, 6), second=nn.Linear(6, 6), third=nn.Linear(6, 6), head=nn.Linear(6, 2),
+            sizes=[3, 6, 6, 6, 2], options={"model": {"second": 6}, "horizon": 6}, settings=SimpleNamespace(third=6),
+        ),
+        rows,
+        {"first": "lemon", "second": "zero_outgoing", "third": "lemon"},
+    ),
     "RMS norms, rotary grouped-query attention": Animal(
         Rotary, words,
         {"embedding": "lemon", "q[0]": "lemon", "q[2]": "lemon", "gate": "zero_outgoing", "v[1]": "zero_outgoing"},

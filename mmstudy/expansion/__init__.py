@@ -27,6 +27,7 @@ __all__ = [
     "replacing",
     "silencing",
     "sizes",
+    "slots",
     "surgery",
     "unchanged",
     "widening",

@@ -17,9 +17,9 @@ from mmstudy.core.states import restored
 from mmstudy.expansion import attributes, pools
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.configurations import UNLOADABLE
-from mmstudy.expansion.counts import slots
 from mmstudy.expansion.coverage import Coverage, of_network, starred
 from mmstudy.expansion.operators import OPERATORS
+from mmstudy.expansion.slots import numbers, slots
 from mmstudy.tracing import couplings as traced
 from mmstudy.tracing.calls import Call, Output, of_loss, tensors
 from mmstudy.tracing.couplings import Coupling
@@ -231,7 +231,11 @@ def _kept(network: nn.Module, keep: Sequence[str]) -> None:
     Raises:
         ValueError: one does.
     """
-    known = {attributes.name(path, *slot.path) for path, module in network.named_modules() for slot in slots(module)}
+    known = {
+        attributes.name(path, *slot.path)
+        for path, module in network.named_modules()
+        for slot in (*slots(module), *numbers(module, deeply=True))
+    }
     for pattern in keep:
         if not any(attributes.stays([pattern, starred(pattern)], name) for name in known):
             last = {name.rpartition(".")[2]: name for name in sorted(known)}

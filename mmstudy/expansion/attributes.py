@@ -9,15 +9,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import combinations, islice
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from mmstudy.expansion.slots import Path, at, numbers
+
 TRIES = 48  # ways to choose among such numbers that are tried out
 MORE = 16  # of them, to find those without which the network runs, as another function
 
-Size = tuple[str, str, object]  # (path of a module, attribute, its new value)
+Size = tuple[str, Path, object]  # (path of a module, that of a number in it, its new value)
 Outcome = Callable[[frozenset[int]], float | None]  # those that change → change of the outputs; None: it does not run
+
+
+class TooManyError(ValueError):
+    """There are too many numbers to find out which of them must change."""
 
 
 @dataclass(frozen=True)
@@ -25,28 +32,40 @@ class Kept:
     """A number, or a tuple of numbers, that modules of one class keep and that equals a length that grows."""
 
     kind: type
-    key: str
+    place: Path
     now: object
     then: object
     paths: tuple[str, ...]  # modules of a class change alike
 
     def __str__(self) -> str:
-        return f"{self.kind.__name__}.{self.key} = {self.now}"
+        return f"{name(self.kind.__name__, *self.place)} = {self.now}"
+
+    def put(self, network: nn.Module, value: object) -> None:
+        """Let all these modules of a network keep another value there."""
+        for path in self.paths:
+            at(network.get_submodule(path), self.place).put(value)
 
 
-def kept(network: nn.Module, lengths: Callable[[str], Mapping[int, int]], protected: Sequence[str] = ()) -> list[Kept]:
+def kept(
+    network: nn.Module, lengths: Callable[[str], Mapping[int, int]], protected: Sequence[str] = (), deeply: bool = False
+) -> list[Kept]:
     """All that may have to follow; `lengths`: path of a module → its lengths that grow, now → then.
 
     What a pattern in `protected` names, such as "blocks.0.horizon" or "*.layer_idx", is left out.
+
+    Args:
+        deeply: look into private attributes too, and into what modules hold: configurations, dicts, lists, objects.
     """
     places: dict[tuple, list[str]] = {}
+    shared = set[tuple[int, str | int]]()  # places in what several modules hold
     for path, module in network.named_modules():
         longer = {now: then for now, then in lengths(path).items() if now > 1}
-        for key, now in vars(module).items():
-            then = _replaced(now, longer)
-            if not key.startswith("_") and _counts(now) and then != now and not stays(protected, name(path, key)):
-                places.setdefault((type(module), key, now, then), []).append(path)
-    return [Kept(kind, key, now, then, tuple(paths)) for (kind, key, now, then), paths in places.items()]
+        for slot in numbers(module, deeply) if longer else ():
+            then, own = _replaced(slot.value, longer), (id(slot.owner), slot.key)
+            if then != slot.value and own not in shared and not stays(protected, name(path, *slot.path)):
+                shared.add(own)
+                places.setdefault((type(module), slot.path, slot.value, then), []).append(path)
+    return [Kept(kind, place, now, then, tuple(paths)) for (kind, place, now, then), paths in places.items()]
 
 
 def name(*parts: object) -> str:
@@ -59,15 +78,8 @@ def stays(protected: Sequence[str], path: str) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in protected)
 
 
-def _counts(value: object) -> bool:
-    """Whether something is a whole number, or a tuple of such; other values need not even be comparable."""
-    return type(value) is int or (isinstance(value, tuple) and bool(value) and all(type(v) is int for v in value))
-
-
-def _replaced(value: object, lengths: Mapping[int, int]) -> object:
-    if type(value) is int:
-        return lengths.get(value, value)
-    return tuple(lengths.get(v, v) for v in value) if isinstance(value, tuple) and _counts(value) else value
+def _replaced(value: Any, lengths: Mapping[int, int]) -> Any:
+    return tuple(lengths.get(v, v) for v in value) if isinstance(value, tuple) else lengths.get(value, value)
 
 
 @contextmanager
@@ -76,19 +88,17 @@ def changed(network: nn.Module, some: Iterable[Kept]) -> Iterator[None]:
     some = list(some)
     try:
         for each in some:
-            for path in each.paths:
-                setattr(network.get_submodule(path), each.key, each.then)
+            each.put(network, each.then)
         yield
     finally:
         for each in some:
-            for path in each.paths:
-                setattr(network.get_submodule(path), each.key, each.now)
+            each.put(network, each.now)
 
 
 def keep(network: nn.Module, sizes: Iterable[Size]) -> None:
     """Set the sizes that modules keep for themselves."""
-    for path, key, size in sizes:
-        setattr(network.get_submodule(path), key, size)
+    for path, place, size in sizes:
+        at(network.get_submodule(path), place).put(size)
     relabel(network)
 
 
@@ -105,14 +115,14 @@ def needed(
         Their numbers; None if the network runs with no choice.
 
     Raises:
-        ValueError: so many tries did not tell.
+        TooManyError: so many tries did not tell.
     """
     known: dict[frozenset[int], float | None] = {}
 
     def asked(chosen: frozenset[int]) -> float | None:
         if chosen not in known:
             if len(known) == TRIES:
-                raise ValueError(f"{TRIES} tries did not tell which of {count} numbers must change")
+                raise TooManyError(f"{TRIES} tries did not tell which of {count} numbers must change")
             known[chosen] = outcome(chosen)
         return known[chosen]
 

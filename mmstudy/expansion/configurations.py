@@ -14,9 +14,10 @@ from torch import nn
 
 from mmstudy.expansion import blocks
 from mmstudy.expansion.attributes import name, stays
-from mmstudy.expansion.counts import Longer, slots
+from mmstudy.expansion.counts import Longer
 from mmstudy.expansion.exactness import change
 from mmstudy.expansion.rebuilding import Choice, Configured, built, choices, configured, shapes_of
+from mmstudy.expansion.slots import slots
 from mmstudy.tracing.calls import Call
 
 CONFIRMED = 8  # ways to change a configuration that are built with their tensors, and called

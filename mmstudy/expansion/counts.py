@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from mmstudy.expansion.attributes import name, needed, stays
+from mmstudy.expansion.attributes import TooManyError, name, needed, stays
+from mmstudy.expansion.slots import Slot, slots
 
-DEPTH = 4  # of what is looked into, such as a configuration in a configuration
 PLACES = ("idx", "index", "layer_id", "layer_number", "depth_id")  # in the name of a place, where one member is all
 
 
@@ -35,44 +35,6 @@ class Longer:
                     found.append(type(value)((*value[:i], len(self.sources), *value[i + 1 :])))
             return found
         return []
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A place for a value: an attribute or an item of something that a module keeps; `path` says where that is."""
-
-    owner: Any
-    key: str | int
-    value: Any
-    path: tuple[str | int, ...]
-
-    def put(self, value: Any) -> None:
-        """Put another value there, even into something frozen."""
-        if isinstance(self.owner, dict):
-            self.owner[self.key] = value
-        elif isinstance(self.owner, nn.Module):
-            setattr(self.owner, str(self.key), value)
-        else:
-            object.__setattr__(self.owner, str(self.key), value)
-
-
-def is_configuration(value: Any) -> bool:
-    """Whether something is a set of named values: it knows itself as a dict, or is a dataclass."""
-    plain = not isinstance(value, nn.Module | type) and hasattr(value, "__dict__")
-    return plain and (callable(getattr(value, "to_dict", None)) or is_dataclass(value))
-
-
-def slots(owner: Any, path: tuple[str | int, ...] = ()) -> Iterator[Slot]:
-    """The numbers, sequences and gaps (None) in something, and in what it holds of configurations and dicts."""
-    items = list((owner if isinstance(owner, dict) else vars(owner)).items())
-    for key, value in items:
-        if str(key).startswith("_"):
-            continue
-        if isinstance(value, dict) or is_configuration(value):
-            if len(path) < DEPTH:
-                yield from slots(value, (*path, key))
-        elif value is None or type(value) in (int, float) or isinstance(value, list | tuple):
-            yield Slot(owner, key, value, (*path, key))
 
 
 def renumbered(longer: Longer, protected: Sequence[str] = ()) -> list[str]:
@@ -143,7 +105,7 @@ def followed(
 
     try:
         chosen = needed(len(choices), outcome, 0.0)
-    except ValueError:  # too many tries
+    except TooManyError:
         chosen = None
     said = []
     for i in sorted(chosen or ()):

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mmstudy.expansion.attributes import name, stays
-from mmstudy.expansion.counts import Longer, is_configuration, slots
+from mmstudy.expansion.counts import Longer
+from mmstudy.expansion.slots import Path, is_configuration, slots
 
 BUILDS = 64  # ways to change a configuration that are built
 
 Shapes = dict[str, tuple[int, ...]]
-Path = tuple[str | int, ...]  # of a value in a configuration
 Choice = Mapping[Path, Any]  # the values that change → what they become
 
 

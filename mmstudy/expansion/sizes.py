@@ -1,11 +1,13 @@
 """Which sizes kept by modules must change where couplings have grown: found by calls, confirmed by a trace."""
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import nn
 
+from mmstudy.core import arguments
 from mmstudy.core.networks import evaluating
 from mmstudy.expansion import attributes
 from mmstudy.expansion.exactness import change
@@ -14,6 +16,8 @@ from mmstudy.tracing.couplings import Coupling, structure
 from mmstudy.tracing.trace import trace
 
 SAME = 1e-3  # a change of the outputs, as a share of how they vary, that is taken for rounding when sizes are chosen
+
+WRITTEN = "Is one written into its code? Let the network compute it from its tensors, e.g. x.shape[-1]"
 
 Grown = Sequence[tuple[Coupling, int]]  # couplings of one trace, and their new numbers of units
 
@@ -28,6 +32,8 @@ def found(network: nn.Module, old: nn.Module, grown: Grown, call: Call) -> list[
     With its tensors, which the plans alone have made, it is the same function as the old one, as far as it can be. A
     trace, which is dear, only confirms what calls have found, unless they have found wrong.
 
+    Public attributes are looked at first; where they will not do, all that modules keep.
+
     Raises:
         DoesNotRun: the network runs with none of the choices, or there are too many.
     """
@@ -35,10 +41,24 @@ def found(network: nn.Module, old: nn.Module, grown: Grown, call: Call) -> list[
     def lengths(path: str) -> dict[int, int]:
         return {now: then for coupling, size in grown for now, then in coupling.lengths(path, size).items()}
 
-    places, expected = attributes.kept(network, lengths, grown[0][0].protected), structure(grown)
-    problems: list[Exception] = []
     with evaluating(old), torch.no_grad():
         before = call.of(old)
+    kept, expected = partial(attributes.kept, network, lengths, grown[0][0].protected), structure(grown)
+    places = kept()
+    chosen, problem = _needed(network, places, call, before, expected)
+    if chosen is None and len(more := kept(deeply=True)) > len(places):
+        places = more
+        chosen, problem = _needed(network, places, call, before, expected)
+    if chosen is None:
+        raise DoesNotRun(_refusal(grown, places, problem)) from problem
+    return [(path, places[i].place, places[i].then) for i in sorted(chosen) for path in places[i].paths]
+
+
+def _needed(
+    network: nn.Module, places: Sequence[attributes.Kept], call: Call, before: Any, expected: Any
+) -> tuple[frozenset[int] | None, Exception | None]:
+    """Which of the sizes must change; None of a choice that runs, and the last thing that was wrong."""
+    problems: list[Exception] = []
 
     @cache
     def outcome(chosen: frozenset[int]) -> float | None:
@@ -59,21 +79,24 @@ def found(network: nn.Module, old: nn.Module, grown: Grown, call: Call) -> list[
                 problems[:] = [error.with_traceback(None)]
                 return False
 
-    tried = ", ".join(map(str, places)) or "none"
-    together = " at once" if len(grown) > 1 else ""
-    where = " and ".join(coupling.name for coupling, _ in grown)
-    sizes = " and ".join(f"from {coupling.size} to {size}" for coupling, size in grown)
-    grows = f"{where} cannot grow {sizes}{together}"
     try:
         chosen = attributes.needed(len(places), outcome, SAME)
         if chosen is None or not predicted(chosen):
             chosen = attributes.needed(len(places), outcome, SAME, predicted)
-    except ValueError as error:
-        raise DoesNotRun(f"{grows}: {error} ({tried}). Let the network compute them from its tensors") from error
-    if chosen is None:
-        others = "" if together else ". If one of them serves other couplings too, name them together"
-        raise DoesNotRun(
-            f"{grows}: the network does not run with the predicted shapes, whichever sizes kept by its modules "
-            f"({tried}) change{others}"
-        ) from (problems[-1] if problems else None)
-    return [(path, places[i].key, places[i].then) for i in sorted(chosen) for path in places[i].paths]
+    except attributes.TooManyError as error:
+        return None, error
+    return chosen, problems[-1] if problems else None
+
+
+def _refusal(grown: Grown, places: Sequence[attributes.Kept], problem: Exception | None) -> str:
+    """What is to be said of a network that does not run, whichever sizes change."""
+    where = " and ".join(coupling.name for coupling, _ in grown)
+    sizes = " and ".join(f"from {coupling.size} to {size}" for coupling, size in grown)
+    together, tried = " at once" if len(grown) > 1 else "", ", ".join(map(str, places))
+    grows = f"{where} cannot grow {sizes}{together}"
+    if isinstance(problem, attributes.TooManyError):
+        return f"{grows}: {problem} ({tried}). Let the network compute them from its tensors"
+    which = f"whichever sizes kept by its modules ({tried}) change" if tried else "and its modules keep no such size"
+    why = f": {arguments.first_line(problem)}" if problem else ""
+    helps = "If one of them serves other couplings too, name them together" if tried and not together else WRITTEN
+    return f"{grows}: the network does not run with the predicted shapes, {which}{why}. {helps}"

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from mmstudy.expansion.blocks import List
-from mmstudy.expansion.counts import slots
 from mmstudy.expansion.rebuilding import configured
+from mmstudy.expansion.slots import everything
 
 Finding = tuple[str, int, list[str]]  # what must stay, of how many things, and those that did not
 
@@ -118,18 +118,18 @@ def changed(old: nn.Module, new: nn.Module) -> list[str]:
     modules, said, seen = dict(new.named_modules()), list[str](), set[int]()
     for path, before in old.named_modules():
         after = modules.get(path)
-        if type(after) is not type(before):
+        if after is None or type(after) is not type(before):
             continue
         if isinstance(before, List) and isinstance(after, List) and len(after) != len(before):
             said.append(f"{path}: {len(before)} → {len(after)} members")
-        now = {slot.path: slot for slot in slots(after)}
-        for slot in slots(before):
+        now = {slot.path: slot for slot in everything(after)}
+        for slot in everything(before):
             other = now.get(slot.path)
             if other is None or id(slot.owner) in seen or repr(other.value) == repr(slot.value):
                 continue
             name = ".".join(map(str, filter(None, (path, *slot.path))))
             said.append(f"{name}: {slot.value} → {other.value}")
-        seen |= {id(slot.owner) for slot in slots(before)}
+        seen |= {id(slot.owner) for slot in everything(before)}
         floats = {k: v for k, v in vars(before).items() if type(v) is float and k.startswith("_")}  # no slots
         moved = {key: vars(after)[key] for key, value in floats.items() if vars(after).get(key, value) != value}
         said += [f"{path}.{key}: {floats[key]} → {then}".lstrip(".") for key, then in moved.items()]

@@ -6,10 +6,11 @@ from torch import nn
 
 from mmstudy.core.networks import named_tensors
 from mmstudy.expansion import estimates, exactness, surgery
-from mmstudy.expansion.attributes import Size
+from mmstudy.expansion.attributes import Size, name
 from mmstudy.expansion.growth import Growth
 from mmstudy.expansion.operators import OPERATORS, UP_TO_NOISE
 from mmstudy.expansion.sizes import DoesNotRun
+from mmstudy.expansion.slots import at
 from mmstudy.tracing.couplings import fixed_groups, of_trace
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
@@ -64,8 +65,8 @@ def _at_once(candidate, network, traced, stream, calls, batch, loss_fn) -> Widen
 
 def _said(network: nn.Module, sizes: Iterable[Size]) -> list[str]:
     """What is changed, in words."""
-    old = [(path, key, getattr(network.get_submodule(path), key), then) for path, key, then in sizes]
-    return [f"{path}.{key}: {now} → {then}".removeprefix(".") for path, key, now, then in old]
+    old = [(name(path, *place), at(network.get_submodule(path), place).value, then) for path, place, then in sizes]
+    return [f"{where}: {now} → {then}" for where, now, then in old]
 
 
 def _even_without_noise(candidate, network, new, plans, calls, traced) -> None:

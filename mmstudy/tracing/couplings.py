@@ -47,8 +47,8 @@ class Coupling:
         return self._axis.size
 
     @property
-    def kept(self) -> dict[int, list[tuple[str, str, object]]]:
-        """Number of units → (module path, attribute, value) of what modules keep, once `surgery` has found out."""
+    def kept(self) -> dict[int, list[tuple[str, tuple[str | int, ...], object]]]:
+        """Number of units → (module path, path in it, value) of what modules keep, once `surgery` has found out."""
         return self._trace.kept.setdefault(self._axis, {})
 
     @property

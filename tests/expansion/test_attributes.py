@@ -1,3 +1,6 @@
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import pytest
 import torch
 from cases import Wired, change
@@ -6,6 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+import mmstudy as mm
+from mmstudy.expansion import unchanged
 from mmstudy.expansion.attributes import TRIES, needed
 from mmstudy.expansion.candidate import Candidate
 
@@ -33,6 +38,66 @@ def test_an_index_that_equals_the_number_of_heads_stays():
     assert (grown.network.heads, grown.network.layer_idx, grown.network.top_k) == (5, 4, 8)
     assert grown.changed == ("heads: 4 → 5",)
     assert change(network, grown.network, inputs) < 1e-5
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A configuration that nobody may change."""
+
+    hidden: int = 6
+    horizon: int = 6
+
+
+class Held(nn.Module):
+    """It finds the width of its layer in what it holds; beside it stands a number that is as large by chance."""
+
+    def __init__(self, held, read, key="held"):
+        super().__init__()
+        self.first, self.head, self.read = nn.Linear(3, 6), nn.Linear(6, 2), read
+        setattr(self, key, held)
+
+    def forward(self, x):
+        return self.head(self.first(x).view(-1, self.read(self)).relu())
+
+
+HOLDERS = {
+    "list": lambda: Held([6, 6, 2], lambda net: net.held[1]),
+    "dict": lambda: Held({"hidden": 6, "horizon": 6}, lambda net: net.held["hidden"]),
+    "list in a dict": lambda: Held({"model": {"sizes": [6, 6]}}, lambda net: net.held["model"]["sizes"][1]),
+    "object": lambda: Held(SimpleNamespace(hidden=6, horizon=6), lambda net: net.held.hidden),
+    "frozen dataclass": lambda: Held(Frozen(), lambda net: net.held.hidden),
+    "private attribute": lambda: Held(6, lambda net: net._width, key="_width"),
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_sizes_are_found_in_what_modules_hold(name):
+    network, inputs = HOLDERS[name](), torch.randn(5, 3)
+    before = repr(network.__dict__.get("held"))
+    grown = Candidate("lemon", ("first",), (8,)).grow(network, inputs)
+    assert (network.read(network), grown.network.read(grown.network)) == (6, 8)
+    assert [said.partition(": ")[2] for said in grown.changed] == ["6 → 8"]
+    assert repr(network.__dict__.get("held")) == before  # and what the old one holds stays
+    assert change(network, grown.network, inputs) < 1e-6
+    where = grown.changed[0].partition(":")[0]
+    assert any(where.startswith(said.partition(":")[0]) for said in unchanged.changed(network, grown.network))
+    with pytest.raises(ValueError, match=r"keeps? no such size|does not run"):
+        mm.expand(network, inputs, "lemon", {"first": 8}, keep=[where])
+
+
+def test_one_configuration_that_modules_share_is_changed_once():
+    held = {"hidden": 6}
+    network = nn.Sequential(Held(held, lambda net: net.held["hidden"]), nn.Tanh())
+    network[1].held = held
+    grown = Candidate("lemon", ("0.first",), (8,)).grow(network, torch.randn(5, 3)).network
+    assert grown[0].held is grown[1].held == {"hidden": 8}
+    assert held == {"hidden": 6}
+
+
+def test_a_size_that_is_written_into_the_code_is_guessed_at():
+    network = Held(None, lambda net: 6)
+    with pytest.raises(ValueError, match=r"keep no such size: shape '\[-1, 6\]' is invalid.* written into its code\?"):
+        Candidate("lemon", ("first",), (8,)).grow(network, torch.randn(5, 3))
 
 
 def _weighed(net, x):

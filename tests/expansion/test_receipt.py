@@ -22,7 +22,7 @@ def test_a_network_that_has_grown_exactly():
     old, examples = mlp((6, 4)), batch()
     new = mm.expand(old, examples, "orthogonal", {"hidden.0": 9})
     found = receipt(old, new, examples)
-    assert found.differences[("float64", "evaluation")][0] == 0
+    assert found.differences[("float64", "evaluation")][0] < 1e-15  # sums of another length may be ordered otherwise
     assert all(found.differences[(kind, "training")][0] <= 1e-2 for kind in ("float32", "bfloat16", "float16"))
     assert found.parameters == found.named == (96, 132)  # 7·6 + 6 + 6·4 + 4 + 4·4 + 4, then 9 for 6
     assert found.flops == (2 * (7 * 6 + 6 * 4 + 4 * 4), 2 * (7 * 9 + 9 * 4 + 4 * 4))
