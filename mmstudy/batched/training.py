@@ -43,13 +43,30 @@ def minibatches(
 
 
 def constant(step_size: float, steps: int) -> Float[Tensor, " steps"]:
-    """A constant step size."""
+    """A constant step size.
+
+    Raises:
+        TypeError: no numbers.
+        ValueError: a step size that is not above 0 or not finite, or a negative number of steps.
+    """
+    _schedule(step_size, steps)
     return torch.full((steps,), step_size)
 
 
 def cosine(step_size: float, steps: int) -> Float[Tensor, " steps"]:
-    """A cosine from `step_size` to zero (Loshchilov & Hutter 2017, without restarts)."""
+    """A cosine from `step_size` to zero (Loshchilov & Hutter 2017, without restarts).
+
+    Raises:
+        TypeError: no numbers.
+        ValueError: a step size that is not above 0 or not finite, or a negative number of steps.
+    """
+    _schedule(step_size, steps)
     return step_size * (1 + torch.cos(torch.pi * torch.arange(steps) / steps)) / 2
+
+
+def _schedule(step_size: float, steps: int) -> None:
+    arguments.number(step_size, "step_size", 0)
+    arguments.whole(steps, "steps")
 
 
 def sgd(
@@ -71,7 +88,12 @@ def sgd(
 
     Yields:
         (step, a copy of the points after that many steps, losses met since the last milestone (n, steps since)).
+
+    Raises:
+        ValueError: step sizes that are not finite.
     """
+    if not step_sizes.isfinite().all():
+        raise ValueError(f"step_sizes has {int((~step_sizes.isfinite()).sum())} numbers that are NaN or infinite")
     here, velocity, seen = points.detach().clone(), torch.zeros_like(points), []
     steps = len(step_sizes)
     marks = {*milestones, steps}

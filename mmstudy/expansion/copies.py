@@ -6,6 +6,7 @@ Copies that stay equal get equal gradients and never part; each way says what pa
 import torch
 from torch import Tensor
 
+from mmstudy.core import arguments
 from mmstudy.expansion.growth import NOISE, Growth, copied, direction, draw, normal
 from mmstudy.expansion.surgery import NEW, Plan, Touch, plan, rebuilt, transform, units_first
 from mmstudy.tracing.couplings import Use
@@ -17,7 +18,13 @@ def net2net(growth: Growth, noise: float = NOISE) -> tuple[Plan, Touch | None]:
 
     Without the noise they would stay equal for ever: equal weights have equal gradients and equal weight decay.
     Net2WiderNet: Chen, Goodfellow, Shlens 2016 (arXiv 1511.05641), equations 3 to 5.
+
+    Raises:
+        TypeError: the noise is no number.
+        ValueError: it is negative or not finite.
     """
+    if arguments.number(noise, "noise") < 0:
+        raise ValueError(f"noise must not be negative; got {noise}")
     grown = plan(growth.coupling, copied(growth, growth.generator))
     makers = growth.coupling.makers()
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmstudy.core import arguments
 from mmstudy.expansion.candidate import Expansion
 
 # What optimizers keep for each number of a parameter, by the names that torch.optim gives it.
@@ -25,8 +26,11 @@ def carried(optimizer: torch.optim.Optimizer, network: nn.Module, expansion: Exp
     step sizes, ASGD's averaged weights, Adafactor's rows and columns, all of LBFGS).
 
     Raises:
+        TypeError: no optimizer of torch.
         ValueError: the optimizer has a parameter that the network lacks, or takes more than its defaults to be made.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer; got {arguments.described(optimizer)}")
     names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
     new, origin = dict(expansion.network.named_parameters()), expansion.origin
     result = _like(optimizer, [_group(i, group, names, new, origin) for i, group in enumerate(optimizer.param_groups)])

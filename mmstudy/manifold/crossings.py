@@ -72,14 +72,18 @@ def crossings(
         origin: the parents' losses, where they are known.
 
     Raises:
-        ValueError: a direction of length zero or one that is not finite; another argument out of range.
+        ValueError: no direction, one of length zero or one that is not finite; another argument out of range.
     """
+    if math.isnan(level):
+        raise ValueError("level must be a number; got nan")
     if not 0 < first <= max_multiple or not 0 < tolerance < 1 or not 0 <= checks < evaluations:
         raise ValueError(
             "needs 0 < first ≤ max_multiple, a tolerance in (0, 1) and fewer checks than evaluations; got first="
             f"{first}, max_multiple={max_multiple}, tolerance={tolerance}, checks={checks}, evaluations={evaluations}"
         )
     length = directions.norm(dim=-1)
+    if not length.numel():
+        raise ValueError(f"there is no direction: directions has the shape {tuple(directions.shape)}")
     if wrong := int((~length.isfinite() | (length == 0)).sum()):
         raise ValueError(f"{wrong} of {length.numel()} directions have length zero or are not finite")
     origin = objective(parents) if origin is None else origin

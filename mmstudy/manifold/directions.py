@@ -13,9 +13,11 @@ def uniform(parents: Float[Tensor, "m dim"], count: int, generator: torch.Genera
     """Uniform unit directions, the same for every parent.
 
     Raises:
-        TypeError: no generator.
+        TypeError: no generator, or a count that is no whole number.
+        ValueError: fewer than one direction.
     """
     arguments.generator(generator)
+    arguments.whole(count, "count", 1)
     draw = torch.randn(count, parents.shape[1], generator=generator, dtype=torch.float64)
     return (draw / draw.norm(dim=1, keepdim=True)).to(parents).expand(len(parents), -1, -1)
 
@@ -33,9 +35,11 @@ def filter_normalized(
         ensemble: networks whose shape says what the filters are.
 
     Raises:
-        TypeError: no generator.
+        TypeError: no generator, or a count that is no whole number.
+        ValueError: fewer than one direction.
     """
     arguments.generator(generator)
+    arguments.whole(count, "count", 1)
     pieces = []
     for parameter in at(ensemble, parents).parameters.values():
         flat = parameter.detach().flatten(2) if parameter.ndim > 2 else torch.zeros_like(parameter).unsqueeze(-1)
