@@ -226,7 +226,7 @@ def table(surveys: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def untrained(name: str) -> pd.DataFrame:
     """The survey of a family in float64, with nothing special about its weights: what the README shows."""
     family = FAMILIES[name]
-    network, examples = family.network().double(), family.examples(32)
+    network, examples = family.network().double(), family.examples(8 if family.language else 32)  # of many tokens each
     stream = generator("untrained", name)
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.ndim == 1 and tensor.is_floating_point():  # normalizations that do something
