@@ -157,7 +157,7 @@ def main() -> None:
     listed = list(design.tasks_of({part: PROFILE[f"experiment_{part}"] for part in design.PARTS}))
     some = [listed[i] for i in (QUICK_SHOWN if asked.quick else SHOWN)]
     if asked.quick:
-        some = [replace(task, widths=SMALL[task.family], train_size=400) for task in some]
+        some = [replace(task, widths=SMALL[task.family], train_size=160) for task in some]
     found = {}
     for task in progress.through(some, "images"):
         tasks.DATASETS[task.dataset] = partial(images, task.dataset, 2 * task.train_size)

@@ -360,10 +360,11 @@ def state(project):
 def test_a_rerun_that_fails_keeps_the_results_before_it(project):
     before = state(project)
     (project / "fail").touch()
-    (project / "notebooks/run.py").touch()
+    for name in ("1_expansion", "4_experiment"):
+        (project / f"notebooks/{name}.ipynb").touch()
     assert make(project, "-k", "all").returncode != 0
     assert state(project) == before
-    assert planned(project, "all").keys() == ALL  # they do not pass for new ones
+    assert planned(project, "all").keys() == {"1_expansion", "4_experiment"}  # they do not pass for new ones
     (project / "fail").unlink()
     assert make(project, TARGET).returncode == 0
     after = state(project)
