@@ -160,19 +160,27 @@ class Candidate:
             return grown
         return _chain(grown, self.then.grow(grown.network, batch, loss_fn, keep=keep, also=also, output=output))
 
-    def tried(self, references: Sequence[Reference], batch: Batch | Call, loss_fn: LossFn, traced: Trace) -> None:
+    def tried(
+        self,
+        references: Sequence[Reference],
+        batch: Batch | Call,
+        loss_fn: LossFn,
+        traced: Trace,
+        elsewhere: bool = True,
+    ) -> None:
         """Carry the expansion out, but for what is done afterwards, and throw the result away: cheaper than `grow`.
 
         Where units are added, a configuration of the network is left as it is.
 
         Args:
             references: the network, how it is called on the batch, and on more of them.
+            elsewhere: check it on batches of other sizes and in training mode too.
 
         Raises:
             ValueError: as `grow`.
             NotImplementedError: as `grow`.
         """
-        _judged(self, references, batch, loss_fn, traced, (), configured=False)
+        _judged(self, references, batch, loss_fn, traced, (), configured=False, elsewhere=elsewhere)
 
 
 def widen(
@@ -214,7 +222,7 @@ def deepen(
     return parted(new, network)
 
 
-def _judged(candidate, references, batch, loss_fn, traced, keep, configured=True) -> Expansion:
+def _judged(candidate, references, batch, loss_fn, traced, keep, configured=True, elsewhere=True) -> Expansion:
     """What a candidate makes of the network of the references, on its memory, once its promise has been checked."""
     stream = substream("expand", candidate.operator, *candidate.locations, *candidate.sizes, candidate.seed)
     checking.comparable(candidate, references)
@@ -229,7 +237,7 @@ def _judged(candidate, references, batch, loss_fn, traced, keep, configured=True
         grown = _widen(candidate, network, traced, stream, calls, batch, loss_fn, configured)
     else:
         grown = _deepen(candidate, network, stream, calls[0], keep)
-    checking.check(candidate, references, grown.network, grown.origin, grown.inserted, coarsest)
+    checking.check(candidate, references, grown.network, grown.origin, grown.inserted, coarsest, elsewhere)
     return grown
 
 

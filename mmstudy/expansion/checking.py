@@ -25,6 +25,7 @@ def check(
     origin: Mapping[str, str],
     inserted: Collection[str],
     coarsest: float,
+    elsewhere: bool = True,
 ) -> None:
     """Refuse a grown network that fails, or is not exact though its operator promises it.
 
@@ -34,13 +35,14 @@ def check(
         origin: parameter of the new network → the old one that it is, or comes from.
         inserted: parameters of layers or blocks that were not there before.
         coarsest: see `exactness.Grown`.
+        elsewhere: on batches of other sizes and in training mode too.
 
     Raises:
         ValueError: it does, or is not.
     """
     promised = OPERATORS[candidate.operator].preserves == EXACTLY
     grown = Grown(new, references[0].network, origin, coarsest=coarsest)
-    for reference in (*references, *references[0].others):
+    for reference in (*references, *(references[0].others if elsewhere else ())):
         first, where = reference is references[0], f"on a batch of shape {reference.call.shapes}"
         if promised:
             try:
@@ -53,7 +55,7 @@ def check(
         elif not first:
             _runs(candidate, new, reference, where)
     reference = references[0].in_training
-    if not reference.runs:
+    if not elsewhere or not reference.runs:
         return
     if promised and not _fitted(candidate, new, inserted) and not reference.draws:
         try:

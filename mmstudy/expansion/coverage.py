@@ -22,6 +22,7 @@ from mmstudy.tracing.graph import CONSUMED, UNKNOWN, Trace
 from mmstudy.tracing.trace import OUTPUT
 
 FACTOR = 2  # units are doubled to see which operators are exact
+LARGE = 2**26  # bytes of a network that is tried roughly
 WIDTH = 110  # characters of a line in a terminal
 HELP = {  # part of a reason → what would help
     UNKNOWN: "mm.register_rule(operation, rule) for this operation, if you know what it does",
@@ -141,9 +142,14 @@ class Coverage:
 def of_network(
     network: nn.Module, batch: Batch | Call, call: Call, traced: Trace, loss_fn: LossFn, also: Sequence[Call] = ()
 ) -> Coverage:
-    """The coverage of a network that has been traced on a call; exact operators are tried on one group of each kind."""
+    """The coverage of a network that has been traced on a call; exact operators are tried on one group of each kind.
+
+    A large network is judged in its own types of numbers, not in float64, and for one operator of each kind of group on
+    batches of other sizes; what grows is checked in full when it does.
+    """
     rows, tried = [], dict[object, tuple[str, dict[str, str]]]()
-    references = [Reference(network, each) for each in (call, *also)]
+    roughly = sum(parameter.nbytes for parameter in network.parameters()) > LARGE
+    references = [Reference(network, each, roughly=roughly) for each in (call, *also)]
     exact = [name for name in named(widens=True) if OPERATORS[name].preserves == EXACTLY]
     for name, group in of_trace(traced).items():
         kind = _kind(group)
@@ -171,10 +177,11 @@ def _refused(
     traced: Trace,
 ) -> dict[str, str]:
     """Those of the candidates that cannot be built, or are not exact, with the reasons."""
-    found = {}
+    found, elsewhere = {}, True
     for name, candidate in candidates.items():
         try:
-            candidate.tried(references, batch, loss_fn, traced)
+            candidate.tried(references, batch, loss_fn, traced, elsewhere)
+            elsewhere = not references[0].roughly
         except (ValueError, NotImplementedError) as error:
             found[name] = str(error)
             if "cannot grow" in found[name]:  # whatever the operator

@@ -11,6 +11,7 @@ What is inserted learns, all of it, also behind blocks that are frozen. Only a c
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -127,6 +128,7 @@ def _learns(module: nn.Module) -> None:
 def _model(network: nn.Module, wanted: str, generator: torch.Generator, way: Way, call: Call) -> Block:
     """The block that is copied: the wanted one if it can be, else the nearest that keeps the shape of its input."""
 
+    @cache
     def of(path: str) -> Block:
         traced = Trace() if way.trained else blocks.alone(network, path, call)
         return Block(network, path, traced, generator)

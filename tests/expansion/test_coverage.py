@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from cases import Wired, batch, change, mlp
+from cases import Wired, batch, change, mlp, of_family
 from torch import nn
 
 import mmstudy as mm
 from mmstudy.core.networks import TransformerBlock
+from mmstudy.expansion import coverage
+from mmstudy.expansion.exactness import Reference
 
 
 class Reader(nn.Module):
@@ -143,3 +145,19 @@ def test_groups_among_other_operations_are_tried_each():
     )
     found = mm.coverage(network, torch.randn(5, 3))
     assert ["zero_incoming" in found[f"layers.{i}.up"].exact for i in range(3)] == [True, False, True]
+
+
+@pytest.mark.parametrize("name", ["MLP, batch norm", "ViT"])
+def test_a_large_network_is_tried_roughly_and_says_the_same(name, monkeypatch):
+    _, network, inputs, targets = of_family(name)
+    thorough, made = mm.coverage(network, (inputs, targets)), []
+
+    def reference(*given, **options):
+        made.append(Reference(*given, **options))
+        return made[-1]
+
+    monkeypatch.setattr(coverage, "LARGE", 0)
+    monkeypatch.setattr(coverage, "Reference", reference)
+    rough = mm.coverage(network, (inputs, targets))
+    assert [each.roughly for each in made] == [True]
+    assert [(row.location, row.exact) for row in rough.rows] == [(row.location, row.exact) for row in thorough.rows]

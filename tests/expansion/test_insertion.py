@@ -201,6 +201,23 @@ def test_a_norm_behind_the_branches_is_named_unless_it_does_nothing_to_a_stream_
     assert len(Candidate("interleave", ("1",), (1,)).grow(network(shifted), inputs()).network) == 4
 
 
+@pytest.mark.parametrize("place", ["1", "2"])
+def test_a_norm_that_blocks_share_is_no_obstacle(place):
+    class Block(nn.Module):
+        def __init__(self, norm):
+            super().__init__()
+            self.norm, self.up, self.down = norm, nn.Linear(6, 8), nn.Linear(8, 6)
+
+        def forward(self, x):
+            return x + self.down(self.up(self.norm(x)).relu())
+
+    shared = nn.LayerNorm(6)
+    network = nn.Sequential(nn.Linear(6, 6), Block(shared), Block(shared), nn.Linear(6, 2)).double()
+    grown = Candidate("zero_residual", (place,), (1,)).grow(network, inputs()).network
+    assert len(grown) == 5
+    assert change(network, grown, inputs()) < 1e-14
+
+
 class Cached(nn.Module):
     """Attends over its own past, kept in an object by its place; nothing that can be traced."""
 
