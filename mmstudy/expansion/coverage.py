@@ -14,7 +14,7 @@ from mmstudy.core import arguments
 from mmstudy.core.networks import named_tensors
 from mmstudy.expansion import pools
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.expansion.exactness import Reference
+from mmstudy.expansion.exactness import Reference, large
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, named
 from mmstudy.tracing.calls import Call
 from mmstudy.tracing.couplings import Coupling, fixed_groups, of_trace
@@ -22,7 +22,6 @@ from mmstudy.tracing.graph import CONSUMED, UNKNOWN, Trace
 from mmstudy.tracing.trace import OUTPUT
 
 FACTOR = 2  # units are doubled to see which operators are exact
-LARGE = 2**26  # bytes of a network that is tried roughly
 WIDTH = 110  # characters of a line in a terminal
 HELP = {  # part of a reason → what would help
     UNKNOWN: "mm.register_rule(operation, rule) for this operation, if you know what it does",
@@ -148,8 +147,7 @@ def of_network(
     batches of other sizes; what grows is checked in full when it does.
     """
     rows, tried = [], dict[object, tuple[str, dict[str, str]]]()
-    roughly = sum(parameter.nbytes for parameter in network.parameters()) > LARGE
-    references = [Reference(network, each, roughly=roughly) for each in (call, *also)]
+    references = [Reference(network, each, roughly=large(network)) for each in (call, *also)]
     exact = [name for name in named(widens=True) if OPERATORS[name].preserves == EXACTLY]
     for name, group in of_trace(traced).items():
         kind = _kind(group)

@@ -22,7 +22,13 @@ from mmstudy.tracing.trace import trace
 
 SLACK = 4.0  # how many times the change may be what rounding makes, once measured
 PRECISION = 1e-13  # what a long sum in float64 may lose
+LARGE = 2**26  # bytes of a network whose calls in float64 are dear
 CALL = 16.0  # units in the last place of an output that a call may lose
+
+
+def large(network: nn.Module) -> bool:
+    """Whether every call in float64 is dear."""
+    return sum(parameter.nbytes for parameter in network.parameters()) > LARGE
 
 
 class Reference:
@@ -30,7 +36,7 @@ class Reference:
 
     Args:
         training: it is called in training mode, which changes none of its statistics.
-        like: a reference of the same network, whose copy in float64 is taken; it is as rough as that one.
+        like: a reference of the same network, whose copy in float64 is taken.
         roughly: others are held against it in their own types of numbers: faster, and blind to what they round.
     """
 
@@ -43,19 +49,26 @@ class Reference:
         roughly: bool = False,
     ):
         self.network, self.call, self.training, self._like = network, call, training, like
-        self.roughly: bool = like.roughly if like else roughly
+        self.roughly = roughly
         self._outside: tuple[str, ...] = ()
 
     @cached_property
     def in_training(self) -> "Reference":
-        """The same call in training mode."""
-        return Reference(self.network, self.call, True, self)
+        """The same call in training mode; roughly, if the network is large."""
+        return Reference(self.network, self.call, True, self, self._rough)
 
     @cached_property
     def others(self) -> list["Reference"]:
-        """The same network on batches of other sizes and lengths, made of this one: on those that it takes."""
-        made = (Reference(self.network, call, like=self) for call in resized(self.call))
+        """The same network on batches of other sizes and lengths, made of this one: on those that it takes.
+
+        Roughly, if the network is large: there they are to show another way that it takes, not how it rounds.
+        """
+        made = (Reference(self.network, call, like=self, roughly=self._rough) for call in resized(self.call))
         return [other for other in made if other.runs]
+
+    @property
+    def _rough(self) -> bool:
+        return self.roughly or large(self.network)
 
     @cached_property
     def traced(self) -> Trace:

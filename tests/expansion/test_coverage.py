@@ -7,7 +7,7 @@ from torch import nn
 
 import mmstudy as mm
 from mmstudy.core.networks import TransformerBlock
-from mmstudy.expansion import coverage
+from mmstudy.expansion import coverage, exactness
 from mmstudy.expansion.exactness import Reference
 
 
@@ -156,7 +156,7 @@ def test_a_large_network_is_tried_roughly_and_says_the_same(name, monkeypatch):
         made.append(Reference(*given, **options))
         return made[-1]
 
-    monkeypatch.setattr(coverage, "LARGE", 0)
+    monkeypatch.setattr(exactness, "LARGE", 0)
     monkeypatch.setattr(coverage, "Reference", reference)
     rough = mm.coverage(network, (inputs, targets))
     assert [each.roughly for each in made] == [True]
