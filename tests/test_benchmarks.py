@@ -47,6 +47,10 @@ def test_what_the_readme_says_of_a_gpu_was_measured():
     assert training.values.round().tolist() == [26, 26, 26, 30]
     assert (points[points["network"].str.startswith("MLP").values].round() >= 30).all()
     assert set(results.load(REFERENCE / "h200/images.nc").dims) == {"task"}
+    full = results.load(REFERENCE / "h100/images.nc")
+    assert full.attrs["device"].startswith("NVIDIA H100") and "false" in full.attrs["parameters"]
+    assert full["task"].str.startswith("fashion_mnist 10000").all()
+    assert (60 * full["hours"]).round(1).values.tolist() == [2.5, 2.8]
 
 
 def test_where_the_readme_calls_others_faster_they_are():
