@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mmstudy.expansion.asked import candidate_pool, couplings, coverage, expand
+    from mmstudy.expansion.asked import candidate_pool, couplings, coverage, expand, pool_table
     from mmstudy.expansion.candidate import Candidate
     from mmstudy.expansion.receipt import receipt
     from mmstudy.manifold.asked import check, size, sizes
@@ -27,6 +27,7 @@ __all__ = [
     "expand",
     "line",
     "plane",
+    "pool_table",
     "rank_expansions",
     "receipt",
     "register_rule",
@@ -44,6 +45,7 @@ _MODULES = {
     "expand": "expansion.asked",
     "line": "manifold.between",
     "plane": "manifold.between",
+    "pool_table": "expansion.asked",
     "rank_expansions": "ranking.asked",
     "receipt": "expansion.receipt",
     "register_rule": "tracing.trace",

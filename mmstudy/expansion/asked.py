@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -57,7 +58,8 @@ def coverage(
 
     A row for every group of units that a layer makes, for parameters that are in none, and for every list of layers;
     it prints as text, shows as a table in a notebook, and has a `table`. Of groups that are the same but for the
-    numbers of their layers one is tried, by every operator that promises to be exact.
+    numbers of their layers one is tried, by every operator that promises to be exact; in a network of more than 64 MiB,
+    in its own types of numbers instead of float64.
 
     Args:
         network: see `couplings` for these arguments.
@@ -102,6 +104,38 @@ def candidate_pool(
     if not pool:
         raise ValueError("the coverage leaves no candidate: give other operators, or look at its reasons")
     return pool
+
+
+@torch.inference_mode(False)
+def pool_table(
+    network: nn.Module,
+    batch: Batch | Call,
+    pool: Mapping[str, Candidate],
+    loss_fn: LossFn = classification,
+    *,
+    output: Output = None,
+) -> pd.DataFrame:
+    """What a pool holds: a row for each candidate, which is built to see it.
+
+    Args:
+        pool: candidates by label, e.g. from `candidate_pool`; for the other arguments see `expand`.
+
+    Returns:
+        Table by label: `operator`; `description`; `parameters`; `flops` of a forward pass of one example; `same_size`,
+        candidates of other architectures with as many parameters, within 2%; `refused`, why it cannot be built.
+
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: an empty pool, or what `couplings` refuses.
+    """
+    if not isinstance(pool, Mapping) or not all(isinstance(each, Candidate) for each in pool.values()):
+        raise TypeError(
+            f"pool must map labels to Candidates, as mm.candidate_pool returns; got {arguments.described(pool)}"
+        )
+    if not pool:
+        raise ValueError("pool must hold one candidate at least; got none")
+    network, batch, _ = fit(network, batch, loss_fn, output)
+    return pools.pool_table(pool, network, batch, loss_fn, output)
 
 
 @torch.inference_mode(False)

@@ -15,7 +15,7 @@ from mmstudy.core.networks import count_flops, count_parameters
 from mmstudy.expansion import estimates
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS, named
-from mmstudy.tracing.calls import Call, of_loss
+from mmstudy.tracing.calls import Call, Output, of_loss
 from mmstudy.tracing.couplings import Coupling, couplings, fixed
 from mmstudy.tracing.trace import trace
 
@@ -158,17 +158,27 @@ def places(network: nn.Module) -> list[str]:
 
 
 def pool_table(
-    pool: Mapping[str, Candidate], network: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification
+    pool: Mapping[str, Candidate],
+    network: nn.Module,
+    batch: Batch | Call,
+    loss_fn: LossFn = classification,
+    output: Output = None,
 ) -> pd.DataFrame:
-    """Every candidate of a pool with its parameters and FLOPs (forward pass of one example), or why it is refused."""
-    call = of_loss(network, batch, loss_fn)
+    """Every candidate of a pool: a row each, by its label.
+
+    Returns:
+        Table with the columns `operator`; `description`; `parameters`; `flops`, of a forward pass of one example;
+        `same_size`, candidates of other architectures with as many parameters, within 2%, one of each architecture;
+        `refused`, why it cannot be built, and then the three before are missing.
+    """
+    call = of_loss(network, batch, loss_fn, output)
     one = call.mapped(lambda tensor: tensor[:1])
     traced, rows = trace(network, call), []
     for label, candidate in pool.items():
         row: dict[str, object] = {"candidate": label, "operator": candidate.operator, "description": str(candidate)}
         try:
-            expanded = candidate.grow(network, batch, loss_fn, traced).network
-        except ValueError as error:
+            expanded = candidate.grow(network, batch, loss_fn, traced, output=output).network
+        except (ValueError, NotImplementedError) as error:
             rows.append(row | {"refused": str(error)})
         else:
             counts = {
@@ -176,4 +186,22 @@ def pool_table(
                 "flops": count_flops(expanded, *one.arguments, **one.options),
             }
             rows.append(row | counts | {"refused": ""})
-    return pd.DataFrame(rows).set_index("candidate")
+    columns = ["candidate", "operator", "description", "parameters", "flops", "refused"]
+    table = pd.DataFrame(rows, columns=columns).set_index("candidate")
+    table.insert(4, "same_size", _same_sizes(pool, table["parameters"]))
+    return table
+
+
+def _same_sizes(pool: Mapping[str, Candidate], parameters: pd.Series) -> pd.Series:
+    groups = [[label for label, _ in group] for group in architectures(pool)]
+    built = {i: some[0] for i, group in enumerate(groups) if (some := [n for n in group if parameters[n] > 0])}
+    found = dict.fromkeys(pool, "")
+    for i, one in built.items():
+        near = [
+            other
+            for j, other in built.items()
+            if j != i
+            and abs(parameters[one] - parameters[other]) <= SAME_SIZE * max(parameters[one], parameters[other])
+        ]
+        found |= {label: ", ".join(near) for label in groups[i] if parameters[label] > 0}
+    return pd.Series(found)

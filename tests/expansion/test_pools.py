@@ -34,6 +34,30 @@ def test_matched_candidates_have_as_many_parameters_as_what_they_match(factor):
     assert table["refused"].eq("").all()
 
 
+def test_the_table_names_others_of_the_same_size():
+    network, (inputs, targets) = mlp((16, 12)), batch()
+    pool = mm.candidate_pool(network, inputs, factors=(2, 4), extra_layers=(), matched=(2,), wider=["lemon", "random"])
+    table = mm.pool_table(network, (inputs, targets), pool)
+    assert list(table.columns) == ["operator", "description", "parameters", "flops", "same_size", "refused"]
+    assert table.loc["lemon hidden.0 ×2", "same_size"] == "lemon hidden.1 ≈ hidden.0 ×2"
+    assert table.loc["random hidden.1 ≈ hidden.0 ×2", "same_size"] == "lemon hidden.0 ×2"
+    assert table.loc["lemon hidden.0 ×4", "same_size"] == ""
+
+
+@pytest.mark.parametrize("pool", [None, [], {"one": "lemon"}, {}])
+def test_a_table_of_no_pool_is_refused(pool):
+    with pytest.raises((TypeError, ValueError), match=r"pool must (map labels to Candidates|hold one)"):
+        mm.pool_table(mlp(), batch()[0], pool)
+
+
+def test_a_candidate_that_cannot_be_built_is_of_no_size():
+    pool = {"one": Candidate("lemon", ("hidden.9",), (4,)), "two": Candidate("lemon", ("hidden.0",), (9,))}
+    table = mm.pool_table(mlp(), batch()[0], pool)
+    assert "unknown location" in table.loc["one", "refused"]
+    assert table["parameters"].isna().tolist() == [True, False]
+    assert table["same_size"].tolist() == ["", ""]
+
+
 def test_a_smaller_pool_of_some_locations_is_a_part_of_the_whole_one():
     network, inputs = mlp((6, 8, 4)), batch()[0]
     whole = pools.candidate_pool(network, inputs)
