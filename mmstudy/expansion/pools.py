@@ -13,6 +13,7 @@ from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
 from mmstudy.core.networks import count_flops, count_parameters
 from mmstudy.expansion import estimates
+from mmstudy.expansion.blocks import List
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS, named
 from mmstudy.tracing.calls import Call, Output, of_loss
@@ -147,14 +148,27 @@ def _size_for(coupling: Coupling, wanted: int) -> int | None:
 
 
 def places(network: nn.Module) -> list[str]:
-    """Members of the lists of layers or blocks of a network, behind which more of them may be inserted."""
-    lists = {path: module for path, module in network.named_modules() if isinstance(module, nn.ModuleList)}
-    return [
-        f"{path}.{i}"
-        for path, members in lists.items()
-        for i, member in enumerate(members)
-        if not isinstance(member, nn.ModuleList)
+    """Members of the lists of layers or blocks of a network, behind which more of them may be inserted.
+
+    Of a `Sequential` or `ModuleDict`, which may hold anything, these are the members with modules of their own of whose
+    class there are several. A member that is such a list itself is none.
+    """
+    found = [
+        f"{path}.{name}".lstrip(".")
+        for path, members in network.named_modules()
+        if isinstance(members, List)
+        for name, member in members._modules.items()
+        if member is not None and (isinstance(members, nn.ModuleList) or _is_block(member, members))
     ]
+    lists = {place.rpartition(".")[0] for place in found}
+    lists |= {path for path, module in network.named_modules() if isinstance(module, nn.ModuleList)}
+    return [place for place in found if place not in lists]
+
+
+def _is_block(member: nn.Module, members: List) -> bool:
+    """Whether one of several members of a class, with modules of their own."""
+    alike = sum(type(other) is type(member) for other in members._modules.values())
+    return alike > 1 and bool(list(member.children()))
 
 
 def pool_table(

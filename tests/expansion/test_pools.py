@@ -1,6 +1,7 @@
 import jaxtyping
 import pytest
-from cases import batch, mlp
+import torch
+from cases import batch, change, mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -32,6 +33,48 @@ def test_matched_candidates_have_as_many_parameters_as_what_they_match(factor):
         other = table.loc[f"{operator} hidden.1 ≈ hidden.0 ×{factor:g}", "parameters"]
         assert abs(one / other - 1) <= 0.02
     assert table["refused"].eq("").all()
+
+
+class Block(nn.Module):
+    """It keeps the shape of its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+
+    def forward(self, x):
+        return x + self.down(self.up(x).relu())
+
+
+LISTS = {
+    "blocks in a chain": (
+        lambda: nn.Sequential(nn.Linear(7, 6), Block(), nn.ReLU(), Block(), nn.Linear(6, 2)),
+        ["1", "3"],
+    ),
+    "a chain of layers": (lambda: nn.Sequential(nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU()), []),
+    "a chain of chains": (
+        lambda: nn.Sequential(nn.Linear(7, 6), nn.Sequential(Block(), Block()), nn.Sequential(Block())),
+        ["2", "1.0", "1.1"],
+    ),
+    "blocks by name": (lambda: nn.ModuleDict({"stem": nn.Linear(7, 6), "a": Block(), "b": Block()}), ["a", "b"]),
+    "layers in a list": (lambda: nn.ModuleList([nn.Linear(7, 6), nn.ReLU()]), ["0", "1"]),
+    "a list of lists": (lambda: nn.ModuleList([nn.ModuleList([Block()]), nn.ModuleList()]), ["0.0"]),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_places_are_members_of_lists_and_blocks_of_chains(name):
+    build, expected = LISTS[name]
+    assert pools.places(build()) == expected
+
+
+def test_a_chain_of_blocks_gets_deeper():
+    network, inputs = LISTS["blocks in a chain"][0]().double(), torch.randn(5, 7).double()
+    covered = mm.coverage(network, inputs)
+    assert covered["1 … 3"].exact == ("zero_residual", "identity_block")
+    pool = mm.candidate_pool(network, inputs, covered=covered, factors=(), matched=(), deeper=["identity_block"])
+    assert list(pool) == ["identity_block 1 +1", "identity_block 3 +1", "identity_block 1 +2", "identity_block 3 +2"]
+    assert change(network, pool["identity_block 1 +2"].expand(network, inputs), inputs) < 1e-14
 
 
 def test_the_table_names_others_of_the_same_size():
