@@ -103,12 +103,16 @@ def keep(network: nn.Module, sizes: Iterable[Size]) -> None:
 
 
 def needed(
-    count: int, outcome: Outcome, exact: float, confirmed: Callable[[frozenset[int]], bool] = lambda chosen: True
+    count: int,
+    outcome: Outcome,
+    exact: float,
+    confirmed: Callable[[frozenset[int]], bool] = lambda chosen: True,
+    tries: int = TRIES,
 ) -> frozenset[int] | None:
     """Which of `count` numbers must change so that a network runs, and, if that is to be had, keeps its function.
 
     None of them, if that will do; else the fewest of all (QuickXplain: Junker 2004, AAAI), if the network runs with
-    all; else one, two, … of them. `outcome` is asked at most `TRIES` times, and what is dear to know, whether a choice
+    all; else one, two, … of them. `outcome` is asked at most `tries` times, and what is dear to know, whether a choice
     that runs is `confirmed`, only where that tells.
 
     Returns:
@@ -121,8 +125,8 @@ def needed(
 
     def asked(chosen: frozenset[int]) -> float | None:
         if chosen not in known:
-            if len(known) == TRIES:
-                raise TooManyError(f"{TRIES} tries did not tell which of {count} numbers must change")
+            if len(known) == tries:
+                raise TooManyError(f"{tries} tries did not tell which of {count} numbers must change")
             known[chosen] = outcome(chosen)
         return known[chosen]
 
@@ -145,7 +149,7 @@ def needed(
     if rest and keeps(everything):
         more = found | fewest(found, False, rest, keeps)
         return more if keeps(more) else everything
-    return next(filter(keeps, islice((found | {i} for i in rest), min(MORE, TRIES - len(known)))), found)
+    return next(filter(keeps, islice((found | {i} for i in rest), min(MORE, tries - len(known)))), found)
 
 
 def fewest(base: frozenset[int], grew: bool, rest: tuple[int, ...], good: Callable[[frozenset[int]], bool]):

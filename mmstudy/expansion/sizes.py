@@ -17,6 +17,7 @@ from mmstudy.tracing.trace import trace
 
 SAME = 1e-3  # a change of the outputs, as a share of how they vary, that is taken for rounding when sizes are chosen
 
+DEEP_TRIES = 16  # ways to choose among all that modules keep: many of these numbers are a configuration's
 WRITTEN = "Is one written into its code? Let the network compute it from its tensors, e.g. x.shape[-1]"
 
 Grown = Sequence[tuple[Coupling, int]]  # couplings of one trace, and their new numbers of units
@@ -46,16 +47,22 @@ def found(network: nn.Module, old: nn.Module, grown: Grown, call: Call) -> list[
     kept, expected = partial(attributes.kept, network, lengths, grown[0][0].protected), structure(grown)
     places = kept()
     chosen, problem = _needed(network, places, call, before, expected)
-    if chosen is None and len(more := kept(deeply=True)) > len(places):
-        places = more
-        chosen, problem = _needed(network, places, call, before, expected)
+    hopeful = chosen is None and not isinstance(problem, attributes.TooManyError)
+    if hopeful and len(more := kept(deeply=True)) > len(places):
+        chosen, _ = _needed(network, more, call, before, expected, DEEP_TRIES)
+        places = more if chosen is not None or not places else places
     if chosen is None:
         raise DoesNotRun(_refusal(grown, places, problem)) from problem
     return [(path, places[i].place, places[i].then) for i in sorted(chosen) for path in places[i].paths]
 
 
 def _needed(
-    network: nn.Module, places: Sequence[attributes.Kept], call: Call, before: Any, expected: Any
+    network: nn.Module,
+    places: Sequence[attributes.Kept],
+    call: Call,
+    before: Any,
+    expected: Any,
+    tries: int = attributes.TRIES,
 ) -> tuple[frozenset[int] | None, Exception | None]:
     """Which of the sizes must change; None of a choice that runs, and the last thing that was wrong."""
     problems: list[Exception] = []
@@ -80,9 +87,9 @@ def _needed(
                 return False
 
     try:
-        chosen = attributes.needed(len(places), outcome, SAME)
+        chosen = attributes.needed(len(places), outcome, SAME, tries=tries)
         if chosen is None or not predicted(chosen):
-            chosen = attributes.needed(len(places), outcome, SAME, predicted)
+            chosen = attributes.needed(len(places), outcome, SAME, predicted, tries)
     except attributes.TooManyError as error:
         return None, error
     return chosen, problems[-1] if problems else None
