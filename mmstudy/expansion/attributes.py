@@ -47,22 +47,34 @@ class Kept:
 
 
 def kept(
-    network: nn.Module, lengths: Callable[[str], Mapping[int, int]], protected: Sequence[str] = (), deeply: bool = False
+    network: nn.Module,
+    lengths: Callable[[str], Mapping[int, int]],
+    protected: Sequence[str] = (),
+    beside: nn.Module | None = None,
 ) -> list[Kept]:
     """All that may have to follow; `lengths`: path of a module → its lengths that grow, now → then.
 
     What a pattern in `protected` names, such as "blocks.0.horizon" or "*.layer_idx", is left out.
 
     Args:
-        deeply: look into private attributes too, and into what modules hold: configurations, dicts, lists, objects.
+        beside: the network of which this one is a copy. If it is given, private attributes are looked at too, and what
+            modules hold (configurations, dicts, lists, objects), unless both networks hold the very same.
     """
+    deeply, theirs = beside is not None, set[int]()
+    for module in beside.modules() if beside is not None else ():
+        theirs |= {id(slot.owner) for slot in numbers(module, deeply)}
     places: dict[tuple, list[str]] = {}
     shared = set[tuple[int, str | int]]()  # places in what several modules hold
     for path, module in network.named_modules():
         longer = {now: then for now, then in lengths(path).items() if now > 1}
         for slot in numbers(module, deeply) if longer else ():
             then, own = _replaced(slot.value, longer), (id(slot.owner), slot.key)
-            if then != slot.value and own not in shared and not stays(protected, name(path, *slot.path)):
+            if (
+                then != slot.value
+                and own not in shared
+                and own[0] not in theirs
+                and not stays(protected, name(path, *slot.path))
+            ):
                 shared.add(own)
                 places.setdefault((type(module), slot.path, slot.value, then), []).append(path)
     return [Kept(kind, place, now, then, tuple(paths)) for (kind, place, now, then), paths in places.items()]

@@ -16,7 +16,6 @@ from mmstudy.tracing.couplings import Coupling, structure
 from mmstudy.tracing.trace import trace
 
 SAME = 1e-3  # a change of the outputs, as a share of how they vary, that is taken for rounding when sizes are chosen
-
 DEEP_TRIES = 16  # ways to choose among all that modules keep: many of these numbers are a configuration's
 WRITTEN = "Is one written into its code? Let the network compute it from its tensors, e.g. x.shape[-1]"
 
@@ -48,7 +47,7 @@ def found(network: nn.Module, old: nn.Module, grown: Grown, call: Call) -> list[
     places = kept()
     chosen, problem = _needed(network, places, call, before, expected)
     hopeful = chosen is None and not isinstance(problem, attributes.TooManyError)
-    if hopeful and len(more := kept(deeply=True)) > len(places):
+    if hopeful and len(more := kept(beside=old)) > len(places):
         chosen, _ = _needed(network, more, call, before, expected, DEEP_TRIES)
         places = more if chosen is not None or not places else places
     if chosen is None:

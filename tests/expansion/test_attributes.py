@@ -94,6 +94,20 @@ def test_one_configuration_that_modules_share_is_changed_once():
     assert held == {"hidden": 6}
 
 
+class Single(SimpleNamespace):
+    """There is one of it, however often it is copied."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def test_what_a_copy_shares_with_the_network_is_not_changed():
+    network = Held(Single(hidden=6), lambda net: net.held.hidden)
+    with pytest.raises(ValueError, match="does not run with the predicted shapes"):
+        Candidate("lemon", ("first",), (8,)).grow(network, torch.randn(5, 3))
+    assert network.held.hidden == 6
+
+
 def test_a_size_that_is_written_into_the_code_is_guessed_at():
     network = Held(None, lambda net: 6)
     with pytest.raises(ValueError, match=r"keep no such size: shape '\[-1, 6\]' is invalid.* written into its code\?"):
