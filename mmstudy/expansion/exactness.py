@@ -151,9 +151,14 @@ class Grown:
         replaced: Mapping[str, Tensor] | None = None,
         coarsest: float = 0.0,
     ):
-        self.network, self.replaced, self.eps = network, replaced or {}, max(coarsest, _eps(network))
-        before, own = dict(old.named_parameters(remove_duplicate=False)), dict(network.named_parameters())
-        self.made = {n: p for n, p in own.items() if n not in self.replaced and not _same(p, before[origin[n]])}
+        self.network, self.old, self.origin, self.replaced = network, old, origin, replaced or {}
+        self.eps = max(coarsest, _eps(network))
+
+    @cached_property
+    def made(self) -> dict[str, Tensor]:
+        """The parameters that are new, of those that are not replaced."""
+        before, own = dict(self.old.named_parameters(remove_duplicate=False)), dict(self.network.named_parameters())
+        return {n: p for n, p in own.items() if n not in self.replaced and not _same(p, before[self.origin[n]])}
 
     def broken(self, reference: Reference) -> str | None:
         """What is to be said of the network if it is another function than the reference; None if it is the same.

@@ -122,14 +122,14 @@ def changed(old: nn.Module, new: nn.Module) -> list[str]:
             continue
         if isinstance(before, List) and isinstance(after, List) and len(after) != len(before):
             said.append(f"{path}: {len(before)} → {len(after)} members")
-        now = {slot.path: slot for slot in everything(after)}
-        for slot in everything(before):
+        kept, now = everything(before), {slot.path: slot for slot in everything(after)}
+        for slot in kept:
             other = now.get(slot.path)
             if other is None or id(slot.owner) in seen or repr(other.value) == repr(slot.value):
                 continue
             name = ".".join(map(str, filter(None, (path, *slot.path))))
             said.append(f"{name}: {slot.value} → {other.value}")
-        seen |= {id(slot.owner) for slot in everything(before)}
+        seen |= {id(slot.owner) for slot in kept}
         floats = {k: v for k, v in vars(before).items() if type(v) is float and k.startswith("_")}  # no slots
         moved = {key: vars(after)[key] for key, value in floats.items() if vars(after).get(key, value) != value}
         said += [f"{path}.{key}: {floats[key]} → {then}".lstrip(".") for key, then in moved.items()]
