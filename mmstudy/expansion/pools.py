@@ -2,14 +2,18 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
+from mmstudy.batched.modes import measuring
 from mmstudy.core import arguments
 from mmstudy.core.networks import count_flops, count_parameters
 from mmstudy.expansion import estimates
@@ -185,9 +189,7 @@ def pool_table(
         `same_size`, candidates of other architectures with as many parameters, within 2%, one of each architecture;
         `refused`, why it cannot be built, and then the three before are missing.
     """
-    call = of_loss(network, batch, loss_fn, output)
-    one = call.mapped(lambda tensor: tensor[:1])
-    traced, rows = trace(network, call), []
+    traced, rows = trace(network, of_loss(network, batch, loss_fn, output)), []
     for label, candidate in pool.items():
         row: dict[str, object] = {"candidate": label, "operator": candidate.operator, "description": str(candidate)}
         try:
@@ -195,11 +197,7 @@ def pool_table(
         except (ValueError, NotImplementedError) as error:
             rows.append(row | {"refused": str(error)})
         else:
-            counts = {
-                "parameters": count_parameters(expanded),
-                "flops": count_flops(expanded, *one.arguments, **one.options),
-            }
-            rows.append(row | counts | {"refused": ""})
+            rows.append(row | asdict(size_of(expanded, batch, loss_fn)) | {"refused": ""})
     columns = ["candidate", "operator", "description", "parameters", "flops", "refused"]
     table = pd.DataFrame(rows, columns=columns).set_index("candidate")
     table.insert(4, "same_size", _same_sizes(pool, table["parameters"]))
@@ -207,15 +205,34 @@ def pool_table(
 
 
 def _same_sizes(pool: Mapping[str, Candidate], parameters: pd.Series) -> pd.Series:
-    groups = [[label for label, _ in group] for group in architectures(pool)]
-    built = {i: some[0] for i, group in enumerate(groups) if (some := [n for n in group if parameters[n] > 0])}
-    found = dict.fromkeys(pool, "")
-    for i, one in built.items():
-        near = [
-            other
-            for j, other in built.items()
-            if j != i
-            and abs(parameters[one] - parameters[other]) <= SAME_SIZE * max(parameters[one], parameters[other])
-        ]
-        found |= {label: ", ".join(near) for label in groups[i] if parameters[label] > 0}
-    return pd.Series(found)
+    """Of each candidate, one of every other architecture that has as many parameters."""
+    groups = [[label for label, _ in group if parameters[label] > 0] for group in architectures(pool)]
+    built = [labels for labels in groups if labels]
+    near: list[list[str]] = [[] for _ in built]
+    for i, j in zip(*pairs_of_one_size(np.array([parameters[one] for one, *_ in built])), strict=True):
+        near[i].append(built[j][0])
+        near[j].append(built[i][0])
+    found = {label: ", ".join(others) for labels, others in zip(built, near, strict=True) for label in labels}
+    return pd.Series(dict.fromkeys(pool, "") | found)
+
+
+def pairs_of_one_size(size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two members of all pairs whose parameter counts differ by at most 2% of the larger."""
+    i, j = np.triu_indices(len(size), 1)
+    near = np.abs(size[i] - size[j]) <= SAME_SIZE * np.maximum(size[i], size[j])
+    return i[near], j[near]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a network is."""
+
+    parameters: int
+    flops: int  # of a forward pass of one example
+
+
+def size_of(network: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification) -> Size:
+    """Parameters and operations of a network, as it measures: running statistics stay."""
+    call = of_loss(network, batch, loss_fn).mapped(lambda tensor: tensor[:1])
+    with torch.random.fork_rng(devices=[]), measuring(network):
+        return Size(count_parameters(network), count_flops(network, *call.arguments, **call.options))

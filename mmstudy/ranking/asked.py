@@ -18,6 +18,7 @@ from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments, paths, progress, results
 from mmstudy.expansion import asked as expansion
 from mmstudy.expansion.candidate import Candidate
+from mmstudy.expansion.pools import Size, size_of
 from mmstudy.ranking import given, places, policy, settings
 from mmstudy.ranking import pool as pools
 from mmstudy.ranking.places import Looks
@@ -121,7 +122,7 @@ def rank_expansions(
 
     if chosen is None:
         chosen = given.pool(_default(network, batch, loss_fn, say))
-    own = pools.size(network, batch, loss_fn)
+    own = size_of(network, batch, loss_fn)
     known = settings.of(network, training, chosen, seen, measured, full_steps=full_steps, metric=score)
     settings.claim(folder, known)
     traced = pools.traced(network, batch, loss_fn)
@@ -144,7 +145,7 @@ def rank_expansions(
     return ranking
 
 
-def _carried_out(rows: Rows, how: Plan, full_steps: int, sizes: list[pools.Size], looks: Looks) -> Seen:
+def _carried_out(rows: Rows, how: Plan, full_steps: int, sizes: list[Size], looks: Looks) -> Seen:
     """All rows early, those that were trained to the end, and what is then known of all.
 
     Raises:
@@ -192,7 +193,7 @@ def _carried_out(rows: Rows, how: Plan, full_steps: int, sizes: list[pools.Size]
     return Seen(sizes, early, final, posterior(known, scores_of(final), prior))
 
 
-def pool_of(early: list[Row], sizes: list[pools.Size], operators: list[str], how: Plan) -> Pool:
+def pool_of(early: list[Row], sizes: list[Size], operators: list[str], how: Plan) -> Pool:
     """What the early looks say of a pool; the last row is the network that is only trained on."""
     score, _, value = early_order(early, sizes, how.anchored)
     ranked, width = (standardized(each) for each in (policy.shares(value), np.log([size.parameters for size in sizes])))
@@ -217,7 +218,7 @@ def _default(network: nn.Module, batch: Batch, loss_fn: LossFn, say: Callable[[s
     return pools.default(network, batch, loss_fn, covered)
 
 
-def _foretold(how: Plan, count: int, full_steps: int, seconds: float, sizes: list[pools.Size]) -> str:
+def _foretold(how: Plan, count: int, full_steps: int, seconds: float, sizes: list[Size]) -> str:
     """What it will cost, in words."""
     flops = np.array([size.flops for size in sizes], float)
     each = seconds * (flops[1:].mean() / flops[0] if flops[0] else 1.0)

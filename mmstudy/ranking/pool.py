@@ -1,33 +1,22 @@
 """Which expansions are ranked when the user names none: every operator, where growth is worth comparing."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from mmstudy.batched.engine import Batch, LossFn
-from mmstudy.batched.modes import measuring
 from mmstudy.core import progress
-from mmstudy.core.networks import count_flops, count_parameters
 from mmstudy.expansion import asked, pools
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.coverage import Coverage, starred
+from mmstudy.expansion.pools import Size, size_of
 from mmstudy.tracing.calls import of_loss
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
 
 FEW = 4  # groups, each of which is widened alone
 FACTORS = (2, 4)
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large a network is."""
-
-    parameters: int
-    flops: int  # of a forward pass of one example
 
 
 def default(network: nn.Module, batch: Batch, loss_fn: LossFn, covered: Coverage) -> dict[str, Candidate]:
@@ -86,14 +75,7 @@ def sizes(
     found, refused = {}, {}
     for label, candidate in progress.through(pool.items(), "building"):
         try:
-            found[label] = size(candidate.expand(network, batch, loss_fn, traced=known), batch, loss_fn)
+            found[label] = size_of(candidate.expand(network, batch, loss_fn, traced=known), batch, loss_fn)
         except (ValueError, NotImplementedError) as error:
             refused[label] = str(error)
     return found, refused
-
-
-def size(network: nn.Module, batch: Batch, loss_fn: LossFn) -> Size:
-    """Parameters and operations of a network."""
-    call = of_loss(network, batch, loss_fn).mapped(lambda tensor: tensor[:1])
-    with torch.random.fork_rng(devices=[]), measuring(network):  # running statistics stay
-        return Size(count_parameters(network), count_flops(network, *call.arguments, **call.options))

@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mmstudy.core import arguments, results
+from mmstudy.expansion.pools import Size
 from mmstudy.ranking import policy
 from mmstudy.ranking.policy import Plan
-from mmstudy.ranking.pool import Size
 from mmstudy.ranking.posterior import Posterior
 from mmstudy.ranking.rows import Row, Rows
 

@@ -20,10 +20,10 @@ from mmstudy.core import cluster, progress, results, sources
 from mmstudy.core.seeds import seed_of
 from mmstudy.core.tasks import Task, load
 from mmstudy.core.tasks import base as new_base
+from mmstudy.expansion.pools import Size
 from mmstudy.ranking import files, report
 from mmstudy.ranking.asked import pool_of, rank_expansions
 from mmstudy.ranking.policy import Plan
-from mmstudy.ranking.pool import Size
 from mmstudy.ranking.posterior import Pool, Prior, fit, posterior
 from mmstudy.ranking.report import LEVEL, OWN, Ranking
 from mmstudy.ranking.rows import Metric, Row, accuracy

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 
 from mmstudy.expansion.operators import OPERATORS
-from mmstudy.expansion.pools import SAME_SIZE
+from mmstudy.expansion.pools import pairs_of_one_size
 
 UNITS = {"accuracy": 100.0, "nll": -1.0, "ece": -100.0}  # of a gain: percentage points or nats, more is better
 OF_TASKS = {  # what all candidates of a task share, by its name along task; predictors have families as well
@@ -258,13 +258,6 @@ def _correlations(a: Float[np.ndarray, "row n"], b: Float[np.ndarray, " n"]) -> 
     a, b = a - a.mean(1, keepdims=True), b - b.mean()
     scale = np.sqrt((a**2).sum(1) * (b**2).sum())
     return np.divide(a @ b, scale, out=np.zeros(len(a)), where=scale > 0)
-
-
-def pairs_of_one_size(size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two members of all pairs whose parameter counts differ by at most 2% of the larger."""
-    i, j = np.triu_indices(len(size), 1)
-    near = np.abs(size[i] - size[j]) <= SAME_SIZE * np.maximum(size[i], size[j])
-    return i[near], j[near]
 
 
 def ordered_rightly(

@@ -87,6 +87,14 @@ def test_the_table_names_others_of_the_same_size():
     assert table.loc["lemon hidden.0 ×4", "same_size"] == ""
 
 
+def test_a_network_in_training_mode_is_counted_as_it_measures():
+    network = nn.Sequential(nn.Linear(7, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)).train()
+    before = network[1].running_mean.clone()
+    table = mm.pool_table(network, batch()[0], {"one": Candidate("lemon", ("0",), (9,))})
+    assert table["flops"].tolist() == [2 * (7 * 9 + 9 * 2)]
+    assert network.training and torch.equal(network[1].running_mean, before)
+
+
 @pytest.mark.parametrize("pool", [None, [], {"one": "lemon"}, {}])
 def test_a_table_of_no_pool_is_refused(pool):
     with pytest.raises((TypeError, ValueError), match=r"pool must (map labels to Candidates|hold one)"):
