@@ -43,8 +43,7 @@ def fit(
         What was changed; and what is to be said of the configuration, nothing if there is none.
     """
     said: list[str] = []
-    parts, strange = configured(old)
-    words = [f"{kind} does not build what it was from its {key}, which stays as it is" for kind, key in strange]
+    parts, words = configured(old)
     for part in parts:
         module = new.get_submodule(part.path)
         kind = part.kind.__name__

@@ -76,22 +76,29 @@ def _places(members: Mapping[int, nn.Module]) -> list[tuple[str, str]]:
 
 
 def followed(
-    network: nn.Module, longer: Sequence[Longer], runs: Callable[[], bool], protected: Sequence[str] = ()
+    network: nn.Module,
+    beside: nn.Module,
+    longer: Sequence[Longer],
+    runs: Callable[[], bool],
+    protected: Sequence[str] = (),
 ) -> list[str]:
     """Find and change the numbers without which a network does not call all members of its longer lists.
 
     Of numbers, and sequences with a part for each member, in modules and their configurations, as few are changed as
     will do. Nothing is, if no choice does.
 
+    Args:
+        beside: the network that was deepened; what both hold is not changed.
+
     Returns:
         What was changed, such as "depth: 3 → 4".
     """
     options: dict[tuple, tuple[list[Slot], str, Any]] = {}
-    seen: set[int] = set()
+    seen = {id(slot.owner) for module in beside.modules() for slot in slots(module)}
     for path, module in network.named_modules():
         for slot in slots(module):
             if slot.owner is not module and id(slot.owner) in seen:
-                continue  # one configuration that many modules share
+                continue  # one configuration that many modules share, or both networks
             where = name(path, *slot.path)
             for then in [] if stays(protected, where) else [then for one in longer for then in one.then(slot.value)]:
                 alike = (type(module), slot.path, repr(slot.value), repr(then))

@@ -103,7 +103,7 @@ def insert(
         def runs() -> bool:
             return _wrong(new, inserted, call, before, modules, way.fits) is None
 
-        followed = counts.followed(new, longer, runs, protected)
+        followed = counts.followed(new, network, longer, runs, protected)
         changed += followed
         wrong = _wrong(new, inserted, call, before, modules, way.fits)
         if followed and not wrong and (off := configurations.astray(network, new, call)):

@@ -58,13 +58,13 @@ class Configured:
         return {type(self.config), *(type(value) for value in vars(self.config).values() if is_configuration(value))}
 
 
-def configured(network: nn.Module) -> tuple[list[Configured], list[tuple[str, str]]]:
+def configured(network: nn.Module) -> tuple[list[Configured], list[str]]:
     """The outermost modules that their class builds anew, tensor by tensor, from a configuration that they keep.
 
-    Beside them: (class, attribute) of configurations of outermost modules that do not build them.
+    Beside them: what is to be said of configurations of outermost modules that are left alone.
     """
     found: list[Configured] = []
-    strange: dict[int, tuple[str, str]] = {}  # by the configuration
+    strange: dict[int, str] = {}  # by the configuration
     for path, module in network.named_modules():
         if any(part.path == "" or f"{path}.".startswith(f"{part.path}.") for part in found):
             continue
@@ -72,13 +72,22 @@ def configured(network: nn.Module) -> tuple[list[Configured], list[tuple[str, st
         for key, value in kept.items():
             if id(value) in strange:
                 continue
-            part = Configured(path, type(module), copy.deepcopy(value), key)
-            if part.shapes({}) == shapes_of(module):
+            part, kind = Configured(path, type(module), copy.deepcopy(value), key), type(module).__name__
+            if _places(part.config) & _places(value):  # to try changes on it would change the network's
+                strange[id(value)] = (
+                    f"a copy of the {key} of {kind} is no copy of all that it holds, so it stays as it is"
+                )
+            elif part.shapes({}) == shapes_of(module):
                 found.append(part)
                 break
-            strange[id(value)] = (type(module).__name__, key)
+            else:
+                strange[id(value)] = f"{kind} does not build what it was from its {key}, which stays as it is"
     inside = {id(value) for part in found for value in vars(network.get_submodule(part.path)).values()}
     return found, [said for each, said in strange.items() if each not in inside]
+
+
+def _places(config: Any) -> set[int]:
+    return {id(slot.owner) for slot in slots(config)}
 
 
 def shapes_of(module: nn.Module) -> Shapes:

@@ -112,7 +112,10 @@ def test_what_builds_something_else_is_no_configuration():
     old = network()
     assert [part.path for part in rebuilding.configured(old)[0]] == [""]
     old.settings.width = 7
-    assert rebuilding.configured(old) == ([], [("Stack", "settings")])
+    assert rebuilding.configured(old) == (
+        [],
+        ["Stack does not build what it was from its settings, which stays as it is"],
+    )
     grown = Candidate("identity_block", ("blocks.0",), (1,)).grow(old, inputs())
     assert grown.configuration == "Stack does not build what it was from its settings, which stays as it is"
     assert grown.changed == ("settings.depth: 2 → 3",)  # the loop needs it, and nothing else
@@ -152,3 +155,17 @@ def test_what_would_be_loaded_as_another_function_is_refused_and_the_number_that
     assert [block.scale for block in grown.network.blocks] == [1, 1 / 2, 1 / 3]  # as it will be loaded
     assert "blocks.2.scale: 0.5 → 0.3333" in grown.changed
     assert change(old, grown.network, inputs()) < 1e-13
+
+
+class Single(Sizes):
+    """There is one of it, however often it is copied."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def test_a_configuration_that_a_copy_shares_with_the_network_is_not_changed():
+    settings = Single()
+    with pytest.raises(ValueError, match="does not run in the new network"):
+        Candidate("identity_block", ("blocks.0",), (1,)).grow(Stack(settings).double(), torch.randn(5, 3, dtype=DOUBLE))
+    assert settings == Single()
