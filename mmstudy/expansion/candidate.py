@@ -226,23 +226,23 @@ def _judged(candidate, references, batch, loss_fn, traced, keep, configured=True
     """What a candidate makes of the network of the references, on its memory, once its promise has been checked."""
     stream = substream("expand", candidate.operator, *candidate.locations, *candidate.sizes, candidate.seed)
     checking.comparable(candidate, references)
-    network, calls = references[0].network, [reference.call for reference in references]
+    network, call = references[0].network, references[0].call
     coarsest = traced.coarsest if traced else 0.0
     if OPERATORS[candidate.operator].widens:
-        traced = traced or trace(network, calls[0])
+        traced = traced or trace(network, call)
         traced.protected, coarsest = tuple(keep), traced.coarsest
         for other in references[1:]:
             checking.same_units(candidate, traced, other.traced, other.call)
-        calls += [other.call for other in references[0].others]
-        grown = _widen(candidate, network, traced, stream, calls, batch, loss_fn, configured)
+        everywhere = [*references, *references[0].others]
+        grown = _widen(candidate, everywhere, traced, stream, batch, loss_fn, configured)
     else:
-        grown = _deepen(candidate, network, stream, calls[0], keep)
+        grown = _deepen(candidate, network, stream, call, keep)
     checking.check(candidate, references, grown.network, grown.origin, grown.inserted, coarsest, elsewhere)
     return grown
 
 
-def _widen(candidate, network, traced, stream, calls, batch, loss_fn, configured) -> Expansion:
-    new, plans, changed = widening.widened(candidate, network, traced, stream, calls, batch, loss_fn)
+def _widen(candidate, references, traced, stream, batch, loss_fn, configured) -> Expansion:
+    new, plans, changed = widening.widened(candidate, references, traced, stream, batch, loss_fn)
 
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
         for plan in plans:
@@ -252,7 +252,8 @@ def _widen(candidate, network, traced, stream, calls, batch, loss_fn, configured
     origin = {name: name for name, _ in new.named_parameters()}
     if not configured:
         return Expansion(new, origin, frozenset(), frozenset(), carry, tuple(changed))
-    fitted, configuration = configurations.fit(network, new, calls[0], protected=traced.protected)
+    old, call = references[0].network, references[0].call
+    fitted, configuration = configurations.fit(old, new, call, protected=traced.protected)
     return Expansion(new, origin, frozenset(), frozenset(), carry, (*changed, *fitted), configuration)
 
 

@@ -4,7 +4,7 @@ Both networks are run in float64, where that is possible, so that the rounding o
 left is the rounding of the new numbers themselves, which is measured where it may matter.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -132,6 +132,13 @@ class Reference:
     @cached_property
     def _doubled(self) -> nn.Module:
         return self._like._doubled if self._like else doubled(self.network)
+
+
+def of_another(network: nn.Module, references: Sequence[Reference]) -> list[Reference]:
+    """The calls of references, of another network."""
+    first, *others = references
+    new = Reference(network, first.call, first.training, roughly=first.roughly)
+    return [new, *(Reference(network, each.call, each.training, new, each.roughly) for each in others)]
 
 
 class Grown:

@@ -18,48 +18,51 @@ from mmstudy.tracing.trace import trace
 Widened = tuple[nn.Module, list[surgery.Plan], list[str]]  # the network, how it grew, the numbers that changed
 
 
-def widened(candidate, network, traced, stream, calls, batch, loss_fn) -> Widened:
-    """The network whose couplings have grown as a candidate says; the arguments are those of `Candidate.grow`.
+def widened(candidate, references, traced, stream, batch, loss_fn) -> Widened:
+    """The network of the references, whose couplings have grown as a candidate says; the others are `Candidate.grow`'s.
 
-    It shares the parameters that stay with the old one.
+    It shares the parameters that stay with the old one. Each reference is a call on which it is seen to be exact.
 
     Raises:
         DoesNotRun: the network does not run with the predicted shapes, or is another function.
         ValueError: a coupling is unknown, does not grow, or the operator does not fit it.
     """
     try:
-        return _one_by_one(candidate, network, traced, stream, calls, batch, loss_fn)
+        return _one_by_one(candidate, references, traced, stream, batch, loss_fn)
     except DoesNotRun as alone:
         if len(candidate.locations) == 1:
             raise
         try:  # one number may serve several of them
-            return _at_once(candidate, network, traced, stream, calls, batch, loss_fn)
+            return _at_once(candidate, references, traced, stream, batch, loss_fn)
         except DoesNotRun:
             raise alone from alone.__cause__
 
 
-def _one_by_one(candidate, network, traced, stream, calls, batch, loss_fn) -> Widened:
-    (call, *_), keep, plans, changed = calls, traced.protected, list[surgery.Plan](), list[str]()
+def _one_by_one(candidate, references, traced, stream, batch, loss_fn) -> Widened:
+    network, call = references[0].network, references[0].call
+    keep, plans, changed = traced.protected, list[surgery.Plan](), list[str]()
     for location, size in zip(candidate.locations, candidate.sizes, strict=True):
-        traced = trace(network, call) if plans else traced
+        if plans:
+            references, traced = exactness.of_another(network, references), trace(network, call)
         traced.protected = keep
         growth = growth_of(traced, network, location, size, stream, batch, loss_fn, call.output)
         plan, touch = OPERATORS[candidate.operator].apply(growth)
         new = surgery.rebuilt(network, plan, call, touch)
-        _even_without_noise(candidate, network, new, [plan], calls, traced)
+        _even_without_noise(candidate, references, new, [plan], traced)
         changed += _said(network, growth.coupling.kept[size])
         network = new
         plans.append(plan)
     return network, plans, changed
 
 
-def _at_once(candidate, network, traced, stream, calls, batch, loss_fn) -> Widened:
-    places, output = zip(candidate.locations, candidate.sizes, strict=True), calls[0].output
-    growths = [growth_of(traced, network, place, size, stream, batch, loss_fn, output) for place, size in places]
+def _at_once(candidate, references, traced, stream, batch, loss_fn) -> Widened:
+    network, call = references[0].network, references[0].call
+    places = zip(candidate.locations, candidate.sizes, strict=True)
+    growths = [growth_of(traced, network, place, size, stream, batch, loss_fn, call.output) for place, size in places]
     made = [OPERATORS[candidate.operator].apply(growth) for growth in growths]
-    new, sizes = surgery.rebuilt_at_once(network, made, calls[0])
+    new, sizes = surgery.rebuilt_at_once(network, made, call)
     plans = [plan for plan, _ in made]
-    _even_without_noise(candidate, network, new, plans, calls, traced)
+    _even_without_noise(candidate, references, new, plans, traced)
     return new, plans, _said(network, sizes)
 
 
@@ -69,14 +72,14 @@ def _said(network: nn.Module, sizes: Iterable[Size]) -> list[str]:
     return [f"{where}: {now} → {then}" for where, now, then in old]
 
 
-def _even_without_noise(candidate, network, new, plans, calls, traced) -> None:
+def _even_without_noise(candidate, references, new, plans, traced) -> None:
     if OPERATORS[candidate.operator].preserves == UP_TO_NOISE:
+        network = references[0].network
         own, grown = named_tensors(network), {use.tensor for plan in plans for use in plan.coupling.uses}
         double = {name: own[name].double() for name in grown if own[name].is_floating_point()}
         plain = surgery.transformed(double, [(plan, None) for plan in plans])
-        same = {name: name for name in own}
-        now, first = exactness.Grown(new, network, same, plain, traced.coarsest), exactness.Reference(network, calls[0])
-        for reference in (first, *(exactness.Reference(network, call, like=first) for call in calls[1:])):
+        now = exactness.Grown(new, network, {name: name for name in own}, plain, traced.coarsest)
+        for reference in references:
             exact(candidate, now.broken(reference), ", even without noise")
 
 
