@@ -1,11 +1,13 @@
 """The committed reference results are whole, follow from their own data, and bear out what is said of them."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from mmstudy.core import results
+from mmstudy.expansion.operators import EXACTLY, OPERATORS
 from mmstudy.study import abstract, choices, claims, predictions, statistics
 
 ROOT = Path(__file__).parent.parent
@@ -53,9 +55,23 @@ def test_the_reference_stays_small():
     assert sum(path.stat().st_size for path in REFERENCE.rglob("*") if path.is_file()) < 21e6
 
 
+FIGURES = {  # notebook → its figures, as the README lists them
+    name: re.findall(r"`(\w+)`", row.split("|")[1])
+    for row in README.read_text().splitlines()
+    if row.startswith("| `") and ".nc` |" in row
+    for name in re.findall(r"\[(\w+)\]\(notebooks/", row)
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_notebook_shows_all_its_figures(name):
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    shown = ["image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
+    assert sum(shown) == len(FIGURES[name])
+
+
 def test_every_figure_of_the_readme_is_there():
-    rows = [line for line in README.read_text().splitlines() if line.startswith("| `") and ".nc` |" in line]
-    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    named = {name for names in FIGURES.values() for name in names}
     drawn = {path.stem for path in (REFERENCE / "figures").glob("*.png")}
     assert named == drawn == {path.stem for path in (REFERENCE / "figures").glob("*.svg")}
 
@@ -104,3 +120,10 @@ def test_a_claim_rests_on_its_number(row):
 
 def test_each_claim_has_a_row():
     assert len(ROWS) >= 15
+
+
+def test_exact_operators_end_close_to_each_other(stored):
+    courses = stored["expansion"]
+    exact = [name for name in courses["grown"].values if OPERATORS[str(name)].preserves == EXACTLY]
+    ends = (courses["curve"] / courses["base_curve"]).sel(grown=exact).isel(step=-1).mean("seed")
+    assert 0 < float(ends.max() - ends.min()) < 0.05

@@ -36,7 +36,7 @@ def relation(dataset: xr.Dataset) -> Figure:
     """The gain of each candidate against its size, both as ranks in its task; one panel for each group of tasks.
 
     Hollow: more than half of the rays did not meet the level, so that the size is a lower bound. Crosses: the rays
-    start above the level, so that there is no size; those of a task share one rank. The line is the mean gain of each
+    start above the level, so that the size is 0; those of a task share one rank. The line is the mean gain of each
     tenth of the sizes.
 
     A row has the panels whose names begin alike ("true labels, …"), a column those that end alike.
@@ -59,7 +59,7 @@ def relation(dataset: xr.Dataset) -> Figure:
             _points(axis, dataset.isel(candidate=here & (kinds == kind)), color, KIND_MARKERS[kind])
         axis.plot(dataset["tenth"], one["trend"], "-o", color="w", lw=2.0, ms=3.5)
         axis.plot(dataset["tenth"], one["trend"], "-o", color="k", lw=1.2, ms=2.5)
-        words = f"{int(one['tasks'])} tasks" + f", no size: {none[here].mean():.0%}" * bool(none[here].any())
+        words = f"{int(one['tasks'])} tasks" + f", size 0: {none[here].mean():.0%}" * bool(none[here].any())
         axis.set_title(f"{panel}\n{words}\n{_with_interval(one)}", fontsize=NUMBER)
     for axis in axes.flat:
         axis.set_visible(bool(axis.get_title()))
@@ -77,7 +77,7 @@ def relation(dataset: xr.Dataset) -> Figure:
         word = "most rays cut off: a lower bound"
         marks.append(Line2D([], [], ls="", marker="o", mfc="none", color="0.3", label=word))
     if none.any():
-        marks.append(Line2D([], [], ls="", marker="x", color="0.3", label="no size: above the level"))
+        marks.append(Line2D([], [], ls="", marker="x", color="0.3", label="size 0: centre above the level"))
     marks.append(Line2D([], [], color="k", lw=1.2, marker="o", ms=2.5, label="mean of each tenth"))
     figure.legend(handles=marks, loc="outside upper center", ncols=2)
     return figure

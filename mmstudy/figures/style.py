@@ -52,6 +52,8 @@ def for_a_column(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         with matplotlib.rc_context(SMALL):
             figure = draw(*arguments, **options)
             figure.draw_without_rendering()  # ticks take their sizes when they are drawn
+            shows = matplotlib.is_interactive()
+        matplotlib.interactive(shows)  # a notebook's backend sets it with the first figure, and would lose it here
         return figure
 
     return drawn

@@ -31,4 +31,5 @@ __all__ = [
     "summaries",
     "sweep",
     "trials",
+    "wording",
 ]

@@ -12,10 +12,12 @@ import numpy as np
 import xarray as xr
 
 from mmstudy.study import choices, intervals
+from mmstudy.study.wording import interval, mean, number, pair, points, signed, tested, verdict
 
-LOSS, COUNT = "final training loss", "parameter count"
+LOSS, COUNT, ACCURACY = "final training loss", "parameter count", "validation_accuracy @100%"
 EARLY = (choices.HEADLINE, choices.RIVAL, choices.VALIDATION_RIVAL, choices.COMBINED)
 ANCHORED = ("anchored size", "anchored loss, 5%")
+BASE, SCRATCH = "base, trained on", "scratch"
 BEGIN, END = "<!-- answer -->\n", "<!-- end of the answer -->\n"
 
 
@@ -76,40 +78,59 @@ ORDERS = {
     "worse": "orders the candidates worse than",
     "undecided": "is not shown to order the candidates better than",
 }
-BUDGET = 0.125  # of training the whole pool
+PAYS = {"better": "gains more than", "worse": "gains less than", "undecided": "is not shown to gain more than"}
 
 
 def _short(final: xr.DataArray, early: xr.DataArray, choice: xr.Dataset) -> str:
-    """Three sentences in plain words."""
+    """A few sentences in plain words."""
     rho = intervals.over_tasks(final.sel(predictor=choices.RELATION))
     strength = next((word for least, word in STRENGTHS if float(rho["mean"]) >= least), STRENGTHS[-1][1])
     related = f"{strength} related" if float(rho["low"]) > 0 else "not shown to be related"
     rivals = {LOSS: choices.RELATION_RIVALS[0], COUNT: choices.RELATION_RIVALS[1]}
-    verdicts = {f"the {name}": _verdict(final, choices.RELATION, rival) for name, rival in rivals.items()}
+    verdicts = {f"the {name}": verdict(final, choices.RELATION, rival) for name, rival in rivals.items()}
     rivals = {f"the {COUNT}": "parameters", "early validation accuracy": choices.VALIDATION_RIVAL}
-    others = {name: _verdict(early, choices.HEADLINE, rival) for name, rival in rivals.items()}
+    others = {name: verdict(early, choices.HEADLINE, rival) for name, rival in rivals.items()}
     return (
         f"**In short.** (1) The size of the manifold around the trained network is {related} to what the expansion "
         f"gains. It {_compared(verdicts, BEATS)}: the claim that it beats such baselines {_holds(verdicts)}. "
         f"(2) Measured early, size {_compared(others, ORDERS)}. "
-        f"(3) {_best(choice['regret'].mean('task'), choice['total'].mean('task'))}"
+        f"(3) {_best(choice['regret'], choice['total'].mean('task'))} "
+        f"(4) At equal FLOPs, the middle expansion {PAYS[_lead(choice)]} the small network itself, trained on."
     )
+
+
+def _affordable(choice: xr.DataArray, total: xr.DataArray) -> list[str]:
+    """The policies that cost no more than they may, those that do best first."""
+    some = choice.mean("task").isel(policy=(total <= choices.GOAL_BUDGET).values)
+    return some["policy"].values[np.argsort(some.values, kind="stable")].tolist()
 
 
 def _best(regret: xr.DataArray, total: xr.DataArray) -> str:
     """Which policy chooses best at a small price, if one has such a price: in small pools none has."""
-    affordable = regret.isel(policy=(total <= BUDGET).values)
-    if not affordable.size:
+    if not (names := _affordable(regret, total)):
         return (
-            f"Every policy costs more than {BUDGET:.0%} of training the whole pool, {float(total.min()):.0%} at least."
+            f"Every policy costs more than {choices.GOAL_BUDGET:.0%} of training the whole pool, "
+            f"{float(total.min()):.0%} at least."
         )
-    best = affordable["policy"].values[int(affordable.values.argmin())]
-    return (
-        f"Of all that costs up to {BUDGET:.0%} of training the whole pool, “{best}” chooses best: it costs "
-        f"{float(total.sel(policy=best)):.0%} and loses {float(regret.sel(policy=best)):.1f} "
-        "points of accuracy against the pool's best candidate, where the largest network loses "
-        f"{float(regret.sel(policy='largest')):.1f}."
+    best, *others = names
+    said = (
+        f"Of the policies that cost up to {choices.GOAL_BUDGET:.0%} of training the whole pool, “{best}” "
+        f"({float(total.sel(policy=best)):.0%}) has the lowest regret here: it loses "
+        f"{points(regret.sel(policy=best))} of accuracy against the pool's best candidate"
     )
+    for second in others[:1]:
+        gap = intervals.differences(regret.sel(policy=[best, second]), second, "policy", larger_is_better=False)
+        shown = "more" if gap["verdict"].sel(policy=best).item() == "better" else "not shown to be more"
+        said += (
+            f"; “{second}” ({float(total.sel(policy=second)):.0%}) loses {points(regret.sel(policy=second))}, {shown}"
+        )
+    return f"{said}; the largest network loses {points(regret.sel(policy='largest'))}."
+
+
+def _lead(choice: xr.Dataset) -> str:
+    """Whether the middle expansion is ahead of the base, trained on for as many FLOPs."""
+    found = intervals.over_tasks(choice["middle"].sel(reference=BASE, budget="equal flops"))
+    return "better" if float(found["low"]) > 0 else "worse" if float(found["high"]) < 0 else "undecided"
 
 
 def _compared(verdicts: dict[str, str], words: dict[str, str]) -> str:
@@ -137,13 +158,13 @@ def _by_family(relation: xr.Dataset, prediction: xr.Dataset) -> str:
         LOSS: final.sel(predictor=choices.RELATION_RIVALS[0]),
         COUNT: final.sel(predictor=choices.RELATION_RIVALS[1]),
         "size, early": early.sel(predictor=choices.HEADLINE),
-        "early loss": early.sel(predictor=choices.RIVAL),
+        "early loss + parameters": early.sel(predictor=choices.RIVAL),
         "validation accuracy, early": early.sel(predictor=choices.VALIDATION_RIVAL),
     }
     lines = [f"| ρ with the gain | tasks | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
     for name, count in _counts(relation["architecture"]).items():
         inside = (relation["architecture"] == name).values
-        means = [_number(rho.isel(task=inside).mean()) for rho in columns.values()]
+        means = [number(rho.isel(task=inside).mean()) for rho in columns.values()]
         lines.append(f"| {name} | {count} | {' | '.join(means)} |")
     return "\n".join(lines)
 
@@ -154,13 +175,23 @@ def _relation(relation: xr.Dataset) -> str:
     given = relation["partial"].sel(predictor=choices.RELATION)
     return (
         "**Is it related?** At the trained network the size of the manifold (extent along ± children, up to a level "
-        f"common to the pool) orders the gains with ρ = {_mean(rho, choices.RELATION)}; the {LOSS} has "
-        f"{_mean(rho, loss)}, the {COUNT} {_mean(rho, count)}. "
-        f"Size against loss: {_pair(rho, choices.RELATION, loss)}; "
-        f"against the {COUNT}: {_pair(rho, choices.RELATION, count)}. Given the {COUNT}, "
-        f"{_interval(given.sel(given='parameters'))} of it is left; given the {LOSS}, "
-        f"{_interval(given.sel(given='training loss'))}."
+        f"common to the pool) orders the gains with ρ = {mean(rho, choices.RELATION)}; the {LOSS} has "
+        f"{mean(rho, loss)}, the {COUNT} {mean(rho, count)}. "
+        f"Size against loss: {pair(rho, choices.RELATION, loss)}; "
+        f"against the {COUNT}: {pair(rho, choices.RELATION, count)}. Given the {COUNT}, "
+        f"{interval(given.sel(given='parameters'))} of it is left; given the {LOSS}, "
+        f"{interval(given.sel(given='training loss'))}; given the loss at the children's centre, "
+        f"{interval(given.sel(given='centre loss'))}. Up to a level of each candidate's own, in place of the common "
+        f"one, ρ is {interval(_form(relation, level='own'))}; along random directions, in place of the children, "
+        f"{interval(_form(relation, kind='random'))}. Validation accuracy at the same moment has "
+        f"{mean(rho, ACCURACY)}; size against it: {pair(rho, choices.RELATION, ACCURACY)}."
     )
+
+
+def _form(relation: xr.Dataset, **instead: str) -> xr.DataArray:
+    """The correlation of another form of the size that is tested."""
+    _, kind, level, form = choices.RELATION.split(" @")[0].split(", ")
+    return relation["extent"].sel({"kind": kind, "level": level, "form": form, "margin": 0.1} | instead)
 
 
 def _prediction(prediction: xr.Dataset) -> str:
@@ -168,12 +199,13 @@ def _prediction(prediction: xr.Dataset) -> str:
     cost = {str(name): f"{float(prediction['cost'].sel(predictor=name)):.0%}" for name in EARLY}
     return (
         f"**Can it be known early?** The size chosen on the pilot ({choices.HEADLINE}), for {cost[choices.HEADLINE]} "
-        f"of the training, has ρ = {_mean(rho, choices.HEADLINE)}; the {COUNT} {_mean(rho, 'parameters')}; a well-run "
-        f"early loss, for {cost[choices.RIVAL]}, {_mean(rho, choices.RIVAL)}; validation accuracy, for "
-        f"{cost[choices.VALIDATION_RIVAL]}, {_mean(rho, choices.VALIDATION_RIVAL)}; and validation accuracy combined "
-        f"with the early loss, weighted by their agreement, for {cost[choices.COMBINED]}, "
-        f"{_mean(rho, choices.COMBINED)}. Size against the {COUNT}: {_pair(rho, choices.HEADLINE, 'parameters')}; "
-        f"against the early loss: {_pair(rho, choices.HEADLINE, choices.RIVAL)}."
+        f"of the training, has ρ = {mean(rho, choices.HEADLINE)}; the {COUNT} {mean(rho, 'parameters')}; the early "
+        f"loss on minibatches, its rank averaged with that of the {COUNT}, for {cost[choices.RIVAL]}, "
+        f"{mean(rho, choices.RIVAL)}; validation accuracy, for {cost[choices.VALIDATION_RIVAL]}, "
+        f"{mean(rho, choices.VALIDATION_RIVAL)}; and validation accuracy combined with that loss and the {COUNT}, "
+        f"weighted by their agreement, for {cost[choices.COMBINED]}, {mean(rho, choices.COMBINED)}. Size against the "
+        f"{COUNT}: {pair(rho, choices.HEADLINE, 'parameters')}; against the early loss with the {COUNT}: "
+        f"{pair(rho, choices.HEADLINE, choices.RIVAL)}."
     )
 
 
@@ -184,13 +216,18 @@ def _choice(choice: xr.Dataset) -> str:
         f"{name}: {float(regret.sel(policy=name).mean()):.1f} points at {float(total.sel(policy=name)):.0%}"
         for name in names
     )
-    middle = choice["middle"].sel(reference="scratch")
-    worth = intervals.over_tasks(middle)
-    leads = {budget: _signed(worth.sel(budget=budget), "points") for budget in worth["budget"].values.tolist()}
+    worth = intervals.over_tasks(choice["middle"])
+    upper = interval(choice["upper"].sel(reference=BASE, budget="equal flops"), "points")
+
+    def lead(reference: str) -> str:
+        steps, flops = (worth.sel(reference=reference, budget=budget) for budget in ("equal steps", "equal flops"))
+        return f"{signed(steps, 'points')} at equal steps, {signed(flops, 'points')} at equal FLOPs"
+
     return (
         f"**What should one do?** Accuracy lost against the best candidate, and what was spent, as a share of training "
-        f"the whole pool: {words}. The middle expansion is ahead of the same shape from scratch by "
-        f"{' at equal steps, by '.join([leads['equal steps'], leads['equal flops']])} at equal FLOPs."
+        f"the whole pool: {words}. **Is expanding worth it?** The middle expansion of a pool is ahead of the small "
+        f"network itself, trained on, by {lead(BASE)}, where a tenth of the expansions are ahead by more than {upper}. "
+        f"Of the same shape from scratch it is ahead by {lead(SCRATCH)}."
     )
 
 
@@ -199,19 +236,23 @@ def _goals(relation: xr.Dataset, prediction: xr.Dataset, choice: xr.Dataset) -> 
     rho, early = relation["spearman"], prediction["spearman"]
     given = intervals.over_tasks(relation["partial"].sel(predictor=choices.RELATION, given="parameters"))
     final, total = choice["spearman"], choice["total"].mean("task")
-    affordable = choice["regret"].mean("task").isel(policy=(total <= BUDGET).values)
-    least, best = min(
-        zip(affordable.values.tolist(), affordable["policy"].values, strict=True), default=(np.inf, "none")
+    regret = choice["regret"].mean("task")
+    best = next(iter(_affordable(choice["regret"], total)), "")
+    least = float(regret.sel(policy=best)) if best else np.inf
+    named = (
+        f"{best}; training all loses {float(regret.sel(policy='train all')):.2f}" if best else "none costs so little"
     )
     rows = [
-        ("relation: mean ρ ≥ 0.65 at 100%", _number(rho.sel(predictor=choices.RELATION).mean()),
-         float(rho.sel(predictor=choices.RELATION).mean()) >= 0.65),
-        ("relation: above the final training loss", *_tested(rho, choices.RELATION, loss)),
-        ("relation: above the parameter count", *_tested(rho, choices.RELATION, count)),
-        ("relation: positive given log parameters", _signed(given), float(given["low"]) > 0),
+        (f"relation: mean ρ ≥ {choices.GOAL_RHO} at 100%", number(rho.sel(predictor=choices.RELATION).mean()),
+         float(rho.sel(predictor=choices.RELATION).mean()) >= choices.GOAL_RHO),
+        ("relation: above the final training loss", *tested(rho, choices.RELATION, loss)),
+        ("relation: above the parameter count", *tested(rho, choices.RELATION, count)),
+        ("relation: positive given the parameter count", signed(given), float(given["low"]) > 0),
         *(row for name in ANCHORED for row in _anchored(name, final.sel(policy=name), total.sel(policy=name))),
-        ("prediction: size ahead of the best rival", *_tested(early, choices.HEADLINE, choices.VALIDATION_RIVAL)),
-        (f"choice: regret ≤ 0.3 points for ≤ 12% ({best})", f"{least:.2f}", least <= 0.3),
+        ("prediction: early size above early validation accuracy",
+         *tested(early, choices.HEADLINE, choices.VALIDATION_RIVAL)),
+        (f"choice: regret ≤ {choices.GOAL_REGRET} points for ≤ {choices.GOAL_BUDGET:.0%} ({named})", f"{least:.2f}",
+         least <= choices.GOAL_REGRET),
     ]  # fmt: skip
     lines = [f"| {goal} | {value} | {'reached' if met else 'missed'} |" for goal, value, met in rows]
     return "\n".join(["| goal, set beforehand | measured | |", "|---|---|---|", *lines])
@@ -220,44 +261,9 @@ def _goals(relation: xr.Dataset, prediction: xr.Dataset, choice: xr.Dataset) -> 
 def _anchored(name: str, rho: xr.DataArray, total: xr.DataArray) -> list[tuple[str, str, bool]]:
     title = f"prediction, {name} ({float(total):.0%} in all)"
     return [
-        (f"{title}: mean ρ ≥ 0.65", _number(rho.mean()), float(rho.mean()) >= 0.65),
-        (f"{title}: lowest task ≥ 0", _number(rho.min()), float(rho.min()) >= 0),
+        (f"{title}: mean ρ ≥ {choices.GOAL_RHO}", number(rho.mean()), float(rho.mean()) >= choices.GOAL_RHO),
+        (f"{title}: lowest task ≥ 0", number(rho.min()), float(rho.min()) >= 0),
     ]
-
-
-def _interval(values: xr.DataArray) -> str:
-    return _signed(intervals.over_tasks(values))
-
-
-def _mean(rho: xr.DataArray, predictor: str) -> str:
-    return _interval(rho.sel(predictor=predictor))
-
-
-def _difference(rho: xr.DataArray, mine: str, rival: str) -> xr.Dataset:
-    return intervals.differences(rho.sel(predictor=[mine, rival]), rival).sel(predictor=mine)
-
-
-def _verdict(rho: xr.DataArray, mine: str, rival: str) -> str:
-    return _difference(rho, mine, rival)["verdict"].item()
-
-
-def _pair(rho: xr.DataArray, mine: str, rival: str) -> str:
-    pair = _difference(rho, mine, rival)
-    return f"{_signed(pair)}, {pair['verdict'].item()}"
-
-
-def _tested(rho: xr.DataArray, mine: str, rival: str) -> tuple[str, bool]:
-    words = _pair(rho, mine, rival)
-    return words, words.endswith("better")
-
-
-def _signed(one: xr.Dataset, unit: str = "") -> str:
-    mean, low, high = (_number(one[name]) for name in ("mean", "low", "high"))
-    return f"{mean}{unit and ' ' + unit} [{low}, {high}]"
-
-
-def _number(value: xr.DataArray) -> str:
-    return f"{float(value):+.2f}".replace("-", "−").replace("nan", "?")
 
 
 if __name__ == "__main__":

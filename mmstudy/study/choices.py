@@ -23,3 +23,8 @@ COMBINED_SIZE = "flagged_size @5%"
 ANCHORED = {"places": ENDS_AND_MIDDLE, "fit": ("rank", "parameters", "operator")}
 ANCHORED_RIVAL = "minibatch_loss @5% + parameters"
 ANCHORED_SIZE = "extent, children, median, multiple @2% + parameters"
+
+# what was wanted on the confirmation tasks, set before any of them was run
+GOAL_RHO = 0.65  # mean ρ of size with the gain, at the trained network and early
+GOAL_REGRET = 0.3  # points of accuracy, of the best policy
+GOAL_BUDGET = 0.12  # that it may cost, in trainings of the whole pool
