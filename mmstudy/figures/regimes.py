@@ -4,6 +4,7 @@ A Dataset in, a Figure out.
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from textwrap import fill
 from typing import Any
 
@@ -24,11 +25,9 @@ from mmstudy.figures.style import (
     root_scale,
     short_tasks,
     signed,
-    without_the_rest,
 )
 from mmstudy.study.derived import LEVELS
 
-CELL = 0.24  # inches: room for a number
 BUDGET_LOOKS: dict[str, dict[str, Any]] = {
     "equal steps": {"color": "k", "marker": "o", "mfc": "k"},
     "equal flops": {"color": "0.5", "marker": "D", "mfc": "w"},
@@ -43,36 +42,31 @@ LEVEL_LOOKS = {  # of the extent: not of predictors, so without the colours of f
 
 @for_a_column
 def regimes(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
-    """Maps of ρ, the share of flipped labels × the number of examples, one for each predictor; negative: hatched.
+    """A map of ρ, kinds of tasks × predictors; negative: hatched.
 
-    The last one has the numbers of tasks.
+    A kind of task is a share of flipped labels and a number of training examples, with the number of such tasks.
 
     `dataset` has `mean` and `tasks` over (predictor, label_noise, train_size): `summaries.by_regime`.
 
     Args:
         named: predictor → its name in words; the others keep theirs.
     """
-    predictors, noise, examples = (dataset[name].values for name in ("predictor", "label_noise", "train_size"))
-    panels = len(predictors) + 1
-    columns = int(np.clip((COLUMN - 0.5) // (CELL * len(examples)), 1, min(panels, 3)))
-    rows = -(-panels // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(COLUMN, 0.5 + rows * (0.4 + 0.17 * len(noise))), squeeze=False, sharex=True,
-        sharey=True, layout="constrained",
-    )  # fmt: skip
-    table = dataset.transpose("predictor", "label_noise", "train_size")
-    for axis, name in zip(axes.flat, predictors, strict=False):
-        numbered(axis, table["mean"].sel(predictor=name).values, "vlag", (-1, 1))
-        axis.set_title(fill(named.get(name, plain(name)), 50 // columns))
-    tasks = table["tasks"].max("predictor").values.astype(float)
-    numbered(axes.flat[panels - 1], np.where(tasks > 0, tasks, np.nan), "Greys", (0, 4 * tasks.max()), "{:.0f}".format)
-    axes.flat[panels - 1].set_title("tasks")
-    for axis in axes.flat[:panels]:
-        axis.set_xticks(range(len(examples)), [f"{count:g}" for count in examples], rotation=90)
-        axis.set_yticks(range(len(noise)), [f"{100 * share:g}" for share in noise])
-    without_the_rest(axes, panels)
-    figure.supxlabel("training examples", fontsize=7)
-    figure.supylabel("flipped labels (%)", fontsize=7)
+    kinds = dataset.stack(kind=("label_noise", "train_size")).transpose("kind", "predictor")
+    kinds = kinds.isel(kind=(kinds["tasks"].max("predictor") > 0).values)
+    rows = [
+        f"{100 * noise:g}%, {examples:,} ({tasks:.0f})"
+        for (noise, examples), tasks in zip(kinds["kind"].values, kinds["tasks"].max("predictor").values, strict=True)
+    ]
+    figure, axis = plt.subplots(figsize=(COLUMN, 1.0 + 0.15 * len(rows)), layout="constrained")
+    numbered(axis, kinds["mean"].values, "vlag", (-1, 1))
+    for i, (one, other) in enumerate(pairwise(kinds["label_noise"].values)):
+        if one != other:
+            axis.axhline(i + 0.5, color="w", lw=2)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_ylabel("flipped labels, training examples (tasks)")
+    axis.xaxis.tick_top()
+    names = dataset["predictor"].values.tolist()
+    axis.set_xticks(range(len(names)), [fill(named.get(name, plain(name)), 10) for name in names], fontsize=NUMBER)
     return figure
 
 

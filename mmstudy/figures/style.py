@@ -225,15 +225,6 @@ def root_scale(axis) -> None:
     getattr(axis.axes, f"set_{axis.axis_name}scale")("function", functions=(root, square))
 
 
-def without_the_rest(axes: np.ndarray, count: int) -> None:
-    """Of a grid that shares its axes, the first panels only; the lowest of each column has the words of its ticks."""
-    for i, axis in enumerate(axes.flat):
-        if i >= count:
-            axis.remove()
-        elif i + axes.shape[1] >= count:
-            axis.tick_params(labelbottom=True)
-
-
 def plain_log(axis) -> None:
     """A logarithmic axis whose ticks read 0.1, 1, 10, whatever the range, without crowding."""
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log")

@@ -12,12 +12,13 @@ import numpy as np
 import xarray as xr
 
 from mmstudy.study import choices, intervals
+from mmstudy.study.summaries import BASE
 from mmstudy.study.wording import interval, mean, number, pair, points, signed, tested, verdict
 
 LOSS, COUNT, ACCURACY = "final training loss", "parameter count", "validation_accuracy @100%"
 EARLY = (choices.HEADLINE, choices.RIVAL, choices.VALIDATION_RIVAL, choices.COMBINED)
 ANCHORED = ("anchored size", "anchored loss, 5%")
-BASE, SCRATCH = "base, trained on", "scratch"
+SCRATCH = "scratch"
 BEGIN, END = "<!-- answer -->\n", "<!-- end of the answer -->\n"
 
 

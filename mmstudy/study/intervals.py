@@ -91,6 +91,20 @@ def over_seeds(table: xr.DataArray) -> xr.Dataset:
     return xr.Dataset({"mean": mean, "low": mean - arm, "high": mean + arm})
 
 
+def decided(table: xr.Dataset) -> xr.Dataset:
+    """Of intervals of one difference in several tasks: the `mean` over tasks, and how many leave 0 out on each side.
+
+    Args:
+        table: `low`, `high`, `mean` over task and other dimensions.
+
+    Returns:
+        Over the other dimensions `mean`; `tasks better`, `tasks worse`, those whose interval is above and below 0.
+    """
+    sides = {"tasks better": table["low"] > 0, "tasks worse": table["high"] < 0}
+    counts = {name: side.sum("task") for name, side in sides.items()}
+    return xr.Dataset({"mean": table["mean"].mean("task"), **counts}).reset_coords(drop=True)
+
+
 def differences(table: xr.DataArray, rival: Any, dim: str = "predictor", **options: Any) -> xr.Dataset:
     """Every other entry of a dimension minus the rival, paired by task: `over_tasks` of it, and a verdict.
 

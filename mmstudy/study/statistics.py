@@ -121,7 +121,7 @@ def scores(
 
     Returns over (task, predictor): `spearman`; `within`, the same inside each class of operators, mean over those of at
     least four candidates, weighted by their numbers; `kendall` (τ-b); `same_size`, the share rightly ordered of the
-    pairs of one size (parameters within 2%) that differ in operator or place; `decision`, that share of all pairs
+    parameter-matched pairs (parameters within 2%) that differ in operator or place; `decision`, that share of all pairs
     (DataDecide, arXiv 2504.11393), pairs of equal gain left out, equal predictions half right; `regret`, gain lost by
     picking the favourite, in units of the gain, and `regret_share`, in ranges of the task's gains; `precision`, the
     share among the first three picked whose gain is at least the third best. The last three are expectations where ties

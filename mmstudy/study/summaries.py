@@ -97,12 +97,12 @@ def along_training(table: xr.DataArray, measures: Sequence[str]) -> xr.DataArray
 def views(scored: xr.Dataset) -> xr.DataArray:
     """Scores in several ways over (task, view, predictor), from those of `statistics.scores`.
 
-    Spearman's ρ across all candidates, within operators, given each set of covariates; and the pairs of one size: the
+    Spearman's ρ across all candidates, within operators, given each set of covariates; and parameter-matched pairs: the
     share rightly ordered minus that wrongly ordered, so that 0 is chance in each.
     """
     ways = {"all candidates": scored["spearman"], "within operators": scored["within"]}
     ways |= {f"given {name}": scored["partial"].sel(given=name, drop=True) for name in scored["given"].values}
-    ways["pairs of one size"] = 2 * scored["same_size"] - 1
+    ways["parameter-matched pairs"] = 2 * scored["same_size"] - 1
     view = xr.DataArray([*ways], dims="view", name="view")
     return xr.concat([*ways.values()], view).transpose("task", "view", "predictor")
 

@@ -206,7 +206,7 @@ def test_forty_predictors_are_ranked_the_best_on_top(rng):
 
 
 def test_the_views_are_rows_with_every_predictor_in_each(rng):
-    ways = ["all candidates", "within operators", "given parameters", "given training loss", "pairs of one size"]
+    ways = ["all candidates", "within operators", "given parameters", "given training loss", "parameter-matched pairs"]
     table = summary(rng, ("view", "predictor"), {"view": ways} | by_family(PREDICTORS))
     table["mean"][4, 0] = np.nan  # no pairs
     figure = rankings.within(table, WORDS)
@@ -231,19 +231,21 @@ def test_tasks_are_rows_and_what_is_not_known_is_empty(rng, count):
 
 
 @pytest.mark.parametrize("sizes", [(400, 4000), (200, 400, 500, 1000, 1500, 2000, 4000)])
-def test_regimes_have_a_map_for_each_predictor_and_one_of_the_tasks(rng, sizes):
+def test_regimes_have_a_row_for_each_kind_of_task_that_there_is(rng, sizes):
     coords = {"label_noise": [0.0, 0.2, 0.4], "train_size": list(sizes)}
     table = summary(rng, ("predictor", "label_noise", "train_size"), by_family(PREDICTORS) | coords)[["mean"]]
     table["mean"][:, 1, 1] = np.nan
     table["mean"][0, 0, 0] = -0.45
-    table["tasks"] = table["mean"].notnull().astype(int)
+    table["tasks"] = 2 * table["mean"].notnull().astype(int)
     figure = regimes.regimes(table, WORDS)
-    assert [axis.get_title().replace("\n", " ") for axis in figure.axes[1:]] == [
-        "minibatch loss at 10%", "validation @10%", "extent @10%", "tasks"
+    (axis,) = figure.axes
+    assert [label.get_text().replace("\n", " ") for label in axis.get_xticklabels()] == [
+        "parameters", "minibatch loss at 10%", "validation @10%", "extent @10%"
     ]  # fmt: skip
-    first = figure.axes[0]
-    assert len(first.texts) == 3 * len(sizes) - 1 and "−.45" in [text.get_text() for text in first.texts]
-    assert len(first.patches) == int((table["mean"][0] < -0.005).sum()) > 0
+    rows = [label.get_text() for label in axis.get_yticklabels()]
+    assert len(rows) == 3 * len(sizes) - 1 and rows[0] == f"0%, {sizes[0]:,} (2)"
+    assert len(axis.texts) == len(rows) * len(PREDICTORS) and "−.45" in [text.get_text() for text in axis.texts]
+    assert len(axis.patches) == int((table["mean"] < -0.005).sum()) > 0
     assert_legible(figure)
 
 

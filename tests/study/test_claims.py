@@ -59,7 +59,12 @@ def three(size, loss, count, part="confirmation"):
     over = ("policy", "task")
     choice = xr.Dataset(
         {"regret": (over, rows), "total": (over, 0 * rows + 0.1), "spearman": (over, rows / 10 - 0.3)},
-        about | {"policy": policies, "reference": [abstract.BASE, abstract.SCRATCH], "budget": ["equal steps", "equal flops"]},
+        about
+        | {
+            "policy": policies,
+            "reference": [abstract.BASE, abstract.SCRATCH],
+            "budget": ["equal steps", "equal flops"],
+        },
     )
     middle = xr.Variable(("task", "reference", "budget"), np.linspace(-1, 2, tasks)[:, None, None] * np.ones((1, 2, 2)))
     return scored, scored, choice.assign(middle=middle, upper=middle + 1)

@@ -134,3 +134,12 @@ def test_a_seed_that_has_diverged_leaves_no_interval_and_two_seeds_are_refused()
     assert intervals.over_seeds(table)["low"].isnull().values.tolist() == [True, False]
     with pytest.raises(ValueError, match="at least 3 of them; got 2"):
         intervals.over_seeds(table.isel(seed=slice(2)))
+
+
+def test_how_often_an_interval_leaves_zero_out_is_counted_on_each_side():
+    coords = {"task": ["a", "b", "c"], "way": ["x", "y"]}
+    low = xr.DataArray([[0.1, -1.0], [0.2, -2.0], [-0.1, 0.0]], coords)
+    table = xr.Dataset({"low": low, "mean": low + 0.2, "high": low + 0.5})
+    found = intervals.decided(table)
+    assert found["tasks better"].values.tolist() == [2, 0] and found["tasks worse"].values.tolist() == [0, 2]
+    assert found["mean"].values == pytest.approx([4 / 15, -0.8])

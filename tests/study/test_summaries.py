@@ -90,7 +90,7 @@ def test_views_have_zero_where_there_is_nothing_but_chance():
     scored = xr.Dataset({"spearman": like, "within": like + 0.1, "same_size": like, "partial": partial})
     found = summaries.views(scored)
     expected = {"all candidates": 0.5, "within operators": 0.6, "given parameters": 0.1, "given loss": 0.2}
-    expected["pairs of one size"] = 0.0
+    expected["parameter-matched pairs"] = 0.0
     assert found["view"].values.tolist() == [*expected]
     assert found.isel(task=0, predictor=0).values == pytest.approx([*expected.values()])
 
