@@ -12,6 +12,7 @@ __all__ = [
     "counts",
     "coverage",
     "deeper",
+    "differences",
     "doubled",
     "estimates",
     "exactness",

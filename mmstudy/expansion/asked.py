@@ -22,9 +22,10 @@ from mmstudy.expansion.coverage import Coverage, of_network, starred
 from mmstudy.expansion.operators import OPERATORS
 from mmstudy.expansion.slots import numbers, slots
 from mmstudy.tracing import couplings as traced
-from mmstudy.tracing.calls import Call, Output, of_loss, tensors
+from mmstudy.tracing.calls import Call, Output, of_loss
 from mmstudy.tracing.couplings import Coupling
 from mmstudy.tracing.trace import trace
+from mmstudy.tracing.trees import tensors
 
 Step = tuple[str, Mapping[str, int]]  # (operator, location → its new size, or the number of layers to insert there)
 

@@ -18,11 +18,12 @@ from torch.utils.hooks import RemovableHandle
 
 from mmstudy.core.networks import evaluating
 from mmstudy.core.states import restored
-from mmstudy.expansion.exactness import change
+from mmstudy.expansion.differences import change
 from mmstudy.expansion.silencing import silencers
-from mmstudy.tracing.calls import Call, tensors
+from mmstudy.tracing.calls import Call
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
+from mmstudy.tracing.trees import tensors
 
 List = nn.ModuleList | nn.Sequential | nn.ModuleDict
 DATA = (Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, Mapping, tuple, list)

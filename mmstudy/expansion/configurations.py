@@ -15,7 +15,7 @@ from torch import nn
 from mmstudy.expansion import blocks
 from mmstudy.expansion.attributes import name, stays
 from mmstudy.expansion.counts import Longer
-from mmstudy.expansion.exactness import change
+from mmstudy.expansion.differences import change
 from mmstudy.expansion.rebuilding import Choice, Configured, built, choices, configured, shapes_of
 from mmstudy.expansion.slots import slots
 from mmstudy.tracing.calls import Call

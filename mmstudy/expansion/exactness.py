@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from mmstudy.core import precision
 from mmstudy.core.networks import evaluating, named_tensors
 from mmstudy.core.states import seeded
+from mmstudy.expansion.differences import changes
 from mmstudy.expansion.doubled import Outside, doubled, rounded
-from mmstudy.tracing.calls import Call, resized, tensors
+from mmstudy.tracing.calls import Call, resized
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
 
@@ -208,7 +209,7 @@ def _said(before: Any, run: Callable[[bool], Any], eps: float, least: float) -> 
     for place, (gap, spread, largest) in enumerate(changes(before, after)):
         allowed = max(eps * spread, CALL * least * largest)
         if not gap <= allowed:  # it may be NaN
-            moved = moved or changes(after, run(True))
+            moved = moved or changes(after, run(True), before)
             allowed = max(allowed, SLACK * moved[place][0])
         if not gap <= allowed:
             size = spread or largest or 1.0
@@ -240,42 +241,3 @@ def _outputs(network: nn.Module, call: Call, training: bool = False, seed: int =
 
 def _double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
-
-
-def changes(before: Any, after: Any) -> list[tuple[float, float, float]]:
-    """Of each tensor of two networks' outputs: its largest change, how much it varies, its largest value.
-
-    Whole numbers and masks (the largest class, the experts of a token) count only where there are no other outputs.
-
-    It varies by the standard deviation among examples, the root of the mean square over outputs; a single example's by
-    that among its outputs. Infinities that stay are no change; NaN that comes or goes makes the change NaN.
-
-    Raises:
-        ValueError: there is no number to compare, or the shapes differ.
-    """
-    pair = [[t.detach() for t in tensors(outputs) if t.numel()] for outputs in (before, after)]
-    if any(t.is_floating_point() or t.is_complex() for some in pair for t in some):
-        pair = [[t for t in some if t.is_floating_point() or t.is_complex()] for some in pair]
-    shapes = [[tuple(t.shape) for t in some] for some in pair]
-    if not shapes[0] or shapes[0] != shapes[1]:
-        raise ValueError(f"outputs of shapes {shapes[0] or 'of no tensor'} cannot be compared with {shapes[1]}")
-    found = []
-    for old, new in zip(*pair, strict=True):
-        a, b = ((torch.view_as_real(t) if t.is_complex() else t).cpu().double() for t in (old, new))
-        gap = (b - a).abs().masked_fill((a == b) | (a.isnan() & b.isnan()), 0)
-        finite = a.where(a.isfinite(), 0)
-        found.append((float(gap.max()), _spread(finite), float(finite.abs().max())))
-    return found
-
-
-def _spread(values: Tensor) -> float:
-    """How much values vary: exactly 0 where they do not. `Tensor.std` takes several times as long over an axis."""
-    several = values.ndim > 0 and len(values) > 1
-    apart = values - (values[:1] if several else values.flatten()[0])
-    return float((apart - (apart.mean(0) if several else apart.mean())).square().mean().sqrt())
-
-
-def change(before: Any, after: Any) -> float:
-    """The largest change of an output, over how much it varies (or, where it does not, over its largest value)."""
-    ratios = [gap / (spread or largest or 1.0) for gap, spread, largest in changes(before, after)]
-    return float(torch.tensor(ratios, dtype=torch.float64).max())  # NaN if one of them is

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mmstudy.expansion import blocks, configurations, counts
 from mmstudy.expansion.counts import Longer
 from mmstudy.expansion.deeper import Block, Way
-from mmstudy.expansion.exactness import change
+from mmstudy.expansion.differences import change
 from mmstudy.expansion.replacing import sharing
 from mmstudy.tracing.calls import Call
 from mmstudy.tracing.graph import MEAN, SCALE, SHIFT, VARIANCE, Trace

@@ -232,7 +232,17 @@ class Size:
 
 
 def size_of(network: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification) -> Size:
-    """Parameters and operations of a network, as it measures: running statistics stay."""
-    call = of_loss(network, batch, loss_fn).mapped(lambda tensor: tensor[:1])
+    """Parameters and operations of a network, as it measures: running statistics stay.
+
+    A network that takes no single example (one that works on a graph) has its operations on the batch, over the number
+    of its examples.
+    """
+    call = of_loss(network, batch, loss_fn)
+    examples = next((len(t) for t in call.tensors if t.ndim), 1)
     with torch.random.fork_rng(devices=[]), measuring(network):
-        return Size(count_parameters(network), count_flops(network, *call.arguments, **call.options))
+        parameters = count_parameters(network)
+        try:
+            one = call.mapped(lambda tensor: tensor[:1] if tensor.ndim else tensor)
+            return Size(parameters, count_flops(network, *one.arguments, **one.options))
+        except Exception:  # whatever a network does with another batch than it was given
+            return Size(parameters, round(count_flops(network, *call.arguments, **call.options) / examples))

@@ -19,11 +19,13 @@ from mmstudy.core.networks import count_flops, evaluating
 from mmstudy.core.seeds import generator
 from mmstudy.core.states import restored, seeded
 from mmstudy.expansion import asked, unchanged
-from mmstudy.expansion.exactness import changes
+from mmstudy.expansion.differences import changes, largest
+from mmstudy.expansion.replacing import sharing
 from mmstudy.expansion.surgery import units_first
-from mmstudy.tracing.calls import Call, Output, by_name, tensors
+from mmstudy.tracing.calls import Call, Output, by_name
 from mmstudy.tracing.couplings import Coupling, of_trace
 from mmstudy.tracing.trace import trace
+from mmstudy.tracing.trees import tensors
 
 TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MODES = ("evaluation", "training")
@@ -106,12 +108,15 @@ def receipt(
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: a network cannot be called on the batch or has complex numbers, or the loss has no gradient.
+        ValueError: a network cannot be called on the batch, cannot be copied or has complex numbers, or the loss has no
+            gradient.
     """
     old, new = arguments.network(old, "old"), arguments.network(new, "new")
     for name, network in (("old", old), ("new", new)):
         if any(p.is_complex() for p in network.parameters()):
             raise ValueError(f"{name} has complex parameters, and a receipt compares real numbers: {type(network)}")
+        with arguments.naming(name):
+            sharing(network)  # which is refused where there is no copy
     new, _, _ = asked.fit(new, batch, loss_fn, output)
     old, batch, call = asked.fit(old, batch, loss_fn, output)
     more = [each for _, each in asked.further(old, also, loss_fn, output)]
@@ -151,7 +156,7 @@ def _difference(old: nn.Module, new: nn.Module, call: Call, kind: torch.dtype, m
         return f"{NEVER}: {arguments.first_line(error)}"
     try:
         (two,) = outputs(new, 0)
-        gap, spread, _ = max(changes(one, two))
+        gap, spread, _ = largest(one, two)
     except Exception as error:  # as above
         return f"{NO_MORE}: {arguments.first_line(error)}"
     return "the network draws random numbers" if random else (gap, spread)

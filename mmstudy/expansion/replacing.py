@@ -4,18 +4,24 @@ A copy shares the parameters that stay until it is to be kept: so what is only t
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from mmstudy.core import arguments
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def sharing(network: Network) -> Network:
-    """A copy of the network with the same parameters, none of which may be changed in place; buffers are its own."""
-    return copy.deepcopy(network, _themselves(network.parameters()))
+    """A copy of the network with the same parameters, none of which may be changed in place; buffers are its own.
+
+    Raises:
+        ValueError: it cannot be copied.
+    """
+    return _copied(network, network.parameters())
 
 
 def parted(network: Network, old: nn.Module) -> Network:
@@ -24,16 +30,40 @@ def parted(network: Network, old: nn.Module) -> Network:
     Parameters keep their hooks and attributes, which a deep copy drops.
     """
     theirs = {id(parameter) for parameter in old.parameters()}
-    new = copy.deepcopy(network, _themselves(p for p in network.parameters() if id(p) not in theirs))
+    new = _copied(network, (p for p in network.parameters() if id(p) not in theirs))
     for before, now in zip(network.parameters(), new.parameters(), strict=True):
         if now is not before:
             _keep(before, now)
     return new
 
 
-def _themselves(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
-    """What a deep copy has to know to take tensors as they are."""
-    return {id(tensor): tensor for tensor in tensors}
+def _copied(network: Network, shared: Iterable[Tensor]) -> Network:
+    """A deep copy that takes these tensors as they are.
+
+    Raises:
+        ValueError: something that the network keeps cannot be copied; the message names it.
+    """
+    try:
+        return copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
+    except Exception as error:  # whatever an object does that was not made to be copied
+        where = ", ".join(_uncopied(network)) or "something that it keeps"
+        raise ValueError(
+            f"the network cannot be copied, as {where} cannot: {arguments.first_line(error)}. Take it out (after "
+            "pruning: torch.nn.utils.prune.remove), or give it a __deepcopy__"
+        ) from error
+
+
+def _uncopied(network: nn.Module) -> Iterator[str]:
+    """The attributes of modules of which there is no copy."""
+    for path, module in network.named_modules():
+        for key, value in vars(module).items():
+            if key == "_modules":
+                continue
+            try:
+                copy.deepcopy(value, {id(other): other for other in network.modules()})
+            except Exception:  # as above
+                names = list(value) if isinstance(value, dict) and key.startswith("_") and value else [key]
+                yield f"{path}.{' or '.join(map(str, names))}".lstrip(".")
 
 
 def _keep(old: Tensor, new: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from mmstudy.core import arguments
 from mmstudy.core.networks import evaluating
 from mmstudy.expansion import attributes
-from mmstudy.expansion.exactness import change
+from mmstudy.expansion.differences import change
 from mmstudy.tracing.calls import Call
 from mmstudy.tracing.couplings import Coupling, structure
 from mmstudy.tracing.trace import trace

@@ -1,6 +1,5 @@
 """How a network is called on an example batch: with which arguments, and without its user's noticing."""
 
-import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -17,6 +16,7 @@ from mmstudy.batched.ensemble import classification
 from mmstudy.batched.modes import measuring
 from mmstudy.core import arguments
 from mmstudy.core.states import restored
+from mmstudy.tracing.trees import mapped, tensors
 
 HOOKS = ("forward", "forward_pre", "backward", "backward_pre", "state_dict", "state_dict_pre")
 
@@ -57,7 +57,7 @@ class Call:
 
     def mapped(self, function) -> "Call":
         """The call with every tensor replaced by a function of it, in order."""
-        args, options = _mapped(self.arguments, function), _mapped(dict(self.options), function)
+        args, options = mapped(self.arguments, function), mapped(dict(self.options), function)
         return replace(self, arguments=args, options=options)
 
     def _part(self, returned: Any) -> Any:
@@ -199,46 +199,6 @@ def _required(taken) -> set[str]:
 def _ordered(returned: Any) -> bool:
     """Whether it is a mapping that is a tuple too, as the outputs of `transformers`, or has whole numbers as keys."""
     return isinstance(returned, Mapping) and (hasattr(returned, "to_tuple") or any(type(k) is int for k in returned))
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """The tensors of a tree of tuples, lists, mappings, dataclasses and objects whose attributes are tensors.
-
-    Other objects hold none that counts.
-    """
-    found: list[Tensor] = []
-    _mapped(value, found.append)
-    return found
-
-
-def _mapped(value: Any, function) -> Any:
-    """The tree, a mapping as a dict, with every tensor replaced by a function of it."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: _mapped(part, function) for key, part in value.items()}
-    if isinstance(value, tuple | list):
-        parts = [_mapped(part, function) for part in value]
-        if isinstance(value, list):
-            return parts
-        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-    if is_dataclass(value) and not isinstance(value, type):
-        new = copy.copy(value)
-        for each in fields(value):
-            object.__setattr__(new, each.name, _mapped(getattr(value, each.name), function))
-        return new
-    if _plain(value):
-        new = copy.copy(value)
-        vars(new).update({name: _mapped(part, function) for name, part in vars(value).items() if part is not value})
-        return new
-    return value
-
-
-def _plain(value: Any) -> bool:
-    """Whether it is an object that holds tensors as attributes, as a namespace does; caches of layers hold lists."""
-    if isinstance(value, nn.Module | type) or callable(value):
-        return False
-    return any(isinstance(part, Tensor) for part in getattr(value, "__dict__", {}).values())
 
 
 def resized(call: Call) -> list[Call]:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from mmstudy.core.networks import evaluating, named_tensors
 from mmstudy.core.seeds import generator
-from mmstudy.tracing.calls import Call, called, tensors
+from mmstudy.tracing.calls import Call, called
 from mmstudy.tracing.couplings import Coupling, Use, couplings
 from mmstudy.tracing.layouts import UNITS, Layout, extent
+from mmstudy.tracing.trees import tensors
 
 Order = dict[str, Tensor]  # coupling → the unit that takes each place
 

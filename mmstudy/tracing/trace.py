@@ -17,10 +17,11 @@ from torch.utils._pytree import tree_leaves
 
 from mmstudy.core.networks import evaluating
 from mmstudy.tracing.axes import Axis, fix
-from mmstudy.tracing.calls import Call, called, tensors, unnoticed
+from mmstudy.tracing.calls import Call, called, unnoticed
 from mmstudy.tracing.graph import SIZE, UNKNOWN, Normalization, Rules, Trace, Value, data
 from mmstudy.tracing.rules import contractions, layers, norms, pieces, views
 from mmstudy.tracing.settling import settle
+from mmstudy.tracing.trees import tensors
 
 RULES = Rules({**layers.RULES, **contractions.RULES, **pieces.RULES, **views.RULES})
 

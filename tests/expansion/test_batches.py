@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 import mmstudy as mm
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.tracing.calls import Call, tensors
+from mmstudy.tracing.calls import Call
+from mmstudy.tracing.trees import tensors
 
 STREAM = torch.Generator().manual_seed(0)
 LEFT, RIGHT = torch.randn(16, 3, generator=STREAM), torch.randn(16, 4, generator=STREAM)

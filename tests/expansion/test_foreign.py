@@ -8,7 +8,7 @@ from foreign import MODELS
 from torch.utils._pytree import tree_leaves
 
 import mmstudy as mm
-from mmstudy.expansion import exactness
+from mmstudy.expansion import differences
 from mmstudy.expansion.candidate import Candidate, Expansion
 
 pytest.importorskip("transformers")
@@ -20,7 +20,7 @@ EXACT = 1e-12
 def difference(old, new, call) -> float:
     """The largest change of an output, over how much it varies."""
     with torch.no_grad():
-        return exactness.change(call.of(old).logits, call.of(new).logits)
+        return differences.change(call.of(old).logits, call.of(new).logits)
 
 
 def deeper(name: str, operator: str) -> tuple[torch.nn.Module, Expansion]:

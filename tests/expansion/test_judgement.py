@@ -7,7 +7,8 @@ from torch import nn
 
 from mmstudy.core.seeds import generator
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.expansion.exactness import Grown, Reference, change, changes
+from mmstudy.expansion.differences import change, changes
+from mmstudy.expansion.exactness import Grown, Reference
 from mmstudy.expansion.operators import EXACTLY, OPERATORS
 from mmstudy.tracing.calls import Call
 from mmstudy.validation.preservation import FAMILIES
@@ -72,6 +73,38 @@ def test_masked_outputs_may_be_infinite():
     mask = torch.tensor([0.0, -torch.inf])
     network = Wired(lambda net, x: net.down(net.up(x).relu()) + mask, up=nn.Linear(3, 6), down=nn.Linear(6, 2))
     assert len(Candidate("lemon", ("up",), (9,)).expand(network, INPUTS).up.bias) == 9
+
+
+ALLOWED = torch.rand(24, 2, generator=STREAM) < 0.7
+ALLOWED[0] = True
+HIDING = {  # functions of outputs whose large numbers hide how the small ones change
+    "masked by the least number": lambda y: y.masked_fill(~ALLOWED[: len(y)], torch.finfo(y.dtype).min),
+    "masked in one column": lambda y: torch.cat([y, torch.full_like(y[:, :1], -1e9)], 1),
+    "masked by −1e9": lambda y: y.masked_fill(~ALLOWED[: len(y)], -1e9),
+    "beside a column of large ones": lambda y: torch.cat([1e7 * (1 + y[:, :1].detach().sign()), y], 1),
+}
+
+
+@pytest.mark.parametrize("hiding", HIDING)
+def test_large_numbers_hide_no_change_of_small_ones(hiding):
+    parts = {"up": nn.Linear(3, 6), "down": nn.Linear(6, 2)}
+    torch.manual_seed(0)
+    network = Wired(lambda net, x: HIDING[hiding](net.down(net.up(x).sigmoid())), **parts)
+    with pytest.raises(ValueError, match="zero_incoming up→9 is not exact here"):
+        Candidate("zero_incoming", ("up",), (9,)).expand(network, INPUTS)
+    assert len(Candidate("lemon", ("up",), (9,)).expand(network, INPUTS).up.bias) == 9
+
+
+def test_each_scale_of_a_tensor_has_a_row():
+    before = torch.tensor([[1e6, 1.0], [3e6, 3.0], [5e6, 2.0]])
+    after = before + torch.tensor([[1.0, 0.0], [0.0, 0.5], [0.0, 0.0]])
+    small = torch.tensor([1.0, 3.0, 2.0]).var(correction=0).sqrt()
+    assert changes(before, after) == [
+        (0.5, pytest.approx(float(small)), 3.0), (1.0, pytest.approx(1e6 * (8 / 3) ** 0.5), 5e6)
+    ]  # fmt: skip
+    assert change(before, after) == pytest.approx(0.5 / float(small))
+    lone = torch.tensor([[1.0], [2.0], [1e-6]])  # fewer than there are examples are no scale
+    assert len(changes(lone, lone)) == 1
 
 
 def test_changes_are_those_of_each_tensor():

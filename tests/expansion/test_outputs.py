@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import Wired, mlp
 from torch import nn
+from torch.distributions import Normal
 from torch.nn import functional as F
 
 import mmstudy as mm
@@ -26,6 +27,8 @@ def namespace(logits, hidden):
 
 def test_tensors_of_plain_objects_are_outputs():
     assert mm.couplings(network(lambda y, h: (y, SimpleNamespace(hidden=h))), INPUTS) == {}
+    assert mm.couplings(network(lambda y, h: (y, SimpleNamespace(levels=[h]))), INPUTS) == {}
+    assert mm.couplings(network(lambda y, h: (y, Normal(h, 1.0, validate_args=False))), INPUTS) == {}
     assert list(mm.couplings(network(namespace), INPUTS, output="logits")) == ["a"]
     with pytest.raises(ValueError, match="a cannot grow: it is an axis of the network's output"):
         mm.expand(network(namespace), INPUTS, "lemon", {"a": 9})

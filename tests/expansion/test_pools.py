@@ -10,6 +10,7 @@ import mmstudy as mm
 from mmstudy.core.networks import ResNet, count_flops, count_parameters
 from mmstudy.expansion import pools
 from mmstudy.expansion.candidate import Candidate
+from mmstudy.tracing.calls import Call
 from mmstudy.tracing.couplings import couplings
 
 
@@ -228,3 +229,29 @@ def test_sizes_that_cannot_fit_are_refused_before_anything_is_built():
     ):
         with pytest.raises(ValueError, match=message):
             candidate.grow(mlp((6, 4)), batch()[0])
+
+
+class Graph(nn.Module):
+    """Convolutions over a graph: nodes, and which of them are neighbours."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x, a):
+        return a @ self.down((a @ self.up(x)).relu())
+
+
+class Scaled(nn.Linear):
+    def forward(self, x, by):
+        return super().forward(x) * by
+
+
+def test_a_network_that_takes_no_single_example_has_its_operations_over_their_number():
+    graph = Graph()
+    examples = {"x": torch.randn(5, 6), "a": torch.rand(5, 5)}
+    pool = mm.candidate_pool(graph, examples, factors=(2,), wider=["lemon"])
+    flops = mm.pool_table(graph, examples, pool)["flops"]["lemon up ×2"]
+    wider = mm.expand(graph, examples, "lemon", {"up": 16})
+    assert flops == round(count_flops(wider, **examples) / 5) > 0
+    assert pools.size_of(Scaled(6, 8), Call((torch.randn(5, 6), torch.tensor(2.0)))).flops == 2 * 6 * 8

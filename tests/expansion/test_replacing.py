@@ -1,9 +1,13 @@
+import threading
+
 import pytest
 import torch
 from cases import Wired, change
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
+import mmstudy as mm
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.replacing import parted, sharing
 
@@ -90,3 +94,25 @@ def test_training_what_has_grown_leaves_the_old_network_as_it_was(candidate):
     for tensor in grown.state_dict().values():
         tensor.fill_(7)
     assert all(torch.equal(a, b) for a, b in zip(before, network.state_dict().values(), strict=True))
+
+
+def locked(network: nn.Module) -> str:
+    network[2].lock = threading.Lock()
+    return "2.lock"
+
+
+def pruned(network: nn.Module) -> str:
+    prune.l1_unstructured(network[4], "weight", 0.5)
+    return "4.weight"
+
+
+@pytest.mark.parametrize("spoilt", [locked, pruned])
+def test_what_cannot_be_copied_is_named(spoilt):
+    layers = nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
+    network, inputs = nn.Sequential(*layers), torch.randn(4, 6)
+    name = spoilt(network)
+    with pytest.raises(ValueError, match=f"the network cannot be copied, as {name} cannot: .* Take it out"):
+        mm.expand(network, inputs, "lemon", {"0": 16})
+    with pytest.raises(ValueError, match=f"old: the network cannot be copied, as {name} cannot"):
+        mm.receipt(network, network, inputs)
+    assert f"as {name} cannot" in mm.coverage(network, inputs)["0"].reason

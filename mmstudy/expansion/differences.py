@@ -1,0 +1,104 @@
+"""How far apart the outputs of two networks are, beside how much they vary."""
+
+from itertools import pairwise
+from math import inf, isnan
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmstudy.tracing.trees import tensors
+
+APART = 10  # powers of two between numbers of two scales
+
+
+def changes(before: Any, after: Any, like: Any = None) -> list[tuple[float, float, float]]:
+    """Of each tensor of two networks' outputs: its largest change, how much it varies, its largest value.
+
+    A tensor that holds numbers of scales far apart (masked logits, a price beside a probability) has one row for each
+    scale: what is large hides no change of what is small. Whole numbers and masks (the largest class, the experts of a
+    token) count only where there are no other outputs.
+
+    It varies by the standard deviation among examples, the root of the mean square over outputs; a single example's by
+    that among its outputs. Infinities that stay are no change; NaN that comes or goes makes the change NaN.
+
+    Args:
+        like: outputs that say which numbers are of one scale; by default those before.
+
+    Raises:
+        ValueError: there is no number to compare, or the shapes differ.
+    """
+    pair = [
+        [t.detach() for t in tensors(outputs) if t.numel()] for outputs in (before, after, like) if outputs is not None
+    ]
+    if any(t.is_floating_point() or t.is_complex() for some in pair for t in some):
+        pair = [[t for t in some if t.is_floating_point() or t.is_complex()] for some in pair]
+    shapes = [[tuple(t.shape) for t in some] for some in pair]
+    if not shapes[0] or shapes[0] != shapes[1]:
+        raise ValueError(f"outputs of shapes {shapes[0] or 'of no tensor'} cannot be compared with {shapes[1]}")
+    found = []
+    for old, new, *scaled in zip(*pair, strict=True):
+        a, b, *scaled = (_real(t) for t in (old, new, *scaled))
+        gap = (b - a).abs().masked_fill((a == b) | (a.isnan() & b.isnan()), 0)
+        finite = a.where(a.isfinite(), 0)
+        for part in _scales(*scaled or [finite]):
+            inside = finite if part is None else finite[part]
+            spread = _spread(finite) if part is None else _spread_within(finite, part)
+            found.append((float((gap if part is None else gap[part]).max()), spread, float(inside.abs().max())))
+    return found
+
+
+def _real(values: Tensor) -> Tensor:
+    return (torch.view_as_real(values) if values.is_complex() else values).cpu().double()
+
+
+def _scales(values: Tensor) -> list[Tensor | None]:
+    """Which numbers are of one scale, as masks; None for all. Zeros, and what is not finite, are of the smallest.
+
+    Between two scales no number lies, over a factor of `APART`. Fewer numbers than there are examples are no scale.
+    """
+    known = values.isfinite() & (values != 0)
+    exponents = torch.frexp(values.abs().where(known, 1.0))[1]
+    present = exponents[known].unique().tolist()  # sorted
+    edges = [two for one, two in pairwise(present) if two - one > APART]
+    fewest, kept = max(2, len(values) if values.ndim else 1), list[int]()
+    for edge in edges:
+        low = kept[-1] if kept else present[0]
+        if int((known & (exponents >= low) & (exponents < edge)).sum()) >= fewest:
+            kept.append(edge)
+    if not kept:
+        return [None]
+    exponents = exponents.where(known, present[0])
+    return [(exponents >= low) & (exponents < high) for low, high in pairwise([present[0], *kept, present[-1] + 1])]
+
+
+def _spread(values: Tensor) -> float:
+    """How much values vary: exactly 0 where they do not. `Tensor.std` takes several times as long over an axis."""
+    several = values.ndim > 0 and len(values) > 1
+    apart = values - (values[:1] if several else values.flatten()[0])
+    return float((apart - (apart.mean(0) if several else apart.mean())).square().mean().sqrt())
+
+
+def _spread_within(values: Tensor, part: Tensor) -> float:
+    """The same of a part of the values."""
+    several = values.ndim > 0 and len(values) > 1
+    whole = values.where(part, 0)
+    count = part.sum(0) if several else part.sum()
+    apart = (whole - (whole.sum(0) if several else whole.sum()) / count.clamp(min=1)).where(part, 0)
+    return float((apart.square().sum() / part.sum()).sqrt())
+
+
+def change(before: Any, after: Any) -> float:
+    """The largest change of an output, over how much it varies (or, where it does not, over its largest value)."""
+    return relative(largest(before, after))
+
+
+def largest(before: Any, after: Any) -> tuple[float, float, float]:
+    """The row of `changes` whose change is the largest beside how much its numbers vary; one that is NaN is larger."""
+    return max(changes(before, after), key=lambda row: inf if isnan(relative(row)) else relative(row))
+
+
+def relative(row: tuple[float, float, float]) -> float:
+    """A change over how much the numbers vary (or, where they do not, over the largest of them)."""
+    gap, spread, most = row
+    return gap / (spread or most or 1.0)
