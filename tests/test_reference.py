@@ -127,3 +127,13 @@ def test_exact_operators_end_close_to_each_other(stored):
     exact = [name for name in courses["grown"].values if OPERATORS[str(name)].preserves == EXACTLY]
     ends = (courses["curve"] / courses["base_curve"]).sel(grown=exact).isel(step=-1).mean("seed")
     assert 0 < float(ends.max() - ends.min()) < 0.05
+
+
+def test_a_look_costs_what_notebook_4_says(stored):
+    pool = stored["experiment"]
+    perceptron = (pool["task"] == "mnist1d 4000, 16-16, seed 1") & (pool["role"] == "expansion")
+    share = (100 * pool["cost"] / pool["full_cost"]).isel(candidate=perceptron.values).mean("candidate")
+    found = [round(float(share.sel(expense=name))) for name in ("children", "children's rays", "random rays")]
+    text = (ROOT / "notebooks" / "4_experiment.ipynb").read_text()
+    said = re.search(r"children (\d+)%, their rays (\d+)% and random rays (\d+)%", text)
+    assert found == [*map(int, said.groups())]

@@ -16,6 +16,7 @@ LANDSCAPE_LOOKS = {
     "ring": {"color": COLORS[9], "marker": "o", "mfc": COLORS[9], "ls": "-"},
     "ellipsoid": {"color": COLORS[5], "marker": "s", "mfc": "w", "ls": "--"},
 }
+NEAR = 0.1  # of ln ratio: what is called 1
 SIDE = COLUMN / 2  # inches
 
 
@@ -38,19 +39,21 @@ def estimators_gallery(dataset: xr.Dataset) -> Figure:
     axes = [figure.add_subplot(4, 2, i + 1) for i in range(7)]
     names = ["children", "extent", "rays", "simplex", "dimension", "curvature", "llc"]
     level, parent = float(dataset["level"]), dataset["parent"].values
+    near = 1.05 * max(float(dataset[name].max()) for name in ("child", "ray", "reached"))
     for axis, name in zip(axes, names, strict=True):
         axis.contourf(dataset["column"], dataset["row"], dataset["loss"], [-1, level], colors=["0.87"])
         axis.set_title(name, color=estimator_color(name))
-        axis.set(aspect="equal", xlabel="u", ylabel="v", xlim=_ends(dataset["column"]), ylim=_ends(dataset["row"]))
+        axis.set(aspect="equal", xlabel="u", ylabel="v", xlim=(0, near), ylim=(0, near))
     children, extent, rays, simplex, dimension, curvature, llc = axes
     children.plot(*dataset["child"].values.T, ".", ms=3, color=estimator_color("children"))
     for end in dataset["reach"].values:
         extent.plot(*np.transpose([dataset["centre"].values, end]), color=estimator_color("extent"), lw=0.7)
-    extent.plot(*dataset["centre"].values, "o", ms=3, color=estimator_color("extent"))
+    extent.plot(*dataset["centre"].values, "o", ms=6, mfc="none", color=estimator_color("extent"), zorder=3)
+    extent.set_title("extent (○: centre of children)", color=estimator_color("extent"))
     for end in dataset["ray"].values:
         rays.plot(*np.transpose([parent, end]), color=estimator_color("rays"), lw=0.7)
     simplex.fill(*dataset["corner"].values.T, color=estimator_color("simplex"), alpha=0.5, lw=0)
-    far = 1.05 * max(float(dataset["corner"].max()), *simplex.get_xlim())  # further than the loss is drawn
+    far = 1.05 * max(float(dataset["corner"].max()), near)
     simplex.set(xlim=(0, far), ylim=(0, far))
     for start, end, success in zip(*(dataset[n].values for n in ("start", "reached", "success")), strict=True):
         look: dict[str, Any] = {"color": estimator_color("dimension"), "lw": 0.8, "ls": "-" if success else ":"}
@@ -77,10 +80,6 @@ def estimators_gallery(dataset: xr.Dataset) -> Figure:
         axis.set_tick_params(pad=-4, labelsize=NUMBER)
     solid.view_init(elev=18, azim=-115)
     return figure
-
-
-def _ends(coordinate: xr.DataArray) -> tuple[float, float]:
-    return float(coordinate[0]), float(coordinate[-1])
 
 
 @for_a_column
@@ -163,6 +162,8 @@ def estimators_truth(dataset: xr.Dataset) -> Figure:
 def estimators_symmetries(dataset: xr.Dataset) -> Figure:
     """How much each measure changes under transformations that leave the function unchanged.
 
+    A ratio that is not 1, but is not more than the measure's own noise either, is marked as not significant (n. s.).
+
     `dataset` has `response` (after / before) over (measure, symmetry), and `changes`, whether that exceeds the
     measure's own noise.
     """
@@ -170,7 +171,8 @@ def estimators_symmetries(dataset: xr.Dataset) -> Figure:
     figure, axis = plt.subplots(figsize=(COLUMN, 0.8 + 0.24 * len(table)), layout="constrained")
     changes = dataset["changes"].transpose("measure", "symmetry").values.astype(bool)
     words = table.map("{:.3g}".format).values
-    words = np.where(~changes, "≈ 1", np.where(words == "1", "1, scatter\nchanged", words))
+    unsure = np.where(np.abs(np.log(table)) < NEAR, "≈ 1", np.char.add(words.astype(str), "\nn. s."))
+    words = np.where(~changes, unsure, np.where(words == "1", "1, scatter\nchanged", words))
     words[table.isna().values] = "–"
     shown = table.apply(np.log).abs().clip(upper=1)
     sns.heatmap(
