@@ -6,7 +6,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from mmstudy.expansion.operators import OPERATORS
-from mmstudy.figures.style import COLUMN, for_a_column, operator_color, operator_marker, operator_rows, plain
+from mmstudy.figures.style import COLUMN, LINES, for_a_column, operator_color, operator_marker, operator_rows, plain
 
 
 def _operators(dataset: xr.Dataset) -> list[str]:
@@ -73,7 +73,7 @@ def manifold_rays(dataset: xr.Dataset) -> Figure:
         mine = dataset.sel(kind=kind)
         for row, name in enumerate(names):
             one, color, marker = mine.sel(operator=name), operator_color(name), operator_marker(name)
-            left.plot(one["distance"].T, one["along"].T, color=color, lw=0.5, alpha=0.8)
+            left.plot(one["distance"].T, one["along"].T, color=color, lw=0.6, ls=LINES[row % len(LINES)], alpha=0.8)
             first = one.isel(seed=0)
             crossed = first["radius"].where(first["status"] == "converged")
             look = {"ls": "", "marker": marker, "ms": 3, "mfc": color, "mec": "w", "mew": 0.3}
@@ -85,12 +85,13 @@ def manifold_rays(dataset: xr.Dataset) -> Figure:
         left.axhline(level, color="k", lw=0.7, ls="--", zorder=0)
         words, counts = np.unique(mine["status"], return_counts=True)
         left.set_title(kind)
-        right.set_title(", ".join(f"{n} {w}" for w, n in zip(words, counts, strict=True)))
+        right.set_title(", ".join(f"{n} rays {w}" for w, n in zip(words, counts, strict=True)))
         operator_rows(right, names)
         right.yaxis.tick_right()
         right.tick_params(axis="y", length=0)
     axes[0, 0].set_ylim(level - 1.3 * depth, level + 2.5 * depth)
     axes[0, 0].set_xlim(left=0)
     figure.supylabel("loss (nats), dashed: the level", fontsize=7)
-    figure.supxlabel("distance from the parent (parameter space);\nblack: mean ± standard error over seeds", fontsize=7)
+    words = "distance from the parent (parameter space); left: first seed,\nright: all; black: mean ± s.e. over seeds"
+    figure.supxlabel(words, fontsize=7)
     return figure

@@ -11,6 +11,7 @@ from matplotlib.patches import Rectangle
 from mmstudy.expansion.operators import OPERATORS, of_kind
 from mmstudy.figures.style import (
     COLUMN,
+    LINES,
     NUMBER,
     SIGNED,
     for_a_column,
@@ -24,8 +25,8 @@ from mmstudy.figures.style import (
 )
 from mmstudy.validation import preservation
 
-LINES = ["-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3))]  # of operators that share a panel
-LOSS = "training loss\n(share of the base's, trained on)"
+LOSS = "training loss above the base's,\ntrained on (share of it)"
+EXCESSES = [-0.1, -0.01, 0, 0.01, 0.1, 1, 10]
 CLOSEST = "distance of the closest two units\n(share of their mean length)"
 STEPS = "steps after the expansion (line: median, band: all seeds)"
 STATES = {"carried": "-", "fresh": ":"}  # of Adam
@@ -181,13 +182,13 @@ def expansion(dataset: xr.Dataset, names: Sequence[str]) -> Figure:
     `dataset` has `curve` and `closest` over (grown, seed, step), `base_curve` over (seed, step).
     """
     figure, axes = plt.subplots(2, 1, figsize=(COLUMN, 4.0), sharex=True, layout="constrained")
-    relative, steps = dataset["curve"] / dataset["base_curve"], dataset["step"]
+    excess, steps = dataset["curve"] / dataset["base_curve"] - 1, dataset["step"]
     ends: list[dict] = [{}, {}]
     for name, style in zip(names, LINES[: len(names)], strict=True):
-        for axis, values, end in zip(axes, (relative, dataset["closest"]), ends, strict=True):
+        for axis, values, end in zip(axes, (excess, dataset["closest"]), ends, strict=True):
             end[name] = _course(axis, steps, values, name, ls=style), operator_color(name)
-    axes[0].axhline(1, color="k", lw=0.8, zorder=0)
-    plain_log(axes[0].yaxis)
+    axes[0].axhline(0, color="k", lw=0.8, zorder=0)
+    with_zero(axes[0].yaxis, 1e-2, EXCESSES)
     with_zero(axes[1].yaxis, 1e-6, [0, 1e-6, 1e-4, 1e-2, 1])
     _steps_after(axes, steps)
     axes[0].set_ylabel(LOSS)
@@ -204,7 +205,7 @@ def expansion_all(dataset: xr.Dataset) -> Figure:
 
     `dataset` has `curve` and `closest` over (grown, seed, step), `base_curve` over (seed, step).
     """
-    relative, steps = dataset["curve"] / dataset["base_curve"], dataset["step"]
+    excess, steps = dataset["curve"] / dataset["base_curve"] - 1, dataset["step"]
     figure = plt.figure(figsize=(COLUMN, 6.4), layout="constrained")
     rows, top = figure.subfigures(len(of_kind()), 1, squeeze=False).flat, 2 * float(dataset["closest"].max())
     for row, (kind, names) in zip(rows, of_kind().items(), strict=True):
@@ -212,14 +213,14 @@ def expansion_all(dataset: xr.Dataset) -> Figure:
         row.suptitle(kind, fontsize=7)
         present = [name for name in names if name in dataset["grown"].values]
         for name, width in zip(present, np.linspace(2.4, 0.8, len(present)), strict=True):  # equal lines stay visible
-            _course(loss, steps, relative, name, lw=width, label=plain(name))
+            _course(loss, steps, excess, name, lw=width, label=plain(name))
             _course(closest, steps, dataset["closest"], name, lw=width)
-        loss.axhline(1, color="k", lw=0.8, ls="--")
-        plain_log(loss.yaxis)
+        loss.axhline(0, color="k", lw=0.8, ls="--")
+        with_zero(loss.yaxis, 1e-2, EXCESSES)
         with_zero(closest.yaxis, 1e-6, [0, 1e-6, 1e-4, 1e-2, 1])
         closest.set_ylim(-5e-7, top)
         _steps_after((loss, closest), steps)
-        loss.set_ylabel(LOSS.replace(" (", "\n("), fontsize=NUMBER)
+        loss.set_ylabel(LOSS, fontsize=NUMBER)
         closest.set_ylabel(CLOSEST.replace("closest two", "closest"), fontsize=NUMBER)
         row.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.supxlabel(STEPS, fontsize=7)
@@ -240,12 +241,16 @@ def expansion_adam(dataset: xr.Dataset) -> Figure:
     for axis, name in zip(axes.flat, names, strict=True):
         look = {"color": operator_color(name), "marker": operator_marker(name), "markevery": 2, "ms": 2}
         for state, line in STATES.items():
-            axis.plot(steps, dataset["base_adam" if state == "carried" else "base_fresh"].T, color="k", lw=0.6, ls=line)
-            axis.plot(steps, dataset["adam"].sel(continued=name, adam_state=state).T, lw=0.9, ls=line, **look)
+            base = dataset["base_adam" if state == "carried" else "base_fresh"]
+            axis.plot(steps, base.mean("seed"), color="k", lw=0.6, ls=line)
+            runs = dataset["adam"].sel(continued=name, adam_state=state)
+            axis.fill_between(steps, runs.min("seed"), runs.max("seed"), color=look["color"], alpha=0.15, lw=0)
+            axis.plot(steps, runs.mean("seed"), lw=0.9, ls=line, **look)
+        plain_log(axis.yaxis)
         axis.set_title(plain(name), color=operator_color(name))
         axis.set_xticks([0, 10, 20])
     axes[0, 0].set_ylabel("training loss (nats)")
-    figure.supxlabel("steps after the expansion (a line is a seed)", fontsize=7)
+    figure.supxlabel("steps after the expansion (line: mean, band: all seeds)", fontsize=7)
     marks = [plt.Line2D([], [], color="0.3", ls=line, label=f"Adam's state {state}") for state, line in STATES.items()]
     marks.append(plt.Line2D([], [], color="k", lw=0.6, label="base, trained on"))
     figure.legend(handles=marks, loc="outside upper center", ncols=2)

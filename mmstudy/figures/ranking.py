@@ -90,6 +90,7 @@ def advice(told: xr.Dataset) -> Figure:
     expected = [Line2D([], [], color=NEUTRAL, ls="", marker=mark, ms=size) for mark, size in (("o", 3), ("|", 7))]
     marks[f"expected, {INTERVAL}"] = tuple(expected)
     marks |= {word: Line2D([], [], color="k", ls="", fillstyle="none", **look) for word, look in AROUND.items()}
+    marks["came = expected"] = Line2D([], [], color="0.8", lw=0.8)
     figure.legend(marks.values(), marks.keys(), ncols=3, loc="outside upper center")
     return figure
 

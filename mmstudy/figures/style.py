@@ -33,6 +33,7 @@ SMALL: dict[Any, float] = {  # sizes that can be read in a column
     "legend.frameon": False, "legend.borderaxespad": 0.2, "hatch.linewidth": 0.4,
 }  # fmt: skip
 NO_OPERATOR = {"color": "0.3", "marker": "o"}
+LINES: list[Any] = ["-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3))]  # of operators that share a panel
 NUMBER = 6  # points, of numbers inside a figure
 SPELT = {
     "sam": "SAM", "grasp": "GraSP", "snip": "SNIP", "ntk": "NTK", "synflow": "SynFlow", "flops": "FLOPs",
@@ -41,7 +42,9 @@ SPELT = {
 
 matplotlib.rcParams["svg.hashsalt"] = "mmstudy"
 matplotlib.rcParams["svg.fonttype"] = "none"  # letters stay letters: a file of half the size, which can be searched
-sns.set_theme(context="paper", style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
+sns.set_theme(
+    context="paper", style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 150}
+)
 
 
 def for_a_column(draw: Callable[..., Figure]) -> Callable[..., Figure]:

@@ -128,7 +128,7 @@ def test_candidates_without_a_size_are_crosses_and_counted(rng):
     figure = answer.relation(table)
     crosses = [sum(len(line.get_xdata()) for line in axis.lines if line.get_marker() == "x") for axis in figure.axes]
     assert crosses == [6, 0]
-    assert ["no size: 50%" in axis.get_title() for axis in figure.axes] == [True, False]
+    assert ["size 0: 50%" in axis.get_title() for axis in figure.axes] == [True, False]
     assert "no size: above the level" in texts(figure)
 
 
