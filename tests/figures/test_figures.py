@@ -122,14 +122,14 @@ def test_the_panels_of_the_relation_are_rows_of_labels_and_columns_of_examples(r
     assert_legible(figure)
 
 
-def test_candidates_without_a_size_are_crosses_and_counted(rng):
+def test_candidates_of_size_0_are_crosses_and_counted(rng):
     table = a_relation(rng, ["true labels, few", "flipped, few"])
     table["none"][:6] = True
     figure = answer.relation(table)
     crosses = [sum(len(line.get_xdata()) for line in axis.lines if line.get_marker() == "x") for axis in figure.axes]
     assert crosses == [6, 0]
     assert ["size 0: 50%" in axis.get_title() for axis in figure.axes] == [True, False]
-    assert "no size: above the level" in texts(figure)
+    assert "size 0: centre above the level" in texts(figure)
 
 
 def test_a_size_that_is_a_lower_bound_is_hollow_and_explained(rng):
