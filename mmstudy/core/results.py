@@ -130,7 +130,7 @@ def atomically(path: str | Path) -> Iterator[Path]:
 
 
 def write(dataset: xr.Dataset, path: str | Path) -> Path:
-    """Write netCDF atomically, large arrays of numbers compressed.
+    """Write netCDF atomically, large arrays of numbers compressed, each as one chunk, as it is read whole.
 
     How a dataset was stored before (its encoding: string lengths, for one) has no say in how it is stored now.
 
@@ -139,7 +139,7 @@ def write(dataset: xr.Dataset, path: str | Path) -> Path:
     """
     large = [name for name, values in dataset.variables.items() if values.size > LARGE and values.dtype.kind in "fi"]
     with atomically(path) as beside:
-        packed = {name: {"zlib": True, "shuffle": True} for name in large}
+        packed = {name: {"zlib": True, "shuffle": True, "chunksizes": dataset[name].shape} for name in large}
         dataset.drop_encoding().to_netcdf(beside, engine="h5netcdf", encoding=packed)
     return Path(path)
 
