@@ -123,7 +123,7 @@ def rank_expansions(
     if chosen is None:
         chosen = given.pool(_default(network, batch, loss_fn, say))
     own = size_of(network, batch, loss_fn)
-    known = settings.of(network, training, chosen, seen, measured, full_steps=full_steps, metric=score)
+    known = settings.of(network, training, chosen, measured, full_steps=full_steps, metric=score)
     settings.claim(folder, known)
     traced = pools.traced(network, batch, loss_fn)
     sizes, refused = pools.sizes(network, chosen, batch, loss_fn, traced)
