@@ -23,8 +23,8 @@ from mmstudy.core.networks import MLP, count_parameters
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.ranking import rows as ranking_rows
 from mmstudy.ranking import training
-from mmstudy.ranking.asked import scores_of
-from mmstudy.ranking.report import OWN
+from mmstudy.ranking.asked import scores_of, spread_of
+from mmstudy.ranking.report import OWN, in_words
 from mmstudy.ranking.rows import Row
 
 STEPS = 40
@@ -273,6 +273,52 @@ def test_a_candidate_that_diverges_is_last_and_says_so(tmp_path):
     assert (status.values[-3:] == "diverged").all()
     assert (status.values[:-3] == "trained").all()
     assert np.isnan(ranking.data["final_score"][-1])
+    assert np.isnan(ranking.data["gain"][-3:]).all()
+    assert (ranking.data["chance"][-3:] == 0).all()
+
+
+def test_one_training_that_explodes_leaves_the_expected_gains_of_the_others(tmp_path):
+    score = np.array([-0.71, -0.75, -0.73, -25.4, np.nan])
+    assert spread_of(score) == np.std(score[:3])
+    assert spread_of(score[:3]) == np.std(score[:3])
+    assert spread_of(np.array([0.5, 0.5, 0.5, 0.4])) > 0  # half of them equal: none is left out
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.9])
+def test_equal_early_scores_tell_nothing_and_it_says_so(budget, tmp_path):
+    ranking = asked(tmp_path, metric=lambda model, b: (model(b[0]) < torch.inf).float().mean(), budget=budget)
+    data, words = ranking.data, ranking.summary
+    probed = data["status"] == "probed"
+    assert bool(probed.any())
+    assert np.isnan(data[["gain", "low", "high", "chance"]].isel(candidate=probed.values).to_array()).all()
+    assert "The early scores tell nothing" in words
+    assert "agree in this pool is unknown" in words
+    assert "probability" not in words
+    assert "expected to" not in words
+    if budget == 0.3:
+        assert ranking.best().label == OWN
+    else:
+        assert "trained to the end has a higher score" in words or "its score gains 0 over" in words
+
+
+def test_who_is_best_more_often_and_is_not_taken_is_explained(ranked):
+    data = ranked[0].data.copy(deep=True)
+    data["chance"][:2] = [0.1, 0.12]
+    data["gain"][:2] = [0.2, 0.1]
+    first, second = data["candidate"].values[:2]
+    data["chance"][2:] = 0.0
+    explained = (
+        f"“{first}” has the higher expected gain; “{second}” is less certain, so that it is the best more often."
+    )
+    assert explained in in_words(data)
+    data["chance"][:2] = [0.12, 0.1]
+    assert "more often" not in in_words(data)
+
+
+def test_a_flag_is_said_in_two_digits(ranked):
+    data = ranked[0].data.copy()
+    data.attrs["flag"] = -0.0909
+    assert "hardly agree in this pool (ρ = −0.09). This is typical of noisy labels" in in_words(data)
 
 
 def test_where_every_training_diverges_the_step_size_is_named(tmp_path):
