@@ -138,6 +138,29 @@ def test_a_line_ends_at_its_networks():
     assert along.attrs["normalization"] == "none"
 
 
+class TwoHeads(torch.nn.Module):
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.trunk, self.one, self.two = (torch.nn.Linear(*sizes) for sizes in ((X.shape[1], 9), (9, 4), (9, 4)))
+
+    def forward(self, x, task=0):
+        return (self.two if task else self.one)(self.trunk(x).relu())
+
+
+@pytest.mark.filterwarnings("ignore:.*no operation of this call reads it")
+@pytest.mark.parametrize("constant", [1.0, torch.ones(9, dtype=torch.float32)])
+def test_a_loss_that_calls_its_model_in_two_ways_is_not_matched_by_the_first(constant):
+    def both(model, batch):
+        inputs = batch[0] @ torch.diag(constant[: X.shape[1]]) if isinstance(constant, torch.Tensor) else batch[0]
+        return sum(F.cross_entropy(model(inputs, task=task), batch[1]) for task in (0, 1))
+
+    networks = TwoHeads(1), TwoHeads(2)
+    assert mm.line(*networks, BATCH, loss_fn=both).sizes["alpha"] == 11
+    with pytest.raises(ValueError, match=r"matching changes the loss of b, .*calls the model in other ways too"):
+        mm.barrier(*networks, BATCH, match=True, loss_fn=both)
+
+
 def test_matching_lowers_a_barrier_to_nothing_between_permuted_copies():
     order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
     moved = mlp()

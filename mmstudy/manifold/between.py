@@ -1,5 +1,6 @@
 """The loss between networks, as the face offers it: on the line through two, its barrier, the plane through three."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map_only
 
 from mmstudy.batched import asked, connectivity
 from mmstudy.batched.engine import Batch, LossFn
@@ -41,7 +43,8 @@ def line(
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: an argument out of range, or networks of different shapes.
+        ValueError: an argument out of range, networks of different shapes, or a matching that changes b's loss, since
+            the loss calls its model in several ways.
     """
     pair, batch = _together([a, b], ("a", "b"), batch, loss_fn)
     points, seed = arguments.whole(points, "points", 2, 10**5), arguments.whole(seed, "seed")
@@ -49,6 +52,7 @@ def line(
         raise TypeError(f"match must be True or False; got {match!r}")
     if match:
         near = matched(b, a, of_loss(a, batch, loss_fn), seed)
+        _same_loss(b, near, batch, loss_fn)
         pair = stack([a, near])
     alphas = torch.linspace(0, 1, points, dtype=torch.float64)
     how, used = _normalization(a, normalization)
@@ -115,6 +119,30 @@ def _together(given: list[Any], names: tuple[str, ...], batch: Any, loss_fn: Any
     networks = [arguments.network(each, name) for each, name in zip(given, names, strict=True)]
     networks, batch, found = asked.fit(networks, batch, loss_fn)
     return asked.measurable(networks, batch, loss_fn, found), batch
+
+
+def _same_loss(network: nn.Module, ordered: nn.Module, batch: Batch, loss_fn: LossFn) -> None:
+    """Refuse a matching that changes the loss: it looks at the first call of the model only, and a loss may make more.
+
+    In float64 where the loss can be taken in it; otherwise up to rounding of the loss.
+
+    Raises:
+        ValueError: the loss is another one.
+    """
+    try:
+        pair = stack([copy.deepcopy(each).double() for each in (network, ordered)])
+        wide = tree_map_only(Tensor, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor, batch)
+        before, after = losses(pair, wide, loss_fn).tolist()
+        precision = 1e-9
+    except Exception:  # whatever a loss with numbers of another type raises
+        before, after = losses(stack([network, ordered]), batch, loss_fn).tolist()
+        precision = max(torch.finfo(p.dtype).eps for p in network.parameters() if p.is_floating_point())
+    if not abs(after - before) <= 1e3 * precision * max(1.0, abs(before)):
+        raise ValueError(
+            f"matching changes the loss of b, from {before:g} to {after:g}: hidden units are put into another order as "
+            "the first call of the model in loss_fn shows it, and loss_fn calls the model in other ways too. Give a "
+            "loss_fn that calls it once, or in one way, or match=False"
+        )
 
 
 def _normalization(network: nn.Module, wanted: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 __all__ = [
     "asked",
     "files",
+    "fingerprints",
     "given",
     "places",
     "policy",

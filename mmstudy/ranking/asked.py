@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -29,6 +30,7 @@ from mmstudy.ranking.report import OWN, Ranking, Seen, concluded, early_order
 from mmstudy.ranking.rows import Metric, Row, Rows, accuracy
 from mmstudy.ranking.training import Loop, Training, device_of, moved
 
+OUTLIER = 100  # scaled median absolute deviations; the pools of which the priors know had no score beyond 68
 TRIED = 3  # steps by which the time of a step is measured
 
 
@@ -123,7 +125,7 @@ def rank_expansions(
     if chosen is None:
         chosen = given.pool(_default(network, batch, loss_fn, say))
     own = size_of(network, batch, loss_fn)
-    known = settings.of(network, training, chosen, seen, measured, full_steps=full_steps, metric=score)
+    known = settings.of(network, training, chosen, measured, full_steps=full_steps, metric=score)
     settings.claim(folder, known)
     traced = pools.traced(network, batch, loss_fn)
     sizes, refused = pools.sizes(network, chosen, batch, loss_fn, traced)
@@ -183,6 +185,7 @@ def _carried_out(rows: Rows, how: Plan, full_steps: int, sizes: list[Size], look
             finish(dict.fromkeys([last, *policy.anchors(value)]))
             while sum(row is not None for row in final) < how.finished:
                 expected = posterior(known, scores_of(final), prior).mean
+                expected = known.rank if np.isnan(expected).any() else expected
                 open_rows = [i for i, row in enumerate(final) if row is None and not early[i].diverged]
                 if not open_rows:
                     break
@@ -197,9 +200,21 @@ def pool_of(early: list[Row], sizes: list[Size], operators: list[str], how: Plan
     """What the early looks say of a pool; the last row is the network that is only trained on."""
     score, _, value = early_order(early, sizes, how.anchored)
     ranked, width = (standardized(each) for each in (policy.shares(value), np.log([size.parameters for size in sizes])))
-    spread = float(np.nanstd(score[:-1])) if np.isfinite(score[:-1]).any() else 0.0
     now = score[-1] if math.isfinite(score[-1]) else float(np.nanmean(score))
-    return Pool(ranked, width, operators, float(now), spread or abs(now) or 1.0)
+    return Pool(ranked, width, operators, float(now), spread_of(score[:-1]))
+
+
+def spread_of(score: np.ndarray) -> float:
+    """The standard deviation of scores, those of trainings that all but diverged left out; NaN where all are equal.
+
+    Left out is what is further from the median than `OUTLIER` times the median distance, scaled as for Gaussian scores.
+    """
+    known = score[np.isfinite(score)]
+    if known.size:
+        apart = np.abs(known - np.median(known))
+        usual = stats.median_abs_deviation(known, scale="normal")
+        known = known[apart <= OUTLIER * usual] if usual else known
+    return float(np.std(known)) if known.size and np.ptp(known) else math.nan
 
 
 def scores_of(final: list[Row | None]) -> np.ndarray:

@@ -17,7 +17,7 @@ from mmstudy.batched.modes import measuring
 from mmstudy.core import arguments
 from mmstudy.expansion import optimizers
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.ranking import settings
+from mmstudy.ranking import fingerprints
 from mmstudy.ranking.randomness import random_kept
 from mmstudy.ranking.rows import Metric, unchanged
 from mmstudy.ranking.training import Training, epoch_of, moved
@@ -169,7 +169,7 @@ def first_batches(loader: Iterable[Batch], seed: int, name: str) -> list[Batch]:
         one, two = ([moved(b, torch.device("cpu")) for b in islice(epoch_of(loader, seed, 0), SAME)] for _ in range(2))
     if not one:
         raise ValueError(f"{name} gives no batch")
-    if settings.hash_of(one) != settings.hash_of(two):
+    if fingerprints.of(one) != fingerprints.of(two):
         raise ValueError(
             f"{name} gives other batches at each reading, under one seed of torch, numpy and Python: its dataset or "
             "sampler draws random numbers of its own. Seed them from one of these"

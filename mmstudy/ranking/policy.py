@@ -77,10 +77,10 @@ def shares(values: Float[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
 
 
 def flag(score: Float[np.ndarray, " row"], loss: Float[np.ndarray, " row"]) -> float:
-    """Spearman's correlation of validation scores with lower training losses; 0 where one of them tells nothing."""
+    """Spearman's correlation of validation scores with lower training losses; NaN where one of them tells nothing."""
     known = np.isfinite(score) & np.isfinite(loss)
     if known.sum() < 3 or np.ptp(score[known]) == 0 or np.ptp(loss[known]) == 0:
-        return 0.0
+        return math.nan
     return float(stats.spearmanr(score[known], -loss[known]).statistic)
 
 
@@ -93,10 +93,10 @@ def order(
     """What the rows are ordered by early, larger where more is expected; NaN for a row that diverged.
 
     With anchors, the ranks of low training loss and of the parameter count; without, those of the validation score and,
-    times the flag, of the other two.
+    times the flag, where it is known, of the other two.
     """
     both = shares(-loss) + shares(parameters)
-    value = both if anchored else shares(score) + flag(score, loss) * both
+    value = both if anchored else shares(score) + np.nan_to_num(flag(score, loss)) * both
     return np.where(np.isnan(score) | np.isnan(loss), np.nan, value)
 
 

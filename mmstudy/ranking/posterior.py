@@ -43,7 +43,8 @@ class Pool:
     """What is known of the rows of a pool early; the last one is the network that is only trained on.
 
     `rank`: standardized ranks of the score, larger where more is expected; `width`: standardized logarithms of the
-    parameter counts; `now`: the early score of the last row; `spread`: the standard deviation of early scores.
+    parameter counts; `now`: the early score of the last row; `spread`: the standard deviation of the early scores, NaN
+    where they tell nothing.
     """
 
     rank: Float[np.ndarray, " row"]
@@ -74,9 +75,9 @@ class Posterior:
         return gain, gain - half, gain + half
 
     def draws(self, count: int = DRAWS) -> Float[np.ndarray, "draw row"]:
-        """Draws of all final scores together, the same at every call."""
+        """Draws of all final scores together, the same at every call; NaN of a row whose mean is."""
         random = np.random.default_rng(0)
-        values, vectors = np.linalg.eigh(self.covariance)
+        values, vectors = np.linalg.eigh(np.nan_to_num(self.covariance))
         root = vectors * np.sqrt(np.clip(values, 0, None))
         normal = random.standard_normal((count, len(self.mean))) @ root.T
         return self.mean + normal / np.sqrt(random.chisquare(self.degrees, count) / self.degrees)[:, None]
@@ -91,6 +92,8 @@ def standardized(values: Sequence[float] | np.ndarray) -> Float[np.ndarray, " ro
 def posterior(pool: Pool, final: Float[np.ndarray, " row"], prior: Prior) -> Posterior:
     """What is known of all final scores once some are: NaN where one is not.
 
+    Where the early scores tell nothing, nothing but these is known: mean and covariance of all others are NaN.
+
     Raises:
         ValueError: rows of different numbers.
     """
@@ -99,6 +102,9 @@ def posterior(pool: Pool, final: Float[np.ndarray, " row"], prior: Prior) -> Pos
     mean, kernel = _model(pool, prior)
     seen = np.isfinite(final)
     known = np.flatnonzero(seen)
+    if not np.isfinite(pool.spread):
+        unknown = np.where(seen[:, None] | seen, 0.0, np.nan)
+        return Posterior(np.where(seen, final, np.nan), unknown, 2 * np.exp(prior.log_shape) + len(known))
     residual = (final[known] - pool.now) / pool.spread - mean[known]
     shape, scale = np.exp(prior.log_shape), np.exp(prior.log_scale)
     weights = np.linalg.solve(kernel[np.ix_(known, known)], kernel[known]) if known.size else kernel[known]
@@ -123,7 +129,9 @@ def _model(pool: Pool, prior: Prior) -> tuple[Float[np.ndarray, " row"], Float[n
 
 
 def log_likelihood(pool: Pool, final: Float[np.ndarray, " row"], prior: Prior) -> float:
-    """Of the final scores that are known, under the prior."""
+    """Of the final scores that are known, under the prior; of a pool whose early scores tell nothing, 0."""
+    if not np.isfinite(pool.spread):
+        return 0.0
     known = np.isfinite(final)
     mean, kernel = _model(pool, prior)
     shape, scale = np.exp(prior.log_shape), np.exp(prior.log_scale)

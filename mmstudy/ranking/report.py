@@ -67,9 +67,13 @@ class Seen:
 
     @property
     def chosen(self) -> int:
-        """The best of those that were trained to the end; of the expected scores, where none was."""
-        trained = [i for i, status in enumerate(self.status) if status == "trained"]
-        return max(trained, key=lambda i: self.told.mean[i]) if trained else int(self.told.mean.argmax())
+        """The best of those that were trained to the end; of the expected scores, where none was.
+
+        Where nothing is expected, the network itself.
+        """
+        whole = [i for i, status in enumerate(self.status) if status == "trained"]
+        known = whole or [i for i, s in enumerate(self.status) if s == "probed" and np.isfinite(self.told.mean[i])]
+        return max(known, key=lambda i: self.told.mean[i], default=len(self.early) - 1)
 
 
 def early_order(
@@ -87,16 +91,18 @@ def early_order(
 def concluded(rows: Rows, how: Plan, full_steps: int, seen: Seen, refused: Mapping[str, str]) -> xr.Dataset:
     """What follows for every row, best first."""
     early, final, told, status, chosen = seen.early, seen.final, seen.told, seen.status, seen.chosen
-    gain, low, high = told.gains(LEVEL)
-    draws = told.draws()
+    diverged = np.array([each == "diverged" for each in status])
+    gain, low, high = (np.where(diverged, np.nan, each) for each in told.gains(LEVEL))
+    draws = np.where(diverged, -np.inf, told.draws())
     best = draws == draws.max(1, keepdims=True)  # several, where they are known to be equal
+    chance = (best / np.maximum(best.sum(1, keepdims=True), 1)).mean(0)
     score, loss, order = early_order(early, seen.sizes, how.anchored)
     last = [late or first for first, late in zip(early, final, strict=True)]
     columns = {
         "gain": gain,
         "low": low,
         "high": high,
-        "chance": (best / best.sum(1, keepdims=True)).mean(0),
+        "chance": np.where(np.isnan(draws).any() & ~diverged, np.nan, chance),
         "worth": np.maximum(draws, draws[:, [chosen]]).mean(0) - draws[:, chosen].mean(),
         "early_score": score,
         "early_loss": loss,
@@ -115,7 +121,7 @@ def concluded(rows: Rows, how: Plan, full_steps: int, seen: Seen, refused: Mappi
             "status": ("candidate", status),
         },
     )
-    places = sorted(range(len(early)), key=lambda i: (i != chosen, status[i] == "diverged", -gain[i]))
+    places = sorted(range(len(early)), key=lambda i: (i != chosen, diverged[i], -np.nan_to_num(gain[i])))
     data = results.describe(data.isel(candidate=places), WORDS)
     data.attrs = {
         **results.provenance({"full_steps": full_steps, "seed": rows.training.seed}),
@@ -179,41 +185,23 @@ class Ranking:
 
 def in_words(data: xr.Dataset) -> str:
     """What to do, how sure that is, whether the early order can be trusted, and what more training would tell."""
-    first = data.isel(candidate=0)
-    label, low, high = str(first["candidate"].values), float(first["low"]), float(first["high"])
-    gain, interval = _number(float(first["gain"])), f"[{_number(low)}, {_number(high)}]"
-    lines = []
-    if label == OWN:
-        lines.append("Train the network on as it is: no candidate is expected to end with a higher score.")
-    elif str(first["status"].values) == "trained":
+    lines = _advice(data)
+    flag, open_ones = data.attrs["flag"], data.isel(candidate=data["status"].values == "probed")
+    if math.isnan(flag):
         lines.append(
-            f"Take “{label}”: trained to the end, its score gains {gain} over training the network on as it is."
+            "Whether training losses and validation scores agree in this pool is unknown: all of one kind are equal, "
+            "or fewer than three are known."
+        )
+    elif flag < policy.DISAGREE:
+        lines.append(
+            f"Lower training loss and higher validation scores hardly agree in this pool (ρ = {_number(flag, '.2f')}). "
+            "This is typical of noisy labels, where a low training loss can mean that noise was learnt. Do not trust "
+            "the order of those that were not trained to the end."
         )
     else:
-        lines.append(
-            f"Train “{label}”: its score is expected to gain {gain} {interval} over training the network on as it "
-            f"is ({LEVEL:.0%} interval)."
-        )
-        if low <= 0 <= high:
-            lines.append("That interval holds zero: whether expanding is worth it at all is open.")
-    others = data.isel(candidate=data["candidate"].values != label)
-    best_chance = others.isel(candidate=int(others["chance"].values.argmax()))
-    lines.append(
-        f"The probability that it is the best of the pool is {float(first['chance']):.0%}; of all others "
-        f"“{best_chance['candidate'].item()}” has the highest, {float(best_chance['chance']):.0%}."
-    )
-    flag = data.attrs["flag"]
-    if flag < policy.DISAGREE:
-        lines.append(
-            f"Lower training loss and higher validation scores hardly agree in this pool (ρ = {_number(flag)}): so "
-            "it is where labels are noisy and orders by early training losses turn round. Do not trust the order of "
-            "those that were not trained to the end."
-        )
-    else:
-        lines.append(f"Training losses and validation scores agree in this pool (ρ = {_number(flag)}).")
-    open_ones = data.isel(candidate=data["status"].values == "probed")
-    if open_ones.sizes["candidate"]:
-        ask = open_ones.isel(candidate=int(open_ones["worth"].values.argmax()))
+        lines.append(f"Training losses and validation scores agree in this pool (ρ = {_number(flag, '.2f')}).")
+    if np.isfinite(open_ones["worth"]).any():
+        ask = open_ones.isel(candidate=int(np.nanargmax(open_ones["worth"].values)))
         more = " as well" if (data["status"].values == "trained").any() else ""
         lines.append(
             f"To train “{ask['candidate'].item()}” to the end{more} ({1 / data.sizes['candidate']:.1%} of the pool) "
@@ -222,6 +210,50 @@ def in_words(data: xr.Dataset) -> str:
     return "\n".join(lines)
 
 
-def _number(value: float) -> str:
-    """Three digits, and a sign that is no hyphen."""
-    return f"{value:.3g}".replace("-", "\u2212")
+def _advice(data: xr.Dataset) -> list[str]:
+    """What to do, and how probable it is that this is the best."""
+    first = data.isel(candidate=0)
+    label, low, high = str(first["candidate"].values), float(first["low"]), float(first["high"])
+    gain, interval = _number(float(first["gain"])), f"[{_number(low)}, {_number(high)}]"
+    lines = []
+    trained = str(first["status"].values) == "trained"
+    unknown = bool(np.isnan(data["chance"]).any())
+    if unknown:
+        lines.append(
+            "The early scores tell nothing, as all are equal or fewer than two are known: no gain can be expected of "
+            "any candidate that was not trained to the end. Give more steps or a finer metric, such as the loss turned "
+            "round."
+        )
+    if label == OWN and not unknown:
+        lines.append("Train the network on as it is: no candidate is expected to end with a higher score.")
+    elif label == OWN and trained:
+        lines.append("Train the network on as it is: no candidate that was trained to the end has a higher score.")
+    elif trained:
+        lines.append(
+            f"Take “{label}”: trained to the end, its score gains {gain} over training the network on as it is."
+        )
+    elif not unknown:
+        lines.append(
+            f"Train “{label}”: its score is expected to gain {gain} {interval} over training the network on as it "
+            f"is ({LEVEL:.0%} interval)."
+        )
+        if low <= 0 <= high:
+            lines.append("That interval holds zero: whether expanding is worth it at all is open.")
+    if not unknown:
+        others = data.isel(candidate=data["candidate"].values != label)
+        best = others.isel(candidate=int(others["chance"].values.argmax()))
+        name, chance = best["candidate"].item(), float(best["chance"])
+        lines.append(
+            f"The probability that it is the best of the pool is {float(first['chance']):.0%}; of all others "
+            f"“{name}” has the highest, {chance:.0%}."
+        )
+        if chance > first["chance"] and best["gain"] < first["gain"]:
+            lines.append(
+                f"“{label}” has the higher expected gain; “{name}” is less certain, so that it is the best more often."
+            )
+    return lines
+
+
+def _number(value: float, digits: str = ".3g") -> str:
+    """So many digits, three by default, and a sign that is no hyphen."""
+    return f"{value:{digits}}".replace("-", "\u2212")

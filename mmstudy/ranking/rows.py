@@ -17,7 +17,7 @@ from mmstudy.core import results
 from mmstudy.expansion import optimizers, pools
 from mmstudy.expansion.candidate import Averages, Candidate, Expansion
 from mmstudy.expansion.replacing import parted
-from mmstudy.ranking import policy, settings
+from mmstudy.ranking import fingerprints, policy, settings
 from mmstudy.ranking.together import fit, together_at_most
 from mmstudy.ranking.training import Run, Training, advance, begun, resume
 from mmstudy.tracing.graph import Trace
@@ -162,7 +162,7 @@ class Rows:
 
     def _state(self, labels: Sequence[str]) -> Path:
         names = [settings.name_of(label, self.candidates[label]) for label in labels]
-        return self.folder / f"{names[0] if len(names) == 1 else 'group-' + settings.hash_of(names)}.pt"
+        return self.folder / f"{names[0] if len(names) == 1 else 'group-' + fingerprints.of(names)}.pt"
 
     def _look(self, label: str, steps: int, run: Run) -> Row:
         if run.diverged:

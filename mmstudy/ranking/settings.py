@@ -2,18 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from mmstudy.batched import hooks
 from mmstudy.batched.engine import Batch
 from mmstudy.core import results, sources
 from mmstudy.expansion.candidate import Candidate
+from mmstudy.ranking import fingerprints
 from mmstudy.ranking.training import Training
 
 
@@ -21,13 +21,12 @@ def of(
     network: nn.Module,
     training: Training,
     pool: Mapping[str, Candidate],
-    batches: Iterable[Batch],
     measured: Batch,
     **numbers: Any,
 ) -> dict[str, str]:
     """Name → a hash or a value of everything on which a ranking depends.
 
-    Functions are known by their code alone: not by what they read from elsewhere.
+    Functions are known by their code and what is fixed around them, as `fingerprints.of` says.
     """
     optimizer = training.optimizer
     if callable(optimizer):
@@ -38,20 +37,20 @@ def of(
     ]
     state = optimizer.state_dict()["state"] if optimizer else {}
     return {
-        "network": hash_of(type(network).__qualname__, network.state_dict()),
-        "gradient hooks": hash_of(*(f"{place}: {_code(hook)}" for place, hook in hooks.on_gradients(network))),
-        "pool": hash_of(*(f"{label}: {candidate}, {candidate.seed}" for label, candidate in pool.items())),
-        "loader": hash_of(list(batches)),
-        "validation data": hash_of(measured),
-        "optimizer": hash_of(type(optimizer).__name__, repr(options), state),
-        "loss_fn": _code(training.loss_fn),
-        "schedule": _code(training.schedule),
-        "train": _code(training.train),
+        "network": fingerprints.of(network),
+        "gradient hooks": fingerprints.of(*hooks.on_gradients(network)),
+        "pool": fingerprints.of(*(f"{label}: {candidate}, {candidate.seed}" for label, candidate in pool.items())),
+        "loader": fingerprints.of_loader(training.loader, training.seed),
+        "validation data": fingerprints.of(measured),
+        "optimizer": fingerprints.of(type(optimizer).__name__, options, state),
+        "loss_fn": fingerprints.of(training.loss_fn),
+        "schedule": fingerprints.of(training.schedule),
+        "train": fingerprints.of(training.train),
         "clip": repr(training.clip),
         "autocast": repr(training.autocast),
         "accumulate": repr(training.accumulate),
         "seed": repr(training.seed),
-        **{name: _code(value) if callable(value) else repr(value) for name, value in numbers.items()},
+        **{name: fingerprints.of(value) if callable(value) else repr(value) for name, value in numbers.items()},
         "torch": torch.__version__,
         "mmstudy": sources.fingerprint("import mmstudy.ranking.rows"),
     }
@@ -92,32 +91,3 @@ def _claim(folder: Path, settings: Mapping[str, str]) -> None:
 def name_of(label: str, candidate: Candidate | None) -> str:
     """A file name for a candidate."""
     return hashlib.sha256(f"{label}: {candidate}".encode()).hexdigest()[:16]
-
-
-def hash_of(*things: Any) -> str:
-    """A hash of tensors and plain values, in trees of any form."""
-    digest = hashlib.sha256()
-    for leaf in tree_leaves(things):
-        if isinstance(leaf, Tensor):
-            value = leaf.detach().cpu().contiguous()
-            digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-        else:
-            digest.update(repr(leaf).encode())
-    return digest.hexdigest()[:32]
-
-
-def _code(function: Callable | None) -> str:
-    """A hash of what a function does, as far as its own code says it."""
-    if function is None:
-        return "none"
-    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
-    if code is None:
-        return getattr(function, "__qualname__", type(function).__qualname__)
-    return hashlib.sha256(_meaning(code).encode()).hexdigest()[:32]
-
-
-def _meaning(code: Any) -> str:
-    """Bytecode, names and constants, those of functions inside it too."""
-    constants = [_meaning(each) if hasattr(each, "co_code") else repr(each) for each in code.co_consts]
-    return repr((code.co_code, code.co_names, code.co_varnames, constants))

@@ -5,6 +5,7 @@ same examples.
 """
 
 import contextlib
+import io
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
 
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.core import arguments, results
@@ -157,8 +158,32 @@ def _own_loop(run: Run, training: Training, missing: int) -> None:
         raise ValueError(f"train must return a number for each step; got {arguments.described(found[1])}") from error
     if len(losses) != missing:
         raise ValueError(f"train was asked for {missing} steps and returned {len(losses)} losses: one for each step")
-    run.network, run.own = found[0], found[2] if len(found) == 3 else None
+    state = found[2] if len(found) == 3 else None
+    _storable(state)
+    run.network, run.own = found[0], state
     run.losses += losses
+
+
+def _storable(state: Any) -> None:
+    """Refuse a state that could be written, but not read again.
+
+    Raises:
+        ValueError: something in it is no tensor and no plain value.
+    """
+    for place, part in tree_flatten_with_path(state)[0]:
+        if type(part) in (Tensor, nn.Parameter):
+            continue  # these can be read, however large
+        kept = io.BytesIO()
+        try:
+            torch.save(part, kept)
+            torch.load(io.BytesIO(kept.getvalue()), weights_only=True)
+        except Exception as error:  # pickle and torch each raise their own
+            where = f" at {keystr(place)}" if place else ""
+            wanted = "tensors and plain values (numbers, texts, in lists, tuples and dicts)"
+            raise ValueError(
+                f"train must hand back {wanted} as its state; got {arguments.described(part)}, of type "
+                f"{type(part).__name__},{where}"
+            ) from error
 
 
 def _step(run: Run, training: Training, batches: Sequence[Batch]) -> float:

@@ -82,8 +82,14 @@ def test_the_flag_says_whether_losses_and_scores_agree():
     loss = np.arange(6.0)
     assert policy.flag(-loss, loss) == pytest.approx(1)
     assert policy.flag(loss, loss) == pytest.approx(-1)
-    assert policy.flag(np.zeros(6), loss) == 0
-    assert policy.flag(np.full(6, np.nan), loss) == 0
+    assert np.isnan(policy.flag(np.zeros(6), loss))
+    assert np.isnan(policy.flag(np.full(6, np.nan), loss))
+    assert np.isnan(policy.flag(np.arange(2.0), loss[:2]))
+
+
+def test_an_unknown_flag_leaves_the_order_to_the_scores():
+    score, loss, parameters = np.zeros(4), np.arange(4.0), np.arange(4.0)
+    assert np.ptp(policy.order(False, score, loss, parameters)) == 0
 
 
 def test_the_late_loss_is_the_mean_of_the_last_fifth():

@@ -22,8 +22,9 @@ from mmstudy.core import results
 from mmstudy.core.networks import MLP, count_parameters
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.ranking import rows as ranking_rows
-from mmstudy.ranking.asked import scores_of
-from mmstudy.ranking.report import OWN
+from mmstudy.ranking import training
+from mmstudy.ranking.asked import scores_of, spread_of
+from mmstudy.ranking.report import OWN, in_words
 from mmstudy.ranking.rows import Row
 
 STEPS = 40
@@ -272,6 +273,52 @@ def test_a_candidate_that_diverges_is_last_and_says_so(tmp_path):
     assert (status.values[-3:] == "diverged").all()
     assert (status.values[:-3] == "trained").all()
     assert np.isnan(ranking.data["final_score"][-1])
+    assert np.isnan(ranking.data["gain"][-3:]).all()
+    assert (ranking.data["chance"][-3:] == 0).all()
+
+
+def test_one_training_that_explodes_leaves_the_expected_gains_of_the_others(tmp_path):
+    score = np.array([-0.71, -0.75, -0.73, -25.4, np.nan])
+    assert spread_of(score) == np.std(score[:3])
+    assert spread_of(score[:3]) == np.std(score[:3])
+    assert spread_of(np.array([0.5, 0.5, 0.5, 0.4])) > 0  # half of them equal: none is left out
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.9])
+def test_equal_early_scores_tell_nothing_and_it_says_so(budget, tmp_path):
+    ranking = asked(tmp_path, metric=lambda model, b: (model(b[0]) < torch.inf).float().mean(), budget=budget)
+    data, words = ranking.data, ranking.summary
+    probed = data["status"] == "probed"
+    assert bool(probed.any())
+    assert np.isnan(data[["gain", "low", "high", "chance"]].isel(candidate=probed.values).to_array()).all()
+    assert "The early scores tell nothing" in words
+    assert "agree in this pool is unknown" in words
+    assert "probability" not in words
+    assert "expected to" not in words
+    if budget == 0.3:
+        assert ranking.best().label == OWN
+    else:
+        assert "trained to the end has a higher score" in words or "its score gains 0 over" in words
+
+
+def test_who_is_best_more_often_and_is_not_taken_is_explained(ranked):
+    data = ranked[0].data.copy(deep=True)
+    data["chance"][:2] = [0.1, 0.12]
+    data["gain"][:2] = [0.2, 0.1]
+    first, second = data["candidate"].values[:2]
+    data["chance"][2:] = 0.0
+    explained = (
+        f"“{first}” has the higher expected gain; “{second}” is less certain, so that it is the best more often."
+    )
+    assert explained in in_words(data)
+    data["chance"][:2] = [0.12, 0.1]
+    assert "more often" not in in_words(data)
+
+
+def test_a_flag_is_said_in_two_digits(ranked):
+    data = ranked[0].data.copy()
+    data.attrs["flag"] = -0.0909
+    assert "hardly agree in this pool (ρ = −0.09). This is typical of noisy labels" in in_words(data)
 
 
 def test_where_every_training_diverges_the_step_size_is_named(tmp_path):
@@ -398,10 +445,27 @@ def test_a_loader_that_draws_numbers_of_its_own_is_refused(tmp_path):
         asked(tmp_path / "r", train_loader=Own())
 
 
+def relabelled() -> DataLoader:
+    """The examples of `loader`, those of the last batch with other targets."""
+    data = loader()
+    *_, (last, _) = training.epoch_of(data, 0, 0)
+    inputs, targets = data.dataset.tensors
+    in_it = (inputs[:, None] == last).all(-1).any(1)
+    return DataLoader(TensorDataset(inputs, torch.where(in_it, 3 - targets, targets)), 16, shuffle=True)
+
+
+def frozen() -> nn.Module:
+    network = mlp()
+    network.hidden[0].requires_grad_(False)
+    return network
+
+
 CHANGED = {
     "network": {"network": mlp(seed=3)},
+    "network, of which a layer is frozen": {"network": frozen()},
     "pool": {"pool": pool(5)},
     "loader": {"train_loader": loader(80, 7)},
+    "loader, of which some targets": {"train_loader": relabelled()},
     "validation data": {"validation_loader": loader(40, 7)},
     "optimizer": {"optimizer": lambda p: torch.optim.SGD(p, 0.2, momentum=0.9)},
     "loss_fn": {"loss_fn": lambda model, b: 2 * classification(model, b)},
@@ -413,7 +477,7 @@ CHANGED = {
 @pytest.mark.parametrize("name", CHANGED)
 def test_a_folder_of_another_ranking_is_refused(name, ranked):
     _, folder, _ = ranked
-    with pytest.raises(ValueError, match=rf"holds another ranking: .*{name}.*Give a new folder"):
+    with pytest.raises(ValueError, match=rf"holds another ranking: .*{name.split(',')[0]}.*Give a new folder"):
         asked(folder, **CHANGED[name])
 
 

@@ -188,6 +188,14 @@ def test_a_loop_of_ones_own_gets_its_state_back(tmp_path):
         (lambda network, state, steps, seed: (network, [None] * steps), "must return a number for each step"),
         (lambda network, state, steps, seed: (network, None), "must return a number for each step; got None"),
         (
+            lambda network, state, steps, seed: (network, [0.1] * steps, {"best": [np.float64(1.0)]}),
+            r"train must hand back tensors and plain values .* got .*1.0.*float64, at \['best'\]\[0\]",
+        ),
+        (
+            lambda network, state, steps, seed: (network, [0.1] * steps, Path("state")),
+            "train must hand back tensors and plain values .* as its state; got .*Path",
+        ),
+        (
             lambda network, state, steps, seed: (nn.Linear(3, 3), [0.1] * steps),
             "must return the network .* got another",
         ),
@@ -197,6 +205,21 @@ def test_a_loop_that_returns_something_else_is_refused(returned, message, tmp_pa
     how = Training(classification, [batch(8)], train=returned)
     with pytest.raises(ValueError, match=message):
         tr.advance([tr.begun(mlp(), None, how)], how, 4, tmp_path / "state.pt")
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_states_of_optimizers_and_of_random_numbers_can_be_handed_back(tmp_path):
+    def train(network, state, steps, seed):
+        network, losses, _ = own_loop(network, None, steps, seed)
+        optimizer = torch.optim.Adam(network.parameters())
+        classification(network, batch(8)).backward()
+        optimizer.step()
+        return network, losses, {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state(), "name": "a"}
+
+    how = Training(classification, [batch(8)], train=train)
+    run = tr.begun(mlp(), None, how)
+    tr.advance([run], how, 4, tmp_path / "state.pt")
+    assert (tmp_path / "state.pt").exists()
 
 
 KILLED = """
