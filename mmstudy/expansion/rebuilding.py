@@ -127,6 +127,24 @@ def built(kind: type[nn.Module], config: Any, device: str) -> nn.Module | None:
         return None
 
 
+def origins(old: nn.Module, new: nn.Module, longer: Sequence[Longer]) -> dict[str, str]:
+    """The path of each module of a grown network → that of the old one which it is, or is modelled on."""
+    sources = {id(one.members): one.sources for one in longer}
+    found = dict[str, str]()
+
+    def follow(now: nn.Module, then: nn.Module, path: str, before: str) -> None:
+        found[path] = before
+        names = list(then._modules)
+        for place, (key, inner) in enumerate(now._modules.items()):
+            origin = names[sources[id(now)][place]] if id(now) in sources else key
+            other = then._modules.get(origin)
+            if inner is not None and other is not None:
+                follow(inner, other, name(path, key), name(before, origin))
+
+    follow(new, old, "", "")
+    return found
+
+
 def choices(
     part: Configured, new: nn.Module, longer: Sequence[Longer], old: nn.Module, protected: Sequence[str]
 ) -> Iterator[Choice]:

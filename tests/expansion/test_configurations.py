@@ -169,3 +169,27 @@ def test_a_configuration_that_a_copy_shares_with_the_network_is_not_changed():
     with pytest.raises(ValueError, match="does not run in the new network"):
         Candidate("identity_block", ("blocks.0",), (1,)).grow(Stack(settings).double(), torch.randn(5, 3, dtype=DOUBLE))
     assert settings == Single()
+
+
+class Counting(Stack):
+    """It counts, and keeps numbers that its configuration does not know, in itself and in each block."""
+
+    def __init__(self, sizes: Sizes):
+        super().__init__(sizes)
+        self.steps, self.temperature, self.kernel = 0, 1.0, (3, 3)
+        for place, block in enumerate(self.blocks):
+            block.rate, block.reach = 0.1, place / sizes.depth
+
+
+@pytest.mark.parametrize("what", GROWN)
+def test_numbers_that_were_set_after_construction_stay_with_their_blocks(what):
+    old, (operator, where, expected) = Counting(Sizes()).double(), GROWN[what]
+    old.steps, old.temperature, old.kernel, old.blocks[1].rate = 1000, 0.5, (5, 5), 0.3
+    grown = Candidate(operator, tuple(where), tuple(where.values())).grow(old, inputs())
+    new = grown.network
+    assert vars(new.settings) == {**vars(Sizes()), **expected}
+    assert (new.steps, new.temperature, new.kernel) == (1000, 0.5, (5, 5))
+    assert [block.rate for block in new.blocks] == [0.1, 0.3, 0.3][: len(new.blocks)]  # a copy keeps what it copies
+    assert [block.reach for block in new.blocks] == [place / new.settings.depth for place in range(len(new.blocks))]
+    inserted = Candidate("identity_block", ("blocks.0",), (1,)).grow(old, inputs()).network
+    assert [block.rate for block in inserted.blocks] == [0.1, 0.1, 0.3]
