@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mmstudy.expansion.attributes import name, stays
+from mmstudy.expansion.attributes import fewest, name, stays
 from mmstudy.expansion.counts import Longer
 from mmstudy.expansion.slots import Path, is_configuration, slots
 
@@ -151,7 +151,7 @@ def choices(
     """Which values of a configuration to change, so that it builds tensors of the shapes of the new module.
 
     A value that was that of a module's attribute which is another number now (the eps of a normalization) becomes that
-    number.
+    number, if the class sets the attribute by it; others that are equal to it by chance stay.
 
     Yields:
         Choices that do so, those that change fewer values first, as far as the tries go.
@@ -160,8 +160,25 @@ def choices(
     values = {slot.path: slot.value for slot in slots(part.config)}
     values = {p: value for p, value in values.items() if not stays(protected, name(part.path, part.key, *p))}
     ratios = {(a, b) for key in before.keys() & target.keys() for a, b in _lengths(before[key], target[key])}
-    numbers = _moved(old, new)
+    turned = _turned(old, new, origins(old, new, longer))
+    ways = {now: {then for before, then in turned.values() if before == now} for now, _ in turned.values()}
+    numbers = {now: min(some) for now, some in ways.items() if len(some) == 1}  # what changed in two ways is left out
     moved = {path: numbers[value] for path, value in values.items() if type(value) is float and value in numbers}
+
+    def few(choice: Choice) -> Choice:
+        """The fewest of the values that move by which the class sets as many attributes right as by all of them."""
+        paths = tuple(moved)
+
+        def right(chosen: frozenset[int]) -> int:
+            made = built(part.kind, part.changed({**choice, **{paths[i]: moved[paths[i]] for i in chosen}}), "meta")
+            modules = {} if made is None else dict(made.named_modules())
+            return sum(vars(modules[at]).get(key) == turned[at, key][1] for at, key in turned if at in modules)
+
+        most = right(frozenset(range(len(paths))))
+        if most == right(frozenset()):
+            return {}
+        chosen = fewest(frozenset(), False, tuple(range(len(paths))), lambda some: right(some) == most)
+        return {paths[i]: moved[paths[i]] for i in chosen}
 
     def options(choice: Choice) -> Iterator[list[tuple[Path, Any]]]:
         """Values that may change next, the likelier first: counts and lengths, their divisors, gaps."""
@@ -200,7 +217,7 @@ def choices(
 
     seen: list[Choice] = []
     for choice in search({}):
-        for full in ({**choice, **moved}, choice):
+        for full in ({**choice, **few(choice)}, {**choice, **moved}, choice) if moved else (choice,):
             if full not in seen:
                 seen.append(full)
                 yield full
@@ -215,16 +232,16 @@ def choices(
         yield from chain(fit, (more for more in chain(pairs, unset) if part.shapes(more) == target))
 
 
-def _moved(old: nn.Module, new: nn.Module) -> dict[float, float]:
-    """The numbers that modules keep and that have changed: before → after; those that changed in two ways are not."""
-    others, found = dict(old.named_modules()), dict[float, set[float]]()
-    for path, module in new.named_modules():
-        kept = vars(others[path]) if path in others else {}
-        for key, now in kept.items():
-            then = vars(module).get(key)
-            if type(now) is float and type(then) is float:
-                found.setdefault(now, set()).add(then)
-    return {now: then for now, some in found.items() for then in some if len(some) == 1 and then != now}
+def _turned(old: nn.Module, new: nn.Module, before: Mapping[str, str]) -> dict[tuple[str, str], tuple[float, float]]:
+    """The fractions that modules keep and that have changed: (module, attribute) → (then, now); `before`: `origins`."""
+    others, modules = (dict(network.named_modules(remove_duplicate=False)) for network in (old, new))
+    return {
+        (path, key): (then, now)
+        for path, origin in before.items()
+        for key, now in vars(modules[path]).items()
+        for then in (vars(others[origin]).get(key),)
+        if type(now) is float and type(then) is float and now != then
+    }
 
 
 def _lengths(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -1,7 +1,11 @@
-"""Which sizes kept by modules must change where couplings have grown: found by calls, confirmed by a trace."""
+"""Which numbers kept by modules must change where couplings have grown.
+
+Sizes are found by calls, confirmed by a trace; which of equal fractions is an eps, by a trace.
+"""
 
 from collections.abc import Sequence
 from functools import cache, partial
+from math import isclose
 from typing import Any
 
 import torch
@@ -11,6 +15,7 @@ from mmstudy.core import arguments
 from mmstudy.core.networks import evaluating
 from mmstudy.expansion import attributes
 from mmstudy.expansion.exactness import change
+from mmstudy.expansion.replacing import sharing
 from mmstudy.tracing.calls import Call
 from mmstudy.tracing.couplings import Coupling, structure
 from mmstudy.tracing.trace import trace
@@ -92,6 +97,35 @@ def _needed(
     except attributes.TooManyError as error:
         return None, error
     return chosen, problems[-1] if problems else None
+
+
+def eps(network: nn.Module, coupling: Coupling, path: str, keys: list[str], then: float, call: Call) -> list[str]:
+    """Which attributes of a module are the eps of its normalizations of a coupling, of those that are equal to it.
+
+    A trace shows what the eps becomes with them.
+
+    Args:
+        path: that of the module.
+        keys: the attributes.
+        then: what the eps is to become.
+
+    Returns:
+        As few as make it so, and none that must stay; all, if they do not.
+    """
+    now = getattr(network.get_submodule(path), keys[0])
+    scales = {norm.scale for norm in coupling.normalizations if (norm.module, norm.eps) == (path, now)}
+    free = [key for key in keys if not attributes.stays(coupling.protected, attributes.name(path, key))]
+
+    def becomes(chosen: frozenset[int]) -> bool:
+        other = sharing(network)
+        for i in chosen:
+            setattr(other.get_submodule(path), free[i], then)
+        found = [n.eps for n in trace(other, call).normalizations if n.module == path and n.scale in scales]
+        return bool(found) and all(number is not None and isclose(number, then) for number in found)
+
+    if not free or not becomes(frozenset(range(len(free)))):
+        return keys
+    return [free[i] for i in attributes.fewest(frozenset(), False, tuple(range(len(free))), becomes)]
 
 
 def _refusal(grown: Grown, places: Sequence[attributes.Kept], problem: Exception | None) -> str:

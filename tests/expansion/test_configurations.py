@@ -193,3 +193,35 @@ def test_numbers_that_were_set_after_construction_stay_with_their_blocks(what):
     assert [block.reach for block in new.blocks] == [place / new.settings.depth for place in range(len(new.blocks))]
     inserted = Candidate("identity_block", ("blocks.0",), (1,)).grow(old, inputs()).network
     assert [block.rate for block in inserted.blocks] == [0.1, 0.1, 0.3]
+
+
+@dataclass
+class Rates:
+    """Two of these numbers are an eps, and all are equal by chance."""
+
+    rate: float = 1e-3
+    eps: float = 1e-3
+    decay: float = 1e-3
+    late_eps: float = 1e-3
+    width: int = 6
+
+
+class TwoNorms(nn.Module):
+    def __init__(self, rates: Rates):
+        super().__init__()
+        self.rates, self.stem, self.head = rates, nn.Linear(3, rates.width), nn.Linear(rates.width, 2)
+        self.norms = nn.ModuleList(nn.LayerNorm(rates.width, eps=eps) for eps in (rates.eps, rates.late_eps))
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(self.norms[0](x) + self.norms[1](x))
+
+
+def test_of_equal_fractions_only_those_follow_by_which_the_class_sets_what_has_changed():
+    torch.manual_seed(0)
+    old = TwoNorms(Rates()).double()
+    grown = Candidate("zero_incoming", ("stem",), (9,)).grow(old, inputs())
+    less = 1e-3 * 6 / 9
+    assert grown.network.rates == Rates(eps=less, late_eps=less, width=9)
+    assert [norm.eps for norm in grown.network.norms] == [less, less]
+    assert change(old, grown.network, inputs()) < 1e-13
