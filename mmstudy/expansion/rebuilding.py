@@ -4,8 +4,9 @@ Nothing is known of any class or name. What is built to see its shapes takes no 
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, combinations
 from operator import itemgetter
 from typing import Any
@@ -167,18 +168,14 @@ def choices(
 
     def few(choice: Choice) -> Choice:
         """The fewest of the values that move by which the class sets as many attributes right as by all of them."""
-        paths = tuple(moved)
 
-        def right(chosen: frozenset[int]) -> int:
-            made = built(part.kind, part.changed({**choice, **{paths[i]: moved[paths[i]] for i in chosen}}), "meta")
+        def right(some: Choice) -> int:
+            made = built(part.kind, part.changed({**choice, **some}), "meta")
             modules = {} if made is None else dict(made.named_modules())
             return sum(vars(modules[at]).get(key) == turned[at, key][1] for at, key in turned if at in modules)
 
-        most = right(frozenset(range(len(paths))))
-        if most == right(frozenset()):
-            return {}
-        chosen = fewest(frozenset(), False, tuple(range(len(paths))), lambda some: right(some) == most)
-        return {paths[i]: moved[paths[i]] for i in chosen}
+        most = right(moved)
+        return {} if most == right({}) else _fewest(moved, lambda some: right(some) == most)
 
     def options(choice: Choice) -> Iterator[list[tuple[Path, Any]]]:
         """Values that may change next, the likelier first: counts and lengths, their divisors, gaps."""
@@ -196,6 +193,22 @@ def choices(
         shapes = part.shapes(choice)
         return None if shapes is None else len(dict(shapes.items() ^ target.items()))
 
+    def together(choice: Choice, here: int | None) -> Iterator[Choice]:
+        """Values that go with a list that has got longer and must change at once: all, or all sequences and a count."""
+
+        def no_worse(some: Choice, most: int) -> bool:
+            count = wrong({**choice, **some})
+            return count is not None and count <= most
+
+        for one in longer:
+            thens = {path: one.then(value) for path, value in values.items() if path not in choice}
+            every = {path: some[0] for path, some in thens.items() if some}
+            sequences = {path: then for path, then in every.items() if type(then) is not int}
+            for some in (every, *({**sequences, path: then} for path, then in every.items() if path not in sequences)):
+                most = wrong({**choice, **some})
+                if some and most is not None and (here is None or most < here):
+                    yield {**choice, **_fewest(some, partial(no_worse, most=most))}
+
     def search(choice: Choice) -> Iterator[Choice]:
         here = wrong(choice)
         if here == 0:
@@ -210,6 +223,8 @@ def choices(
                     yield from search(more)
                 return
             refused += [more for count, more in after if count is None]
+        for several in together(choice, here):
+            yield from search(several)
         for one, other in combinations(refused, 2):  # numbers that go together
             count = wrong({**one, **other})
             if count is not None and (here is None or count < here):
@@ -230,6 +245,16 @@ def choices(
         broken = [more for more in given if more not in fit]
         pairs = ({**one, **other} for one, other in combinations(broken, 2) if one.keys() != other.keys())
         yield from chain(fit, (more for more in chain(pairs, unset) if part.shapes(more) == target))
+
+
+def _fewest(values: Choice, good: Callable[[Choice], bool]) -> Choice:
+    """The fewest of the values that are good, if all of them are."""
+    paths = tuple(values)
+
+    def some(chosen: frozenset[int]) -> Choice:
+        return {paths[i]: values[paths[i]] for i in sorted(chosen)}
+
+    return some(fewest(frozenset(), False, tuple(range(len(paths))), lambda chosen: good(some(chosen))))
 
 
 def _turned(old: nn.Module, new: nn.Module, before: Mapping[str, str]) -> dict[tuple[str, str], tuple[float, float]]:

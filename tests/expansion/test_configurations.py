@@ -225,3 +225,28 @@ def test_of_equal_fractions_only_those_follow_by_which_the_class_sets_what_has_c
     assert grown.network.rates == Rates(eps=less, late_eps=less, width=9)
     assert [norm.eps for norm in grown.network.norms] == [less, less]
     assert change(old, grown.network, inputs()) < 1e-13
+
+
+@dataclass
+class Gates(Sizes):
+    """It has two sequences with a part for each block."""
+
+    gates: tuple[float, ...] = (0.25, 1.0)
+    heads: int = 2
+
+
+class Gated(Stack):
+    def __init__(self, sizes: Gates):
+        super().__init__(sizes)
+        for place, block in enumerate(self.blocks):
+            block.scale = sizes.gates[place]
+
+
+def test_a_count_and_two_sequences_that_go_with_a_list_change_together_and_what_is_equal_by_chance_stays():
+    torch.manual_seed(0)
+    old = Gated(Gates()).double()
+    new = Candidate("identity_block", ("blocks.0",), (1,)).grow(old, inputs()).network
+    kinds, gates = ["plain", "plain", "scaled"], (0.25, 0.25, 1.0)
+    assert new.settings == Gates(depth=3, kinds=kinds, gates=gates)
+    assert [block.scale for block in new.blocks] == [0.25, 0.25, 1]
+    assert change(old, new, inputs()) < 1e-13
