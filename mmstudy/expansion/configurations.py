@@ -203,7 +203,7 @@ def _as_built(
 
 
 def _whole(value: Any) -> bool:
-    return type(value) is int or (type(value) is tuple and all(type(v) is int for v in value))
+    return type(value) is int or (isinstance(value, tuple) and all(type(v) is int for v in value))
 
 
 def _instead(network: nn.Module, path: str, module: nn.Module, call: Call) -> Any:

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from mmstudy.expansion.attributes import fewest, name, stays
 from mmstudy.expansion.counts import Longer
-from mmstudy.expansion.slots import Path, is_configuration, slots
+from mmstudy.expansion.slots import Path, alike, is_configuration, slots
 
 BUILDS = 64  # ways to change a configuration that are built
 
@@ -278,10 +278,10 @@ def _scaled(value: Any, lengths: set[tuple[int, int]]) -> list[Any]:
     if value is None:
         return sorted({b for _, b in lengths})
     if type(value) is int and value > 0:
-        alike = [(a, b) for a, b in lengths if (a % value == 0 or value % a == 0) and (value * b) % a == 0]
-        return sorted({value * b // a for a, b in alike} - {value})
+        fit = [(a, b) for a, b in lengths if (a % value == 0 or value % a == 0) and (value * b) % a == 0]
+        return sorted({value * b // a for a, b in fit} - {value})
     if isinstance(value, list | tuple) and all(type(v) is int for v in value):
         whole = [[v * b // a for v in value] for a, b in lengths if all(v * b % a == 0 for v in value)]
         single = [[*value[:i], then, *value[i + 1 :]] for i, v in enumerate(value) for then in _scaled(v, lengths)]
-        return [type(value)(each) for each in (*single, *whole)]
+        return [alike(value, each) for each in (*single, *whole)]
     return []

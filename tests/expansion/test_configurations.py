@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -249,4 +250,37 @@ def test_a_count_and_two_sequences_that_go_with_a_list_change_together_and_what_
     kinds, gates = ["plain", "plain", "scaled"], (0.25, 0.25, 1.0)
     assert new.settings == Gates(depth=3, kinds=kinds, gates=gates)
     assert [block.scale for block in new.blocks] == [0.25, 0.25, 1]
+    assert change(old, new, inputs()) < 1e-13
+
+
+class Widths(NamedTuple):
+    """Two numbers that have names."""
+
+    stem: int = 6
+    branch: int = 12
+
+
+@dataclass
+class Named:
+    """Its numbers are in a tuple that has names."""
+
+    widths: Widths = field(default_factory=Widths)
+
+
+class Short(nn.Module):
+    def __init__(self, settings: Named):
+        super().__init__()
+        self.settings, self.shape, widths = settings, settings.widths, settings.widths
+        self.layers = nn.Sequential(nn.Linear(3, widths.stem), nn.ReLU(), nn.Linear(widths.stem, widths.branch))
+        self.head = nn.Linear(widths.branch, 2)
+
+    def forward(self, x):
+        return self.head(self.layers(x).relu())
+
+
+def test_a_tuple_that_has_names_keeps_them():
+    torch.manual_seed(0)
+    old = Short(Named()).double()
+    new = Candidate("lemon", ("layers.2",), (18,)).grow(old, inputs()).network
+    assert new.settings.widths.branch == new.shape.branch == 18
     assert change(old, new, inputs()) < 1e-13
