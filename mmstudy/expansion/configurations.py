@@ -85,7 +85,7 @@ def _confirmed(
         whole = built(part.kind, part.changed(choice), "cpu")
         if whole is None:
             continue
-        _load(whole, module)
+        _load(whole, module, stay)
         with _as_built(module, whole, part, protected, stay) as (numbers, keep):
             try:
                 now = blocks.run(new, call)
@@ -167,14 +167,18 @@ def _numbers(
                 yield own, key, then, f"{where}: {now:.4g} → {then:.4g}"
 
 
-def _load(whole: nn.Module, module: nn.Module) -> None:
-    """Give a module that was built anew the tensors of the other one."""
+def _load(whole: nn.Module, module: nn.Module, stay: Collection[Place] = ()) -> None:
+    """Give a module that was built anew the tensors of the other one, and these numbers."""
     like = next(iter(module.parameters()))
     kinds = {p.dtype for p in module.parameters() if p.is_floating_point()}
     whole.to(like.device)
     if len(kinds) == 1:
         whole.to(kinds.pop())  # buffers that are not saved too
     whole.load_state_dict(module.state_dict(), assign=True)
+    modules, others = dict(module.named_modules()), dict(whole.named_modules())
+    for path, key in stay:
+        if path in modules and path in others:
+            setattr(others[path], key, vars(modules[path])[key])
 
 
 @contextmanager

@@ -181,6 +181,9 @@ class Counting(Stack):
         for place, block in enumerate(self.blocks):
             block.rate, block.reach = 0.1, place / sizes.depth
 
+    def forward(self, x):
+        return super().forward(x) / self.temperature
+
 
 @pytest.mark.parametrize("what", GROWN)
 def test_numbers_that_were_set_after_construction_stay_with_their_blocks(what):
@@ -189,6 +192,7 @@ def test_numbers_that_were_set_after_construction_stay_with_their_blocks(what):
     grown = Candidate(operator, tuple(where), tuple(where.values())).grow(old, inputs())
     new = grown.network
     assert vars(new.settings) == {**vars(Sizes()), **expected}
+    assert change(old, new, inputs()) < 1e-13
     assert (new.steps, new.temperature, new.kernel) == (1000, 0.5, (5, 5))
     assert [block.rate for block in new.blocks] == [0.1, 0.3, 0.3][: len(new.blocks)]  # a copy keeps what it copies
     assert [block.reach for block in new.blocks] == [place / new.settings.depth for place in range(len(new.blocks))]
