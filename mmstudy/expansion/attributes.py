@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from mmstudy.expansion.slots import Path, at, numbers
+from mmstudy.expansion.slots import Path, Slot, alike, at, numbers
 
 TRIES = 48  # ways to choose among such numbers that are tried out
 MORE = 16  # of them, to find those without which the network runs, as another function
@@ -51,6 +51,7 @@ def kept(
     lengths: Callable[[str], Mapping[int, int]],
     protected: Sequence[str] = (),
     beside: nn.Module | None = None,
+    apart: bool = False,
 ) -> list[Kept]:
     """All that may have to follow; `lengths`: path of a module → its lengths that grow, now → then.
 
@@ -59,6 +60,7 @@ def kept(
     Args:
         beside: the network of which this one is a copy. If it is given, private attributes are looked at too, and what
             modules hold (configurations, dicts, lists, objects), unless both networks hold the very same.
+        apart: several numbers of one tuple are changed one by one; else all of them at once.
     """
     deeply, theirs = beside is not None, set[int]()
     for module in beside.modules() if beside is not None else ():
@@ -66,17 +68,14 @@ def kept(
     places: dict[tuple, list[str]] = {}
     shared = set[tuple[int, str | int]]()  # places in what several modules hold
     for path, module in network.named_modules():
-        longer = {now: then for now, then in lengths(path).items() if now > 1}
+        longer = {now: then for now, then in lengths(path).items() if 1 < now != then}
         for slot in numbers(module, deeply) if longer else ():
-            then, own = _replaced(slot.value, longer), (id(slot.owner), slot.key)
-            if (
-                then != slot.value
-                and own not in shared
-                and own[0] not in theirs
-                and not stays(protected, name(path, *slot.path))
-            ):
+            own = (id(slot.owner), slot.key)
+            if own in shared or own[0] in theirs or stays(protected, name(path, *slot.path)):
+                continue
+            for place, now, then in _ways(slot, longer, apart):
                 shared.add(own)
-                places.setdefault((type(module), slot.path, slot.value, then), []).append(path)
+                places.setdefault((type(module), place, now, then), []).append(path)
     return [Kept(kind, place, now, then, tuple(paths)) for (kind, place, now, then), paths in places.items()]
 
 
@@ -90,8 +89,16 @@ def stays(protected: Sequence[str], path: str) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in protected)
 
 
-def _replaced(value: Any, lengths: Mapping[int, int]) -> Any:
-    return tuple(lengths.get(v, v) for v in value) if isinstance(value, tuple) else lengths.get(value, value)
+def _ways(slot: Slot, longer: Mapping[int, int], apart: bool) -> Iterator[tuple[Path, Any, Any]]:
+    """How a number, or a tuple of numbers, may follow lengths, now → then: (its path in the module, now, then)."""
+    value = slot.value
+    follow = [i for i, v in enumerate(value) if v in longer] if isinstance(value, tuple) else []
+    if apart and len(follow) > 1:
+        yield from (((*slot.path, i), value[i], longer[value[i]]) for i in follow)
+    elif follow:
+        yield slot.path, value, alike(value, (longer.get(v, v) for v in value))
+    elif value in longer:
+        yield slot.path, value, longer[value]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ what is built is the same function with the same tensors: so what is saved with 
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from mmstudy.expansion import blocks
 from mmstudy.expansion.attributes import name, stays
 from mmstudy.expansion.counts import Longer
 from mmstudy.expansion.differences import change
-from mmstudy.expansion.rebuilding import Choice, Configured, built, choices, configured, shapes_of
+from mmstudy.expansion.rebuilding import Choice, Configured, built, choices, configured, origins, shapes_of
 from mmstudy.expansion.slots import slots
 from mmstudy.tracing.calls import Call
 
@@ -25,14 +25,17 @@ SHOWN = 3  # numbers that a message names
 UNLOADABLE = "what is saved of it cannot be loaded by its class alone"
 SAME = 1e-6  # a change of the outputs, as a share of how they vary, that is rounding
 
+Place = tuple[str, str]  # of a number: the path of a module, an attribute of it
+
 
 def fit(
     old: nn.Module, new: nn.Module, call: Call, longer: Sequence[Longer] = (), protected: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], str]:
     """Let a grown network have the configuration that its class would build it from.
 
-    The numbers of sizes and places that its modules keep are then as the class sets them. The network stays as it is if
-    no configuration fits.
+    The numbers of sizes and places that its modules keep are then as the class sets them, but for those that were
+    others than that before, as they are once somebody has set them: they stay. The network stays as it is if no
+    configuration fits.
 
     Args:
         old: the network before, which its configuration fits.
@@ -74,16 +77,16 @@ def _confirmed(
 ) -> tuple[Choice, list[str]] | None:
     """The first choice that builds the grown network, which then has it; and the numbers of modules that changed."""
     before = None if longer else blocks.run(new, call)  # a longer network may not run without its configuration
-    tried = 0
-    for choice in choices(part, new.get_submodule(part.path), longer, old.get_submodule(part.path), protected):
+    module, model, tried = new.get_submodule(part.path), old.get_submodule(part.path), 0
+    stay = _set_since(part, model, origins(model, module, longer))
+    for choice in choices(part, module, longer, model, protected):
         if (tried := tried + 1) > CONFIRMED:
             return None
         whole = built(part.kind, part.changed(choice), "cpu")
         if whole is None:
             continue
-        module = new.get_submodule(part.path)
-        _load(whole, module)
-        with _as_built(module, whole, part, protected) as (numbers, keep):
+        _load(whole, module, stay)
+        with _as_built(module, whole, part, protected, stay) as (numbers, keep):
             try:
                 now = blocks.run(new, call)
                 same = change(now, _instead(new, part.path, whole, call)) <= SAME and (
@@ -94,7 +97,7 @@ def _confirmed(
             if same:
                 keep.append(True)
                 if longer:  # what does nothing yet may still have another scale than the class gives it
-                    for own, key, then, said in list(_numbers(module, whole, part.path, protected)):
+                    for own, key, then, said in list(_numbers(module, whole, part.path, protected, stay)):
                         setattr(own, key, then)
                         numbers.append(said)
                 return choice, numbers
@@ -133,32 +136,54 @@ def astray(old: nn.Module, new: nn.Module, call: Call) -> str:
     return ""
 
 
+def _set_since(part: Configured, old: nn.Module, before: Mapping[str, str]) -> set[Place]:
+    """The numbers of a grown module that are its user's: those of the old one that its class does not set so.
+
+    Args:
+        before: as `origins` says.
+    """
+    fresh = built(part.kind, part.changed({}), "meta")
+    modules, made = dict(old.named_modules(remove_duplicate=False)), dict[str, nn.Module]()
+    made |= dict(fresh.named_modules(remove_duplicate=False)) if fresh is not None else {}
+    return {
+        (path, key)
+        for path, origin in before.items()
+        if origin in made
+        for key, value in vars(modules[origin]).items()
+        if (type(value) is float or _whole(value)) and repr(value) != repr(vars(made[origin]).get(key, value))
+    }
+
+
 def _numbers(
-    module: nn.Module, whole: nn.Module, path: str, protected: Sequence[str]
+    module: nn.Module, whole: nn.Module, path: str, protected: Sequence[str], stay: Collection[Place] = ()
 ) -> Iterator[tuple[nn.Module, str, float, str]]:
     """The fractions that modules keep and that are others where they were built: (module, attribute, then, words)."""
     others = dict(whole.named_modules())
     for inner, own in module.named_modules():
         for key, now in vars(own).items():
             then = vars(others[inner]).get(key) if inner in others else None
-            where = name(path, inner, key)
-            if type(now) is float and type(then) is float and now != then and not stays(protected, where):
+            where, fixed = name(path, inner, key), (inner, key) in stay
+            if type(now) is float and type(then) is float and now != then and not fixed and not stays(protected, where):
                 yield own, key, then, f"{where}: {now:.4g} → {then:.4g}"
 
 
-def _load(whole: nn.Module, module: nn.Module) -> None:
-    """Give a module that was built anew the tensors of the other one."""
+def _load(whole: nn.Module, module: nn.Module, stay: Collection[Place] = ()) -> None:
+    """Give a module that was built anew the tensors of the other one, and these numbers."""
     like = next(iter(module.parameters()))
     kinds = {p.dtype for p in module.parameters() if p.is_floating_point()}
     whole.to(like.device)
     if len(kinds) == 1:
         whole.to(kinds.pop())  # buffers that are not saved too
     whole.load_state_dict(module.state_dict(), assign=True)
+    modules, others = dict(module.named_modules()), dict(whole.named_modules())
+    for path, key in stay:
+        if path in modules and path in others:
+            setattr(others[path], key, vars(modules[path])[key])
 
 
 @contextmanager
 def _as_built(
-    module: nn.Module, whole: nn.Module, part: Configured, protected: Sequence[str]
+    module: nn.Module, whole: nn.Module, part: Configured, protected: Sequence[str], stay: Collection[Place]
 ) -> Iterator[tuple[list[str], list[bool]]]:
     """The module with the configurations and the sizes of the one that was built; for good, if the list is filled."""
     others, keep = dict(whole.named_modules()), list[bool]()
@@ -167,7 +192,8 @@ def _as_built(
     for path, own in module.named_modules():
         for key, then in vars(others[path]).items() if path in others else ():
             now, where = vars(own).get(key), name(part.path, path, key)
-            number = _whole(then) and _whole(now) and now != then and key[0] != "_" and not stays(protected, where)
+            fixed = key[0] == "_" or (path, key) in stay or stays(protected, where)
+            number = _whole(then) and _whole(now) and now != then and not fixed
             if number or (type(then) in part.kinds and type(now) is type(then)):
                 undo.append((own, key, now))
                 if number:
@@ -181,7 +207,7 @@ def _as_built(
 
 
 def _whole(value: Any) -> bool:
-    return type(value) is int or (type(value) is tuple and all(type(v) is int for v in value))
+    return type(value) is int or (isinstance(value, tuple) and all(type(v) is int for v in value))
 
 
 def _instead(network: nn.Module, path: str, module: nn.Module, call: Call) -> Any:

@@ -1,7 +1,11 @@
-"""Which sizes kept by modules must change where couplings have grown: found by calls, confirmed by a trace."""
+"""Which numbers kept by modules must change where couplings have grown.
+
+Sizes are found by calls, confirmed by a trace; which of equal fractions is an eps, by a trace.
+"""
 
 from collections.abc import Sequence
 from functools import cache, partial
+from math import isclose
 from typing import Any
 
 import torch
@@ -11,6 +15,8 @@ from mmstudy.core import arguments
 from mmstudy.core.networks import evaluating
 from mmstudy.expansion import attributes
 from mmstudy.expansion.differences import change
+from mmstudy.expansion.replacing import sharing
+from mmstudy.expansion.slots import Slot, at
 from mmstudy.tracing.calls import Call
 from mmstudy.tracing.couplings import Coupling, structure
 from mmstudy.tracing.trace import trace
@@ -32,7 +38,8 @@ def found(network: nn.Module, old: nn.Module, grown: Grown, call: Call) -> list[
     With its tensors, which the plans alone have made, it is the same function as the old one, as far as it can be. A
     trace, which is dear, only confirms what calls have found, unless they have found wrong.
 
-    Public attributes are looked at first; where they will not do, all that modules keep.
+    Public attributes are looked at first, all numbers of a tuple that may follow as one, then one by one; where they
+    will not do, all that modules keep.
 
     Raises:
         DoesNotRun: the network runs with none of the choices, or there are too many.
@@ -47,12 +54,25 @@ def found(network: nn.Module, old: nn.Module, grown: Grown, call: Call) -> list[
     places = kept()
     chosen, problem = _needed(network, places, call, before, expected)
     hopeful = chosen is None and not isinstance(problem, attributes.TooManyError)
-    if hopeful and len(more := kept(beside=old)) > len(places):
-        chosen, _ = _needed(network, more, call, before, expected, DEEP_TRIES)
-        places = more if chosen is not None or not places else places
+    for deeply in (None, old) if hopeful else ():
+        for apart in (False, True):
+            more = kept(beside=deeply, apart=apart)
+            if chosen is None and len(more) > len(places):
+                tries = attributes.TRIES if deeply is None else DEEP_TRIES
+                chosen, _ = _needed(network, more, call, before, expected, tries)
+                places = more if chosen is not None or not places else places
     if chosen is None:
         raise DoesNotRun(_refusal(grown, places, problem)) from problem
-    return [(path, places[i].place, places[i].then) for i in sorted(chosen) for path in places[i].paths]
+    some = [places[i] for i in sorted(chosen)]
+    with attributes.changed(network, some):
+        values = [_outermost(at(network.get_submodule(path), one.place)) for one in some for path in one.paths]
+    paths = [path for one in some for path in one.paths]
+    return list(dict.fromkeys((path, slot.path, slot.value) for path, slot in zip(paths, values, strict=True)))
+
+
+def _outermost(slot: Slot) -> Slot:
+    """The place of a whole tuple instead of that of an item."""
+    return slot.owner if isinstance(slot.owner, Slot) else slot
 
 
 def _needed(
@@ -92,6 +112,35 @@ def _needed(
     except attributes.TooManyError as error:
         return None, error
     return chosen, problems[-1] if problems else None
+
+
+def eps(network: nn.Module, coupling: Coupling, path: str, keys: list[str], then: float, call: Call) -> list[str]:
+    """Which attributes of a module are the eps of its normalizations of a coupling, of those that are equal to it.
+
+    A trace shows what the eps becomes with them.
+
+    Args:
+        path: that of the module.
+        keys: the attributes.
+        then: what the eps is to become.
+
+    Returns:
+        As few as make it so, and none that must stay; all, if they do not.
+    """
+    now = getattr(network.get_submodule(path), keys[0])
+    scales = {norm.scale for norm in coupling.normalizations if (norm.module, norm.eps) == (path, now)}
+    free = [key for key in keys if not attributes.stays(coupling.protected, attributes.name(path, key))]
+
+    def becomes(chosen: frozenset[int]) -> bool:
+        other = sharing(network)
+        for i in chosen:
+            setattr(other.get_submodule(path), free[i], then)
+        found = [n.eps for n in trace(other, call).normalizations if n.module == path and n.scale in scales]
+        return bool(found) and all(number is not None and isclose(number, then) for number in found)
+
+    if not free or not becomes(frozenset(range(len(free)))):
+        return keys
+    return [free[i] for i in attributes.fewest(frozenset(), False, tuple(range(len(free))), becomes)]
 
 
 def _refusal(grown: Grown, places: Sequence[attributes.Kept], problem: Exception | None) -> str:

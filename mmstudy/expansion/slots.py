@@ -1,6 +1,6 @@
 """The values that modules keep, in themselves and in what they hold: configurations, dicts, lists, other objects."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, is_dataclass
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -17,7 +17,10 @@ Path = tuple[str | int, ...]  # of a value: an attribute, and keys and places in
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for a value: an attribute or an item of something that a module keeps; `path` says where that is."""
+    """A place for a value: an attribute or an item of something that a module keeps; `path` says where that is.
+
+    The owner of an item of a tuple is the place of the tuple.
+    """
 
     owner: Any
     key: Any
@@ -25,8 +28,11 @@ class Slot:
     path: Path
 
     def put(self, value: Any) -> None:
-        """Put another value there, even into something frozen."""
-        if isinstance(self.owner, dict | list):
+        """Put another value there, even into something frozen; into a tuple, by another tuple of the same kind."""
+        if isinstance(self.owner, Slot):
+            whole = self.owner.value
+            self.owner.put(alike(whole, (*whole[: self.key], value, *whole[self.key + 1 :])))
+        elif isinstance(self.owner, dict | list):
             self.owner[self.key] = value
         elif isinstance(self.owner, nn.Module):
             setattr(self.owner, str(self.key), value)
@@ -39,11 +45,17 @@ def at(module: nn.Module, path: Path) -> Slot:
     owner: Any = module
     for key in path[:-1]:
         owner = _item(owner, key)
-    return Slot(owner, path[-1], _item(owner, path[-1]), path)
+    around = at(module, path[:-1]) if isinstance(owner, tuple) else owner
+    return Slot(around, path[-1], _item(owner, path[-1]), path)
 
 
 def _item(owner: Any, key: Any) -> Any:
     return owner[key] if isinstance(owner, dict | list | tuple) else getattr(owner, str(key))
+
+
+def alike(sequence: Any, items: Iterable[Any]) -> Any:
+    """A sequence of the same kind (a list, a tuple, a named one) with other items."""
+    return sequence._make(items) if hasattr(sequence, "_make") else type(sequence)(items)
 
 
 def is_configuration(value: Any) -> bool:

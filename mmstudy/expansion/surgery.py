@@ -211,7 +211,7 @@ def rebuilt(network: Network, plan: Plan, batch: Any, touch: Touch | None = None
     known = plan.coupling.kept
     if plan.size not in known:  # found out once for every size of a coupling
         known[plan.size] = _sizes(network, [plan], batch)
-    new = _grown(network, [(plan, touch)])
+    new = _grown(network, [(plan, touch)], batch)
     attributes.keep(new, known[plan.size])
     return new
 
@@ -230,7 +230,7 @@ def rebuilt_at_once(
     if twice := {axis for i, some in enumerate(axes) for axis in some if any(axis in o for o in axes[:i])}:
         raise ValueError(f"{', '.join(sorted({tensor for tensor, _ in twice}))}: two couplings lie on one of its axes")
     found = _sizes(network, [plan for plan, _ in plans], batch)
-    new = _grown(network, plans)
+    new = _grown(network, plans, batch)
     attributes.keep(new, found)
     return new, found
 
@@ -243,18 +243,18 @@ def transformed(tensors: Mapping[str, Tensor], plans: Iterable[tuple[Plan, Touch
     return grown
 
 
-def _grown(network: Network, plans: Sequence[tuple[Plan, Touch | None]]) -> Network:
+def _grown(network: Network, plans: Sequence[tuple[Plan, Touch | None]], batch: Any) -> Network:
     """The network with the new tensors, and with sizes that do not fit them yet."""
     new, own = sharing(network), {name: tensor.detach() for name, tensor in named_tensors(network).items()}
     for name, tensor in transformed(own, plans).items():
         put(new, name, tensor)
     for plan, _ in plans:
-        _rescale_eps(new, plan)
+        _rescale_eps(new, plan, network, batch)
     relabel(new, plans[0][0].coupling.protected)  # so that labels are no guesses to try
     return new
 
 
-def _rescale_eps(network: nn.Module, plan: Plan) -> None:
+def _rescale_eps(network: nn.Module, plan: Plan, old: nn.Module, batch: Any) -> None:
     """The variance v has become v · f; v + eps does so too if eps does."""
     if plan.variance == 1:
         return
@@ -274,13 +274,16 @@ def _rescale_eps(network: nn.Module, plan: Plan) -> None:
                 f"{path or 'the network'} has one {' or '.join(keys)} ({eps}) for several norms, and that of "
                 f"{plan.coupling.name} alone must change for {plan.size} units; {multiple}, or give each its own"
             )
+        if len(keys) > 1:
+            then = getattr(module, keys[0]) * plan.variance
+            keys = sizes.eps(old, plan.coupling, path, keys, then, called(old, batch))
         for key in keys:
             guard(plan.coupling.protected, path, key)
             setattr(module, key, getattr(module, key) * plan.variance)
 
 
 def _sizes(network: nn.Module, plans: Sequence[Plan], batch: Any) -> list[attributes.Size]:
-    plain = _grown(network, [(plan, None) for plan in plans])
+    plain = _grown(network, [(plan, None) for plan in plans], batch)
     chosen = sizes.found(plain, network, [(plan.coupling, plan.size) for plan in plans], called(network, batch))
     if sum(parameter.nbytes for parameter in plain.parameters()) > LARGE:
         del plain

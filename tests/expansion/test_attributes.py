@@ -1,5 +1,6 @@
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -83,6 +84,55 @@ def test_sizes_are_found_in_what_modules_hold(name):
     assert any(where.startswith(said.partition(":")[0]) for said in unchanged.changed(network, grown.network))
     with pytest.raises(ValueError, match=r"keeps? no such size|does not run"):
         mm.expand(network, inputs, "lemon", {"first": 8}, keep=[where])
+
+
+class Pair(NamedTuple):
+    """Two numbers that have names."""
+
+    heads: int
+    width: int
+
+
+KINDS = {"tuple": (4, 4), "named tuple": Pair(4, 4), "size": torch.Size((4, 4)), "list": [4, 4]}
+
+
+def _parted(net, x):
+    return net.head(net.body(x).view(len(x), *net.sizes).relu().flatten(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("private", [False, True])
+def test_of_equal_numbers_in_a_sequence_one_may_follow_and_the_sequence_is_of_the_same_kind(kind, private):
+    network, inputs = Wired(_parted, body=nn.Linear(3, 16), head=nn.Linear(16, 2), sizes=KINDS[kind]), torch.randn(5, 3)
+    if private:
+        network._hidden = SimpleNamespace(sizes=vars(network).pop("sizes"))
+        network.wiring = lambda net, x: net.head(net.body(x).view(len(x), *net._hidden.sizes).relu().flatten(1))
+    for place, expected in {"body[0]": (8, 4), "body[1]": (4, 8)}.items():
+        grown = Candidate("lemon", (place,), (8,)).grow(network, inputs)
+        sizes = grown.network._hidden.sizes if private else grown.network.sizes
+        assert (type(sizes), tuple(sizes)) == (type(KINDS[kind]), expected)
+        assert len(grown.changed) == 1
+        assert kind == "list" or grown.changed[0].endswith(f"{KINDS[kind]} → {sizes}")
+        assert change(network, grown.network, inputs) < 1e-6
+
+
+def test_many_equal_numbers_in_tuples_are_told_apart_in_a_bounded_number_of_tries():
+    calls = []
+
+    def counted(net, x):
+        calls.append(x)
+        return _parted(net, x)
+
+    def network(**numbers):
+        return Wired(counted, body=nn.Linear(3, 16), head=nn.Linear(16, 2), **numbers)
+
+    inputs = torch.randn(5, 3)
+    grown = Candidate("lemon", ("body[1]",), (8,)).grow(network(more=(4,) * 40, sizes=(4, 4)), inputs)
+    assert grown.changed == ("sizes: (4, 4) → (4, 8)",)
+    calls.clear()
+    with pytest.raises(ValueError, match=r"body\[1\] cannot grow from 4 to 8: the network does not run"):
+        Candidate("lemon", ("body[1]",), (8,)).grow(network(more=(4,) * 90, sizes=(4, 4)), inputs)
+    assert len(calls) < 3 * TRIES
 
 
 def test_one_configuration_that_modules_share_is_changed_once():

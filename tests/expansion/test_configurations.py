@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -169,3 +170,121 @@ def test_a_configuration_that_a_copy_shares_with_the_network_is_not_changed():
     with pytest.raises(ValueError, match="does not run in the new network"):
         Candidate("identity_block", ("blocks.0",), (1,)).grow(Stack(settings).double(), torch.randn(5, 3, dtype=DOUBLE))
     assert settings == Single()
+
+
+class Counting(Stack):
+    """It counts, and keeps numbers that its configuration does not know, in itself and in each block."""
+
+    def __init__(self, sizes: Sizes):
+        super().__init__(sizes)
+        self.steps, self.temperature, self.kernel = 0, 1.0, (3, 3)
+        for place, block in enumerate(self.blocks):
+            block.rate, block.reach = 0.1, place / sizes.depth
+
+    def forward(self, x):
+        return super().forward(x) / self.temperature
+
+
+@pytest.mark.parametrize("what", GROWN)
+def test_numbers_that_were_set_after_construction_stay_with_their_blocks(what):
+    old, (operator, where, expected) = Counting(Sizes()).double(), GROWN[what]
+    old.steps, old.temperature, old.kernel, old.blocks[1].rate = 1000, 0.5, (5, 5), 0.3
+    grown = Candidate(operator, tuple(where), tuple(where.values())).grow(old, inputs())
+    new = grown.network
+    assert vars(new.settings) == {**vars(Sizes()), **expected}
+    assert change(old, new, inputs()) < 1e-13
+    assert (new.steps, new.temperature, new.kernel) == (1000, 0.5, (5, 5))
+    assert [block.rate for block in new.blocks] == [0.1, 0.3, 0.3][: len(new.blocks)]  # a copy keeps what it copies
+    assert [block.reach for block in new.blocks] == [place / new.settings.depth for place in range(len(new.blocks))]
+    inserted = Candidate("identity_block", ("blocks.0",), (1,)).grow(old, inputs()).network
+    assert [block.rate for block in inserted.blocks] == [0.1, 0.1, 0.3]
+
+
+@dataclass
+class Rates:
+    """Two of these numbers are an eps, and all are equal by chance."""
+
+    rate: float = 1e-3
+    eps: float = 1e-3
+    decay: float = 1e-3
+    late_eps: float = 1e-3
+    width: int = 6
+
+
+class TwoNorms(nn.Module):
+    def __init__(self, rates: Rates):
+        super().__init__()
+        self.rates, self.stem, self.head = rates, nn.Linear(3, rates.width), nn.Linear(rates.width, 2)
+        self.norms = nn.ModuleList(nn.LayerNorm(rates.width, eps=eps) for eps in (rates.eps, rates.late_eps))
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(self.norms[0](x) + self.norms[1](x))
+
+
+def test_of_equal_fractions_only_those_follow_by_which_the_class_sets_what_has_changed():
+    torch.manual_seed(0)
+    old = TwoNorms(Rates()).double()
+    grown = Candidate("zero_incoming", ("stem",), (9,)).grow(old, inputs())
+    less = 1e-3 * 6 / 9
+    assert grown.network.rates == Rates(eps=less, late_eps=less, width=9)
+    assert [norm.eps for norm in grown.network.norms] == [less, less]
+    assert change(old, grown.network, inputs()) < 1e-13
+
+
+@dataclass
+class Gates(Sizes):
+    """It has two sequences with a part for each block."""
+
+    gates: tuple[float, ...] = (0.25, 1.0)
+    heads: int = 2
+
+
+class Gated(Stack):
+    def __init__(self, sizes: Gates):
+        super().__init__(sizes)
+        for place, block in enumerate(self.blocks):
+            block.scale = sizes.gates[place]
+
+
+def test_a_count_and_two_sequences_that_go_with_a_list_change_together_and_what_is_equal_by_chance_stays():
+    torch.manual_seed(0)
+    old = Gated(Gates()).double()
+    new = Candidate("identity_block", ("blocks.0",), (1,)).grow(old, inputs()).network
+    kinds, gates = ["plain", "plain", "scaled"], (0.25, 0.25, 1.0)
+    assert new.settings == Gates(depth=3, kinds=kinds, gates=gates)
+    assert [block.scale for block in new.blocks] == [0.25, 0.25, 1]
+    assert change(old, new, inputs()) < 1e-13
+
+
+class Widths(NamedTuple):
+    """Two numbers that have names."""
+
+    stem: int = 6
+    branch: int = 12
+
+
+@dataclass
+class Named:
+    """Its numbers are in a tuple that has names."""
+
+    widths: Widths = field(default_factory=Widths)
+
+
+class Short(nn.Module):
+    def __init__(self, settings: Named):
+        super().__init__()
+        self.settings, self.shape, widths = settings, settings.widths, settings.widths
+        self.layers = nn.Sequential(nn.Linear(3, widths.stem), nn.ReLU(), nn.Linear(widths.stem, widths.branch))
+        self.head = nn.Linear(widths.branch, 2)
+
+    def forward(self, x):
+        return self.head(self.layers(x).relu())
+
+
+def test_a_tuple_that_has_names_keeps_them():
+    torch.manual_seed(0)
+    old = Short(Named()).double()
+    new = Candidate("lemon", ("layers.2",), (18,)).grow(old, inputs()).network
+    assert new.settings.widths.branch == new.shape.branch == 18
+    assert change(old, new, inputs()) < 1e-13

@@ -1,4 +1,4 @@
-"""A number that serves several couplings: they grow at once, and are checked once."""
+"""Numbers that serve several couplings, which grow at once; and numbers of which one is an eps."""
 
 import pytest
 import torch
@@ -42,3 +42,22 @@ def test_what_one_number_cannot_be_for_both_is_refused_as_it_is_alone():
     network, inputs = attention()
     with pytest.raises(ValueError, match=r"q\[1\] cannot grow from 4 to 6: the network does not run"):
         Candidate("lemon", ("q[1]", "v[1]"), (6, 8)).grow(network, inputs)
+
+
+def _normalized(net, x):
+    h = net.up(x)
+    h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + net.eps) * net.scale
+    return net.down(h) / (1 + net.tolerance)
+
+
+@pytest.mark.parametrize("keep", [(), ("tolerance", "rate")])
+def test_of_equal_numbers_only_the_eps_of_a_normalization_follows_its_variance(keep):
+    torch.manual_seed(0)
+    layers = {"up": nn.Linear(6, 8), "scale": torch.ones(8), "down": nn.Linear(8, 3)}
+    network = Wired(_normalized, **layers, tolerance=1e-3, eps=1e-3, rate=1e-3).double()
+    inputs = torch.randn(4, 6, dtype=DOUBLE)
+    new = Candidate("zero_incoming", ("up",), (12,)).grow(network, inputs, keep=keep).network
+    assert (new.eps, new.tolerance, new.rate) == (1e-3 * 8 / 12, 1e-3, 1e-3)
+    assert change(network, new, inputs) < 1e-14
+    with pytest.raises(ValueError, match="eps must change, and keep= protects it"):
+        Candidate("zero_incoming", ("up",), (12,)).grow(network, inputs, keep=["eps"])
