@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mmstudy.batched import hooks
+from mmstudy.batched.derivatives import PaddingKept, trusted
 from mmstudy.batched.replay import ALONE, recorded
 from mmstudy.batched.tape import Function
 from mmstudy.core import arguments
@@ -194,15 +195,24 @@ def _allowed(bytes_of_cpu: int, device: torch.device) -> int:
 
 
 def mapped(network: nn.Module, loss_fn: LossFn, parameters: dict, buffers: dict, batch: Batch, shared: bool) -> Tensor:
-    """The losses of K networks, (K,), differentiable: on one shared batch, or each on its own (first axis K)."""
-    single = loss_of(network, loss_fn)
+    """The losses of K networks, (K,), differentiable: on one shared batch, or each on its own (first axis K).
+
+    Raises:
+        ValueError: a network that computes something again for its gradient (`derivatives.trusted`).
+    """
+    single, several = loss_of(network, loss_fn), len(next(iter(parameters.values()))) > 1
+
+    def loss(*given: Any) -> Tensor:
+        with trusted(), PaddingKept() if several and torch.is_grad_enabled() else nullcontext():
+            return single(*given)
+
     with ALONE:
-        if len(next(iter(parameters.values()))) > 1:
+        if several:
             axes = (0, 0, None if shared else 0)
             with _attention(next(iter(parameters.values())).device):
-                return vmap(single, in_dims=axes, randomness="different")(parameters, buffers, batch)
+                return vmap(loss, in_dims=axes, randomness="different")(parameters, buffers, batch)
         alone = [{n: t.squeeze(0) for n, t in tensors.items()} for tensors in (parameters, buffers)]  # faster than t[0]
-        return single(*alone, batch if shared else take(batch, 0)).unsqueeze(0)
+        return loss(*alone, batch if shared else take(batch, 0)).unsqueeze(0)
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from mmstudy.batched import engine, hooks
 from mmstudy.batched.augmentation import Take
+from mmstudy.batched.derivatives import ComposedWeightNorm
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import Ensemble, at, at_once, classification, parts_of
 from mmstudy.batched.modes import measuring
@@ -94,7 +94,7 @@ class Objective:
         owner, probes = torch.arange(len(points), device=points.device), vectors.transpose(0, 1)
         together = max(1, self.at_once // 2)  # a second backward pass keeps about twice as much
         rows: list[Tensor] = []
-        with sdpa_kernel(SDPBackend.MATH), _ComposedWeightNorm(), precision.full():
+        with sdpa_kernel(SDPBackend.MATH), ComposedWeightNorm(), precision.full():
             for some in engine.pieces(len(points), max(1, together // len(probes))):
                 products = [_curved(term, points[some], owner[some], probes[:, some], together) for term in self.terms]
                 rows.append(sum(products))  # type: ignore[arg-type]  # of one term or more
@@ -219,17 +219,6 @@ def _sloping(losses: Tensor, points: Tensor) -> Tensor:
             "model's outputs, or take a size that needs none, such as rays"
         )
     return losses
-
-
-class _ComposedWeightNorm(TorchFunctionMode):
-    """w = v g / ‖v‖ of `torch.nn.utils.weight_norm` in operations whose second derivatives are right."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is not torch._weight_norm:
-            return function(*args, **(kwargs or {}))
-        v, g, dim = (*args, 0)[:3]
-        others = [i for i in range(v.ndim) if dim == -1 or i != dim % v.ndim]
-        return v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=dim != -1))
 
 
 def _curved(term: Term, points: Tensor, owner: Tensor, probes: Float[Tensor, "p n dim"], together: int) -> Tensor:
