@@ -1,7 +1,7 @@
 """What the face asks of networks and a batch before any work: are they fit for each other?"""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +48,14 @@ def measurable(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, pla
             what may be the cause).
     """
     ensemble = stack(networks)
+    with untouched(networks):
+        _measured_as_called(ensemble, networks, batch, loss_fn, plain)
+    return ensemble
+
+
+def _measured_as_called(
+    ensemble: Ensemble, networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, plain: Sequence[float]
+) -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad(), _of_measurements():
         torch.manual_seed(1)  # not what the plain calls had, should they draw
         _compared(plain, losses(ensemble, batch, loss_fn), networks, batch, loss_fn)
@@ -67,7 +75,15 @@ def measurable(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, pla
                 for name, p in own.items():
                     p.data = before[name]
     _compared(found, losses(there, batch, loss_fn), networks, batch, loss_fn)
-    return ensemble
+
+
+@contextmanager
+def untouched(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """What measuring leaves in the networks is undone: a tensor that a call keeps, say, may be one of many networks."""
+    with ExitStack() as each:
+        for network in networks:
+            each.enter_context(restored(network))
+        yield
 
 
 @contextmanager

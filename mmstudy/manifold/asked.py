@@ -55,8 +55,8 @@ def size(
     """
     arguments.one_of(method, ESTIMATORS, "method")
     seed = arguments.whole(seed, "seed")
-    height, groups = _prepared(network, batch, level, [method], loss_fn, minibatch)
-    return _measured(groups, height, method, samples, seed)
+    (found,) = _all_measured(network, batch, level, [method], seed, loss_fn, samples, minibatch)
+    return found
 
 
 @torch.inference_mode(False)
@@ -82,12 +82,11 @@ def sizes(
     for method in methods:
         arguments.one_of(method, ESTIMATORS, "method")
     seed = arguments.whole(seed, "seed")
-    height, groups = _prepared(network, batch, level, methods, loss_fn, minibatch)
-    found = [_measured(groups, height, method, samples, seed) for method in methods]
+    found = _all_measured(network, batch, level, methods, seed, loss_fn, samples, minibatch)
     units: dict[str, Any] = {"unit": ("estimator", [each.attrs["unit"] for each in found])}
     whole = xr.concat([each.drop_vars("level").drop_attrs() for each in found], "estimator")
     about = {"seed": seed, "normalization": "frozen"}
-    return whole.assign(level=height).assign_coords(estimator=list(methods), **units).assign_attrs(about)
+    return whole.assign(level=found[0]["level"]).assign_coords(estimator=list(methods), **units).assign_attrs(about)
 
 
 @torch.inference_mode(False)
@@ -103,7 +102,8 @@ def check(
     for i, (each, loss) in enumerate(zip(networks, losses, strict=True)):
         try:
             asked.measurable([each], batch, loss_fn, [loss])
-            determinism.check(each, batch, loss_fn, normalization)
+            with asked.untouched([each]):
+                determinism.check(each, batch, loss_fn, normalization)
         except ValueError as error:
             if len(networks) == 1:
                 raise
@@ -127,16 +127,33 @@ def _height(level: float | int | None, losses: list[float]) -> float:
     return height
 
 
-def _prepared(
+def _all_measured(
     network: nn.Module | Sequence[nn.Module],
     batch: Batch,
+    level: float | int | None,
+    methods: Sequence[str],
+    seed: int,
+    loss_fn: LossFn,
+    samples: int | None,
+    minibatch: int | None,
+) -> list[xr.Dataset]:
+    """What each method measures, once all arguments have been looked at; the networks stay as they are."""
+    networks, batch, losses = asked.fit(network, batch, loss_fn)
+    with asked.untouched(networks):
+        height, groups = _prepared(networks, batch, losses, level, methods, loss_fn, minibatch)
+        return [_measured(groups, height, method, samples, seed) for method in methods]
+
+
+def _prepared(
+    networks: Sequence[nn.Module],
+    batch: Batch,
+    losses: list[float],
     level: float | int | None,
     methods: Sequence[str],
     loss_fn: LossFn,
     minibatch: int | None,
 ) -> tuple[float, list[_Group]]:
-    """The level, and the networks by their shapes, once all arguments have been looked at."""
-    networks, batch, losses = asked.fit(network, batch, loss_fn)
+    """The level, and the networks by their shapes."""
     for each in networks if any(ESTIMATORS[method].gradients for method in methods) else ():
         hooks.refuse(each)
     examples, height = engine.count(batch), _height(level, losses)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import mmstudy as mm
 from mmstudy.batched import ensemble as en
+from mmstudy.batched import replay
 from mmstudy.batched.objective import of_networks
 
 X, Y = batch(40)
@@ -197,3 +198,48 @@ def test_networks_of_several_shapes_are_each_compared():
     assert mm.size([mlp(seed=0), Net()], (X, Y), method="rays").sizes == {"network": 2}
     with pytest.raises(ValueError, match="elsewhere than at its place"):
         mm.size([Net(), Kept()], (X, Y), method="rays")
+
+
+class Recurrent(nn.Module):
+    """Reads its inputs one number after another."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.first, self.second = kind(1, 3, batch_first=True), nn.Linear(3, CLASSES)
+
+    def forward(self, x):
+        return self.second(self.first(x.unsqueeze(-1))[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_a_recurrent_network_is_measured_as_without_recording(kind):
+    network = Recurrent(kind)
+    found = mm.size(network, (X, Y), level=1e3, samples=2)
+    with replay.off():
+        assert mm.size(network, (X, Y), level=1e3, samples=2).identical(found)
+
+
+class Keeping(Net):
+    """Keeps what it computed last."""
+
+    def forward(self, x):
+        self.features = self.first(x).tanh()
+        return self.second(self.features)
+
+
+def test_a_network_that_keeps_what_it_computes_is_measured_and_stays_what_it_is():
+    networks = [Keeping() for _ in range(3)]
+    before = [dict(vars(network)) for network in networks]
+    for measure in (
+        lambda: mm.size(networks, (X, Y), samples=2),
+        lambda: mm.sizes(networks, (X, Y), methods=["rays", "children"], samples=2),
+        lambda: mm.check(networks, (X, Y)),
+        lambda: mm.line(*networks[:2], (X, Y)),
+        lambda: mm.barrier(*networks[:2], (X, Y), match=True),
+        lambda: mm.plane(*networks, (X, Y), points=3),
+    ):
+        measure()
+        assert [dict(vars(network)) for network in networks] == before
+    plain = Net()
+    plain.load_state_dict(networks[0].state_dict())
+    assert mm.size(plain, (X, Y), samples=2).identical(mm.size(networks[0], (X, Y), samples=2))
