@@ -26,6 +26,7 @@ def fit(networks: Any, batch: Any, loss_fn: Any) -> tuple[list[nn.Module], Batch
     """
     networks, batch = arguments.networks(networks), arguments.batch(batch)
     for each in networks:
+        engine.forget(each)
         if isinstance(each, nn.DataParallel | nn.parallel.DistributedDataParallel):
             raise TypeError(f"the network is wrapped by {type(each).__name__}: give network.module")
     loss_fn = arguments.function(loss_fn)

@@ -38,7 +38,7 @@ SHARE = 0.4  # of a GPU's free memory, for either
 EXAMPLES = 512  # per network and call, where memory allows
 FEW = 16  # examples, from which the memory of more is foretold
 
-_costs: WeakKeyDictionary = WeakKeyDictionary()  # network → loss function → shapes → Cost; keeps neither alive
+_costs: WeakKeyDictionary = WeakKeyDictionary()  # network → loss function → question → answer; keeps neither alive
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,16 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return tree_map(lambda *leaves: torch.cat(leaves), *batches)
 
 
+def learnt(network: nn.Module, loss_fn: LossFn) -> dict:
+    """What calls of this very network with this loss have shown, by question: it holds until the network is changed."""
+    return _costs.setdefault(network, WeakIdKeyDictionary()).setdefault(loss_fn, {})
+
+
+def forget(network: nn.Module) -> None:
+    """Drop what earlier calls have shown of a network, which may have been changed since."""
+    _costs.pop(network, None)
+
+
 def cost(
     network: nn.Module, parameters: dict, buffers: dict, batch: Batch, loss_fn: LossFn, shared: bool = True
 ) -> Cost:
@@ -131,7 +141,7 @@ def cost(
     first = next(iter(parameters.values()))
     device, shapes = first.device, tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x for x in leaves)
     key = (shared, network.training, first.dtype, device, str(tree), shapes)
-    known = _costs.setdefault(network, WeakIdKeyDictionary()).setdefault(loss_fn, {})
+    known = learnt(network, loss_fn)
     if key not in known:
         first = [{name: t[0].detach().clone() for name, t in tensors.items()} for tensors in (parameters, buffers)]
         counting = FlopCounterMode(display=False)

@@ -243,3 +243,29 @@ def test_a_network_that_keeps_what_it_computes_is_measured_and_stays_what_it_is(
     plain = Net()
     plain.load_state_dict(networks[0].state_dict())
     assert mm.size(plain, (X, Y), samples=2).identical(mm.size(networks[0], (X, Y), samples=2))
+
+
+class Choosing(nn.Module):
+    """Makes a choice that networks of a batch cannot make."""
+
+    def forward(self, x):
+        assert x.isfinite().all()
+        return x.tanh()
+
+
+class Normalizing(nn.Module):
+    """Normalizes by the examples at hand."""
+
+    def forward(self, x):
+        return x / x.std(0)
+
+
+@pytest.mark.parametrize("middle", [Choosing(), Normalizing()])
+def test_a_network_that_was_changed_is_measured_as_it_is(middle):
+    data = batch(600)
+    network, new = (nn.Sequential(nn.Linear(IN, 4), nn.Tanh(), nn.Linear(4, CLASSES)) for _ in range(2))
+    new.load_state_dict(network.state_dict())
+    mm.size(network, data, method="rays", samples=2)
+    network[1] = new[1] = middle
+    expected = mm.size(new, data, method="rays", samples=2)
+    assert mm.size(network, data, method="rays", samples=2).identical(expected)
