@@ -57,7 +57,7 @@ def measurable(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, pla
 def _measured_as_called(
     ensemble: Ensemble, networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, plain: Sequence[float]
 ) -> None:
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _of_measurements():
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _of_measurements(networks[0], batch, loss_fn):
         torch.manual_seed(1)  # not what the plain calls had, should they draw
         _compared(plain, losses(ensemble, batch, loss_fn), networks, batch, loss_fn)
         if loss_fn not in MEANS:
@@ -88,17 +88,33 @@ def untouched(networks: Sequence[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def _of_measurements() -> Iterator[None]:
+def _of_measurements(network: nn.Module, batch: Batch, loss_fn: LossFn) -> Iterator[None]:
     """What measuring asks of a loss and a batch beyond a plain call, where it fails, in a sentence."""
     try:
         yield
     except AttributeError as error:
         raise TypeError(f"loss_fn must do no more with its model than call it, as model(inputs): {error}") from error
     except (RuntimeError, IndexError) as error:
+        if _goes_in_parts(network, batch, loss_fn):
+            raise ValueError(
+                f"{type(network).__name__} works in a plain call, but not with other tensors in the place of its "
+                f"parameters, as measuring calls it: {error}"
+            ) from error
         raise ValueError(
             f"a part of the examples does not go through the network or the loss: {error}. The first axis of every "
             "tensor in the batch must count examples; pass what belongs to all of them in loss_fn"
         ) from error
+
+
+def _goes_in_parts(network: nn.Module, batch: Batch, loss_fn: LossFn) -> bool:
+    """Whether plain calls on some of the examples work."""
+    try:
+        with measuring(network):
+            for some in (min(engine.FEW, engine.count(batch)), -(-engine.count(batch) // 2)):
+                loss_fn(network, engine.take(batch, slice(some)))
+    except (RuntimeError, IndexError):
+        return False
+    return True
 
 
 def _compared(

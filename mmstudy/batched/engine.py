@@ -145,6 +145,7 @@ def cost(
     if key not in known:
         first = [{name: t[0].detach().clone() for name, t in tensors.items()} for tensors in (parameters, buffers)]
         counting = FlopCounterMode(display=False)
+        counting.mod_tracker = _AllModules()  # type: ignore[assignment]  # of a tracker of modules, this is what counts
         with torch.no_grad(), torch.random.fork_rng(), _attention(device), counting as flops, _Allocated() as memory:
             loss_of(network, loss_fn)(*first, batch)
         known[key] = Cost(flops.get_total_flops(), memory.total, _batches(network, loss_fn, first, batch, shared))
@@ -161,6 +162,12 @@ def _batches(network: nn.Module, loss_fn: LossFn, tensors: list[dict[str, Tensor
     except RuntimeError:
         return False
     return True
+
+
+class _AllModules(nullcontext):
+    """Counts for all modules together: to tell them apart takes hooks, under which a network can take no gradients."""
+
+    parents = ("Global",)
 
 
 class _Allocated(TorchDispatchMode):

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import mmstudy as mm
+from mmstudy.batched import engine, replay
 from mmstudy.batched import ensemble as en
-from mmstudy.batched import replay
 from mmstudy.batched.objective import of_networks
 
 X, Y = batch(40)
@@ -269,3 +269,40 @@ def test_a_network_that_was_changed_is_measured_as_it_is(middle):
     network[1] = new[1] = middle
     expected = mm.size(new, data, method="rays", samples=2)
     assert mm.size(network, data, method="rays", samples=2).identical(expected)
+
+
+class Force(nn.Module):
+    """The negative slope of an energy, for which it takes gradients itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(IN, 6), nn.Linear(6, 1)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            energy = self.second(self.first(x).tanh()).sum()
+            return -torch.autograd.grad(energy, x, create_graph=True)[0]
+
+
+def test_a_network_that_takes_gradients_itself_is_measured():
+    network = Force()
+    taken = engine.cost(network, en.stack(network).parameters, {}, (X, X), en.regression)
+    assert taken.flops == 2 * (2 * 40 * (IN * 6 + 6))  # forth and back
+    found = mm.sizes(network, (X, X), methods=["rays", "extent", "curvature"], loss_fn=en.regression, samples=4)
+    assert found["size"].notnull().all()
+
+
+class OwnParameters(Net):
+    """Works with its own parameters only."""
+
+    def forward(self, x):
+        if not isinstance(self.first.weight, nn.Parameter):
+            raise RuntimeError("where is my parameter?")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_network_that_works_in_plain_calls_only_is_named(face):
+    with pytest.raises(ValueError, match=r"OwnParameters works in a plain call, but not .*where is my parameter"):
+        FACES[face](OwnParameters(), mean)
