@@ -1,6 +1,7 @@
 """Sizes as the face offers them: networks and a batch in, one size for each network, in the order given."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -50,8 +51,9 @@ def size(
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: an argument out of range, a level below the networks' losses, or hooks on gradients, where a method
-            takes some.
+        ValueError: an argument out of range, a level below the networks' losses, or what the method cannot measure:
+            where it takes gradients, hooks on these or activation checkpointing.
+        NotImplementedError: torch has no derivative that the method takes.
     """
     arguments.one_of(method, ESTIMATORS, "method")
     seed = arguments.whole(seed, "seed")
@@ -75,6 +77,7 @@ def sizes(
     Raises:
         TypeError: methods that are no list, and what `size` refuses.
         ValueError: what `size` refuses.
+        NotImplementedError: likewise; the message names the method to leave out.
     """
     methods = list(ESTIMATORS) if methods is None else methods
     if isinstance(methods, str) or not isinstance(methods, list | tuple) or not methods:
@@ -176,12 +179,28 @@ def _measured(groups: list[_Group], height: float, method: str, samples: int | N
     found: dict[int, dict[str, Any]] = {}
     for group in groups:
         stream = generator("size", method, seed)
-        measured = ESTIMATORS[method].measure(group.objective, group.points, height, stream, budget)
+        with _named(method):
+            measured = ESTIMATORS[method].measure(group.objective, group.points, height, stream, budget)
         for row, i in enumerate(group.places):
             found[i] = {name: measured[name].values[row] for name in COLUMNS}
     dataset = xr.Dataset({name: ("network", np.array([found[i][name] for i in sorted(found)])) for name in COLUMNS})
     about = {"method": method, "unit": ESTIMATORS[method].unit, "seed": seed, "normalization": "frozen"}
     return dataset.assign(level=height).assign_attrs(about)
+
+
+@contextmanager
+def _named(method: str) -> Iterator[None]:
+    """What a method cannot measure, in a sentence that names it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{method} cannot measure this: {error}") from error
+    except RuntimeError as error:
+        if not isinstance(error, NotImplementedError) and "is not implemented" not in str(error):
+            raise
+        raise NotImplementedError(
+            f"{method} takes a derivative that torch does not have: {error}. Leave {method} out, or take another loss"
+        ) from error
 
 
 def _of_one_shape(networks: Sequence[nn.Module]) -> list[list[int]]:
