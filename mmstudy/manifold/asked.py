@@ -36,6 +36,9 @@ def size(
 ) -> xr.Dataset:
     """The size of the manifold of connected minima around each network.
 
+    Networks of one shape draw from one stream as they train: with dropout, a network's size depends on which others are
+    measured beside it, and in which order.
+
     Args:
         network: one or several, of any architectures; those of one shape are measured together.
         level: one height of the loss for all networks; by default the first network's loss + 0.1.
