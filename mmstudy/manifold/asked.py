@@ -11,6 +11,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from mmstudy.batched import asked, determinism, engine, hooks
+from mmstudy.batched.derivatives import RECOMPUTED
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification, stack, vectors
 from mmstudy.batched.objective import MINIBATCH, Objective, of_networks
@@ -160,7 +161,8 @@ def _prepared(
     minibatch: int | None,
 ) -> tuple[float, list[_Group]]:
     """The level, and the networks by their shapes."""
-    for each in networks if any(ESTIMATORS[method].gradients for method in methods) else ():
+    gradients = any(ESTIMATORS[method].gradients for method in methods)
+    for each in networks if gradients else ():
         hooks.refuse(each)
     examples, height = engine.count(batch), _height(level, losses)
     if minibatch is not None:
@@ -169,6 +171,8 @@ def _prepared(
     found = []
     for places in _of_one_shape(networks):
         ensemble = asked.measurable([networks[i] for i in places], batch, loss_fn, [losses[i] for i in places])
+        if gradients:
+            asked.sloping(ensemble, [networks[i] for i in places], batch, loss_fn)
         found.append(_Group(places, of_networks(ensemble, batch, loss_fn, minibatch=few), vectors(ensemble)))
     return height, found
 
@@ -199,6 +203,8 @@ def _named(method: str) -> Iterator[None]:
     except ValueError as error:
         raise ValueError(f"{method} cannot measure this: {error}") from error
     except RuntimeError as error:
+        if "use_reentrant" in str(error):
+            raise ValueError(f"{method} cannot measure this: {RECOMPUTED}") from error
         if not isinstance(error, NotImplementedError) and "is not implemented" not in str(error):
             raise
         raise NotImplementedError(
