@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import mmstudy as mm
-from mmstudy.batched.ensemble import classification, losses, stack
+from mmstudy.batched.ensemble import classification, losses, regression, stack
 from mmstudy.core.networks import MLP
 from mmstudy.core.sources import files
 from mmstudy.expansion.candidate import Candidate
@@ -361,6 +361,27 @@ def test_a_message_names_the_value_and_what_to_give_instead(name, options, words
     with pytest.raises((ValueError, TypeError)) as caught:
         getattr(mm, name)(**{"network": NETWORK, "batch": BATCH, **options})
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+def margins(model, part):
+    return F.multi_margin_loss(model(part[0]), part[1])
+
+
+def test_a_method_that_cannot_measure_is_named():
+    with pytest.raises(
+        NotImplementedError, match=r"^curvature takes a derivative .*multi_margin_loss.* Leave curvature"
+    ):
+        mm.sizes(nn.Linear(INPUTS, CLASSES), BATCH, methods=["rays", "curvature"], loss_fn=margins, samples=2)
+    one, data = nn.Linear(1, 1, bias=False), (X[:, :1], X[:, 1:2])
+    with pytest.raises(ValueError, match=r"^simplex cannot .*as many parameters as corners; got 1 for corners=2"):
+        mm.sizes(one, data, methods=["rays", "simplex"], loss_fn=regression, samples=2)
+
+
+def test_what_needs_no_training_is_measured_where_nothing_can_be_trained():
+    network = nn.Sequential(nn.Linear(INPUTS, 3), nn.BatchNorm1d(3), nn.Linear(3, CLASSES))
+    assert mm.size(network, (X[:3], Y[:3]), method="rays", samples=2)["size"].notnull().all()  # in minibatches of one
+    with pytest.raises(ValueError, match=r"^children cannot .*more than 1 value per channel"):
+        mm.size(network, (X[:3], Y[:3]), method="children", samples=2)
 
 
 def test_a_mask_may_leave_nothing_of_the_first_half():

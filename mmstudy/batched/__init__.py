@@ -4,6 +4,7 @@ __all__ = [
     "asked",
     "augmentation",
     "connectivity",
+    "derivatives",
     "determinism",
     "engine",
     "ensemble",

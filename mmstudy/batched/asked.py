@@ -1,7 +1,7 @@
 """What the face asks of networks and a batch before any work: are they fit for each other?"""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from mmstudy.batched import engine
 from mmstudy.batched.determinism import check, not_a_sum
 from mmstudy.batched.engine import Batch, LossFn
-from mmstudy.batched.ensemble import MEANS, Ensemble, classification, losses, moved_from, stack
+from mmstudy.batched.ensemble import MEANS, Ensemble, classification, losses, moved_from, stack, vectors
 from mmstudy.batched.modes import measuring
+from mmstudy.batched.objective import of_networks
 from mmstudy.batched.replay import ALONE
 from mmstudy.core import arguments
 from mmstudy.core.states import restored
+
+ROUGHLY = 0.02  # how far gradients may lie apart that are the same up to rounding, as a share
 
 
 def fit(networks: Any, batch: Any, loss_fn: Any) -> tuple[list[nn.Module], Batch, list[float]]:
@@ -26,6 +29,7 @@ def fit(networks: Any, batch: Any, loss_fn: Any) -> tuple[list[nn.Module], Batch
     """
     networks, batch = arguments.networks(networks), arguments.batch(batch)
     for each in networks:
+        engine.forget(each)
         if isinstance(each, nn.DataParallel | nn.parallel.DistributedDataParallel):
             raise TypeError(f"the network is wrapped by {type(each).__name__}: give network.module")
     loss_fn = arguments.function(loss_fn)
@@ -48,7 +52,15 @@ def measurable(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, pla
             what may be the cause).
     """
     ensemble = stack(networks)
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _of_measurements():
+    with untouched(networks):
+        _measured_as_called(ensemble, networks, batch, loss_fn, plain)
+    return ensemble
+
+
+def _measured_as_called(
+    ensemble: Ensemble, networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, plain: Sequence[float]
+) -> None:
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), _of_measurements(networks[0], batch, loss_fn):
         torch.manual_seed(1)  # not what the plain calls had, should they draw
         _compared(plain, losses(ensemble, batch, loss_fn), networks, batch, loss_fn)
         if loss_fn not in MEANS:
@@ -56,32 +68,110 @@ def measurable(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, pla
         moved = {name: moved_from(p) for name, p in ensemble.parameters.items()}
     there, found = Ensemble(ensemble.network, moved, ensemble.buffers), []
     for k, network in enumerate(networks):
-        own = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        before = {name: p.data for name, p in own.items()}
-        with ALONE, torch.random.fork_rng(devices=[]), torch.no_grad(), measuring(network):
-            try:
-                for name, p in own.items():
-                    p.data = moved[name][k]
-                found.append(float(loss_fn(network, batch)))
-            finally:
-                for name, p in own.items():
-                    p.data = before[name]
+        with torch.no_grad(), _placed(network, {name: tensor[k] for name, tensor in moved.items()}):
+            found.append(float(loss_fn(network, batch)))
     _compared(found, losses(there, batch, loss_fn), networks, batch, loss_fn)
-    return ensemble
 
 
 @contextmanager
-def _of_measurements() -> Iterator[None]:
+def _placed(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[list[nn.Parameter]]:
+    """The network as it is measured, with other numbers in its parameters for a while; what is not frozen of these."""
+    own = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    before = {name: p.data for name, p in own.items()}
+    with ALONE, torch.random.fork_rng(devices=[]), measuring(network):
+        try:
+            for name, p in own.items():
+                p.data = tensors[name]
+            yield list(own.values())
+        finally:
+            for name, p in own.items():
+                p.data = before[name]
+
+
+def sloping(ensemble: Ensemble, networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn) -> None:
+    """Refuse networks whose measured gradient is not the one that plain calls give.
+
+    They are compared on a few examples at a random place nearby. A gradient that there is not, or that is no number, is
+    left to those who need it.
+
+    Args:
+        ensemble: of these networks.
+
+    Raises:
+        ValueError: a gradient differs by more than rounding, or there is none where it is measured.
+    """
+    few = engine.take(batch, slice(engine.FEW))
+    with untouched(networks), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        moved = {name: moved_from(p) for name, p in ensemble.parameters.items()}
+        points = vectors(Ensemble(ensemble.network, moved, ensemble.buffers))
+        try:
+            plain = [_slope(network, moved, k, few, loss_fn) for k, network in enumerate(networks)]
+        except RuntimeError:
+            return
+        twice = points.unsqueeze(1).expand(-1, 2, -1)  # as networks of a batch, where they can be one
+        try:
+            _, measured = of_networks(ensemble, few, loss_fn).gradient(twice)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{type(networks[0]).__name__} has a gradient in a plain call, but not with other tensors in the place "
+                f"of its parameters, as measuring takes it: {error}. Take a size that needs no gradients, such as rays"
+            ) from error
+    for k, (a, b) in enumerate(zip(plain, measured, strict=True)):
+        if bool((a - b).norm(dim=-1).gt(ROUGHLY * a.norm() + 1e-5).any()):  # never where one of them is NaN
+            raise ValueError(
+                f"network {k}: the gradient of a plain call has a norm of {a.norm():g}, and its measurement is "
+                f"{float((a - b).norm(dim=-1).max()):g} away from it: an operation's gradient depends on more than its "
+                "inputs (a Function with a backward pass of its own?), or is another for several networks at once. "
+                "Take a size that needs no gradients, such as rays"
+            )
+
+
+def _slope(network: nn.Module, tensors: Mapping[str, Tensor], k: int, batch: Batch, loss_fn: LossFn) -> Tensor:
+    """The gradient of a plain call of the k-th network, where these are the parameters of all."""
+    with torch.enable_grad(), _placed(network, {name: tensor[k] for name, tensor in tensors.items()}) as own:
+        return torch.cat(
+            [g.flatten() for g in torch.autograd.grad(loss_fn(network, batch), own, materialize_grads=True)]
+        )
+
+
+@contextmanager
+def untouched(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """What measuring leaves in the networks is undone: a tensor that a call keeps, say, may be one of many networks."""
+    with ExitStack() as each:
+        for network in networks:
+            each.enter_context(restored(network))
+        yield
+
+
+@contextmanager
+def _of_measurements(network: nn.Module, batch: Batch, loss_fn: LossFn) -> Iterator[None]:
     """What measuring asks of a loss and a batch beyond a plain call, where it fails, in a sentence."""
     try:
         yield
     except AttributeError as error:
         raise TypeError(f"loss_fn must do no more with its model than call it, as model(inputs): {error}") from error
     except (RuntimeError, IndexError) as error:
+        if _goes_in_parts(network, batch, loss_fn):
+            raise ValueError(
+                f"{type(network).__name__} works in a plain call, but not with other tensors in the place of its "
+                f"parameters, as measuring calls it: {error}"
+            ) from error
         raise ValueError(
             f"a part of the examples does not go through the network or the loss: {error}. The first axis of every "
             "tensor in the batch must count examples; pass what belongs to all of them in loss_fn"
         ) from error
+
+
+def _goes_in_parts(network: nn.Module, batch: Batch, loss_fn: LossFn) -> bool:
+    """Whether plain calls on some of the examples work."""
+    try:
+        with measuring(network):
+            for some in (min(engine.FEW, engine.count(batch)), -(-engine.count(batch) // 2)):
+                loss_fn(network, engine.take(batch, slice(some)))
+    except (RuntimeError, IndexError):
+        return False
+    return True
 
 
 def _compared(

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from mmstudy.batched import hooks
+from mmstudy.batched.derivatives import PaddingKept, trusted
 from mmstudy.batched.replay import ALONE, recorded
 from mmstudy.batched.tape import Function
 from mmstudy.core import arguments
@@ -37,7 +38,7 @@ SHARE = 0.4  # of a GPU's free memory, for either
 EXAMPLES = 512  # per network and call, where memory allows
 FEW = 16  # examples, from which the memory of more is foretold
 
-_costs: WeakKeyDictionary = WeakKeyDictionary()  # network → loss function → shapes → Cost; keeps neither alive
+_costs: WeakKeyDictionary = WeakKeyDictionary()  # network → loss function → question → answer; keeps neither alive
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,16 @@ def joined(batches: Sequence[Batch]) -> Batch:
     return tree_map(lambda *leaves: torch.cat(leaves), *batches)
 
 
+def learnt(network: nn.Module, loss_fn: LossFn) -> dict:
+    """What calls of this very network with this loss have shown, by question: it holds until the network is changed."""
+    return _costs.setdefault(network, WeakIdKeyDictionary()).setdefault(loss_fn, {})
+
+
+def forget(network: nn.Module) -> None:
+    """Drop what earlier calls have shown of a network, which may have been changed since."""
+    _costs.pop(network, None)
+
+
 def cost(
     network: nn.Module, parameters: dict, buffers: dict, batch: Batch, loss_fn: LossFn, shared: bool = True
 ) -> Cost:
@@ -130,10 +141,11 @@ def cost(
     first = next(iter(parameters.values()))
     device, shapes = first.device, tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x for x in leaves)
     key = (shared, network.training, first.dtype, device, str(tree), shapes)
-    known = _costs.setdefault(network, WeakIdKeyDictionary()).setdefault(loss_fn, {})
+    known = learnt(network, loss_fn)
     if key not in known:
         first = [{name: t[0].detach().clone() for name, t in tensors.items()} for tensors in (parameters, buffers)]
         counting = FlopCounterMode(display=False)
+        counting.mod_tracker = _AllModules()  # type: ignore[assignment]  # of a tracker of modules, this is what counts
         with torch.no_grad(), torch.random.fork_rng(), _attention(device), counting as flops, _Allocated() as memory:
             loss_of(network, loss_fn)(*first, batch)
         known[key] = Cost(flops.get_total_flops(), memory.total, _batches(network, loss_fn, first, batch, shared))
@@ -150,6 +162,12 @@ def _batches(network: nn.Module, loss_fn: LossFn, tensors: list[dict[str, Tensor
     except RuntimeError:
         return False
     return True
+
+
+class _AllModules(nullcontext):
+    """Counts for all modules together: to tell them apart takes hooks, under which a network can take no gradients."""
+
+    parents = ("Global",)
 
 
 class _Allocated(TorchDispatchMode):
@@ -194,15 +212,24 @@ def _allowed(bytes_of_cpu: int, device: torch.device) -> int:
 
 
 def mapped(network: nn.Module, loss_fn: LossFn, parameters: dict, buffers: dict, batch: Batch, shared: bool) -> Tensor:
-    """The losses of K networks, (K,), differentiable: on one shared batch, or each on its own (first axis K)."""
-    single = loss_of(network, loss_fn)
+    """The losses of K networks, (K,), differentiable: on one shared batch, or each on its own (first axis K).
+
+    Raises:
+        ValueError: a network that computes something again for its gradient (`derivatives.trusted`).
+    """
+    single, several = loss_of(network, loss_fn), len(next(iter(parameters.values()))) > 1
+
+    def loss(*given: Any) -> Tensor:
+        with trusted(), PaddingKept() if several and torch.is_grad_enabled() else nullcontext():
+            return single(*given)
+
     with ALONE:
-        if len(next(iter(parameters.values()))) > 1:
+        if several:
             axes = (0, 0, None if shared else 0)
             with _attention(next(iter(parameters.values())).device):
-                return vmap(single, in_dims=axes, randomness="different")(parameters, buffers, batch)
+                return vmap(loss, in_dims=axes, randomness="different")(parameters, buffers, batch)
         alone = [{n: t.squeeze(0) for n, t in tensors.items()} for tensors in (parameters, buffers)]  # faster than t[0]
-        return single(*alone, batch if shared else take(batch, 0)).unsqueeze(0)
+        return loss(*alone, batch if shared else take(batch, 0)).unsqueeze(0)
 
 
 def _attention(device: torch.device) -> AbstractContextManager[None]:

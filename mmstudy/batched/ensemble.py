@@ -7,7 +7,6 @@ Any `nn.Module` goes in. Examples come as a batch: a tree of tensors that share 
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -213,17 +212,16 @@ def parts_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, normalization: s
     return parts if adds_up else [batch]
 
 
-_takes_examples_one_by_one: WeakKeyDictionary = WeakKeyDictionary()  # network → loss → whether it does
-
-
 def _apart(ensemble: Ensemble, batch: Batch, loss_fn: LossFn) -> bool:
     """Whether the network takes each example by itself: tried on a few from all over the batch."""
-    known = _takes_examples_one_by_one.setdefault(ensemble.network, {})
-    if loss_fn not in known:
+    known = engine.learnt(ensemble.network, loss_fn)
+    if "one by one" not in known:
         last = engine.count(batch) - 1
         few = engine.take(batch, torch.linspace(0, last, 16, device=engine.tensors(batch)[0].device).long())
-        known[loss_fn] = _adds_up(ensemble, few, [engine.take(few, part) for part in engine.pieces(16, 8)], loss_fn)
-    return known[loss_fn]
+        known["one by one"] = _adds_up(
+            ensemble, few, [engine.take(few, part) for part in engine.pieces(16, 8)], loss_fn
+        )
+    return known["one by one"]
 
 
 def _adds_up(ensemble: Ensemble, batch: Batch, parts: list[Batch], loss_fn: LossFn) -> bool:

@@ -20,6 +20,9 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None), type, enum.Enum, ran
 TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format)
 MODE = "training"  # every call sets it
 FILES = {name for name in vars(nn.Module()) if "state_dict" in name}  # hooks that no call runs
+HOOKS = {name for name in vars(nn.Module()) if "_hooks" in name} - FILES
+
+Seen = dict[tuple[int, int | None], Any]  # ids of what was compared → both, so that nothing else gets these ids
 
 
 def difference(first: nn.Module, other: nn.Module) -> str | None:
@@ -42,14 +45,14 @@ def difference(first: nn.Module, other: nn.Module) -> str | None:
                 return f"{name} {_form(tensor)} against {name} {_form(another)}"
     own, others = dict(first.named_modules()), dict(other.named_modules())
     registered = zip(named_tensors(first).values(), named_tensors(other).values(), strict=True)
-    seen: set[tuple[int, int | None]] = {(id(a), id(b)) for a, b in registered}  # whatever their numbers are
-    seen |= {(id(module), id(others[name])) for name, module in own.items()}  # compared one by one
-    seen |= {(id(module), None) for module in (*own.values(), *others.values())}  # like no other module
+    seen: Seen = {(id(a), id(b)): None for a, b in registered}  # whatever their numbers are
+    seen |= {(id(module), id(others[name])): None for name, module in own.items()}  # compared one by one
+    seen |= {(id(module), None): None for module in (*own.values(), *others.values())}  # like no other module
     for name, module in own.items():
         where = name or type(module).__name__
         if _class(module) is not _class(others[name]):
             return f"{where}: {type(module).__name__} against {type(others[name]).__name__}"
-        if found := _attributes_differ(vars(module), vars(others[name]), where, seen):
+        if found := _attributes_differ(_attributes(module), _attributes(others[name]), where, seen):
             return found
     return None
 
@@ -64,6 +67,22 @@ def tensors_differ(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> 
 def _class(module: nn.Module) -> type:
     """Its class; of a parametrized module, which has one of its own, the class that this was made of."""
     return type(module).__mro__[1] if is_parametrized(module) else type(module)
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Its attributes: hooks by their order, not by torch's count of all hooks, and not what they make of parameters.
+
+    Pruning and the older weight normalization compute `weight` from `weight_orig`, or `weight_g` and `weight_v`, before
+    each call.
+    """
+    own = dict(vars(module))
+    for name in HOOKS & own.keys():
+        order = {number: i for i, number in enumerate(vars(module)[name.partition("_hooks")[0] + "_hooks"])}
+        own[name] = {order.get(number, number): hook for number, hook in own[name].items()}
+    parameters = module._parameters
+    made = {name.removesuffix("_orig") for name in parameters if name.endswith("_orig")}
+    made |= {name.removesuffix("_g") for name in parameters if f"{name.removesuffix('_g')}_v" in parameters}
+    return {name: value for name, value in own.items() if not (name in made and isinstance(value, Tensor))}
 
 
 def _places(network: nn.Module) -> dict[str, str | None]:
@@ -81,7 +100,7 @@ def _form(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)}{'' if tensor.requires_grad else ' frozen'}"
 
 
-def _attributes_differ(a: Mapping, b: Mapping, where: str, seen: set) -> str | None:
+def _attributes_differ(a: Mapping, b: Mapping, where: str, seen: Seen) -> str | None:
     tensors = {"_parameters", "_buffers", "_modules", MODE}
     for name in sorted((a.keys() | b.keys()) - tensors - FILES, key=str):
         if name not in a or name not in b:
@@ -91,10 +110,10 @@ def _attributes_differ(a: Mapping, b: Mapping, where: str, seen: set) -> str | N
     return None
 
 
-def _values_differ(a: Any, b: Any, where: str, seen: set) -> str | None:
+def _values_differ(a: Any, b: Any, where: str, seen: Seen) -> str | None:
     if a is b or (id(a), id(b)) in seen:
         return None
-    seen.add((id(a), id(b)))
+    seen[id(a), id(b)] = a, b
     unlike = f"{where}: {described(a)} against {described(b)}"
     if type(a) is not type(b):
         return unlike

@@ -4,16 +4,16 @@ import operator
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial, reduce
+from functools import cache, cached_property, lru_cache, partial, reduce
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from mmstudy.batched import engine, hooks
 from mmstudy.batched.augmentation import Take
+from mmstudy.batched.derivatives import ComposedWeightNorm
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import Ensemble, at, at_once, classification, parts_of
 from mmstudy.batched.modes import measuring
@@ -44,7 +44,7 @@ class Objective:
     examples: int  # cost of one loss, in example-evaluations
     batch: int  # cost of one noisy loss, likewise
     at_once: int
-    noisy_at_once: int
+    noisy_at_once: Callable[[], int]  # looked at when something is trained: some batches can be measured only
     normalization: str = "none"  # what batch normalization uses, if there is any
     network: nn.Module | None = None  # whose training mode the losses set
     parents: int | None = None  # how many; None where they differ in nothing but their points
@@ -75,7 +75,7 @@ class Objective:
         """The noisy loss, and its gradient, at any points of these owners, each with a draw of its own."""
         with precision.full():
             draw = draw.to(points.device)
-            value, gradient = engine.in_pieces(self._noisy_gradients, self.noisy_at_once, points, owner, draw)
+            value, gradient = engine.in_pieces(self._noisy_gradients, self.noisy_at_once(), points, owner, draw)
         return value, gradient
 
     def hessian_vector(
@@ -94,7 +94,7 @@ class Objective:
         owner, probes = torch.arange(len(points), device=points.device), vectors.transpose(0, 1)
         together = max(1, self.at_once // 2)  # a second backward pass keeps about twice as much
         rows: list[Tensor] = []
-        with sdpa_kernel(SDPBackend.MATH), _ComposedWeightNorm(), precision.full():
+        with sdpa_kernel(SDPBackend.MATH), ComposedWeightNorm(), precision.full():
             for some in engine.pieces(len(points), max(1, together // len(probes))):
                 products = [_curved(term, points[some], owner[some], probes[:, some], together) for term in self.terms]
                 rows.append(sum(products))  # type: ignore[arg-type]  # of one term or more
@@ -150,7 +150,7 @@ def of_landscape(landscape: Callable[[Tensor], Tensor], dim: int, noise: float =
     def noisy(points: Tensor, owner: Tensor, draw: Tensor) -> Tensor:
         return landscape(points) + (draw.to(points) * points).sum(-1)
 
-    return Objective((lambda points, owner: landscape(points),), noisy, draws, 1, 1, 2**22 // dim, 2**22 // dim)
+    return Objective((lambda points, owner: landscape(points),), noisy, draws, 1, 1, 2**22 // dim, lambda: 2**22 // dim)
 
 
 def of_networks(
@@ -202,10 +202,13 @@ def of_networks(
             here, some = at(ensemble, points, owner), take(training, draw)
             return _sloping(engine.mapped(network, loss_fn, here.parameters, here.buffers, some, shared=False), points)
 
+    @cache
+    def noisy_most() -> int:
+        with measuring(network, "recomputed", training=True):
+            return at_once(ensemble, engine.take(training, slice(minibatch)), loss_fn, shared=False)
+
     with measuring(network, normalization):
         most = at_once(ensemble, parts[0], loss_fn)
-    with measuring(network, "recomputed", training=True):
-        noisy_most = at_once(ensemble, engine.take(training, slice(minibatch)), loss_fn, shared=False)
     parents = len(ensemble) if ensemble.buffers else None
     costs = examples, minibatch, most, noisy_most
     return Objective(tuple(map(term, parts)), noisy, draws, *costs, normalization, network, parents)
@@ -219,17 +222,6 @@ def _sloping(losses: Tensor, points: Tensor) -> Tensor:
             "model's outputs, or take a size that needs none, such as rays"
         )
     return losses
-
-
-class _ComposedWeightNorm(TorchFunctionMode):
-    """w = v g / ‖v‖ of `torch.nn.utils.weight_norm` in operations whose second derivatives are right."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is not torch._weight_norm:
-            return function(*args, **(kwargs or {}))
-        v, g, dim = (*args, 0)[:3]
-        others = [i for i in range(v.ndim) if dim == -1 or i != dim % v.ndim]
-        return v * (g / torch.linalg.vector_norm(v, dim=others, keepdim=dim != -1))
 
 
 def _curved(term: Term, points: Tensor, owner: Tensor, probes: Float[Tensor, "p n dim"], together: int) -> Tensor:

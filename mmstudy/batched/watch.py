@@ -60,8 +60,8 @@ def watch(function: Callable, sets_mode_of: nn.Module | None = None) -> Callable
         sets_mode_of: a network whose training mode the function itself sets, so that it may have any when it is called.
 
     Raises:
-        Opaque: something whose changes cannot be seen (a generator, a file, an array of numpy, …), a hook, or code that
-            prints, or that reads a clock or random numbers.
+        Opaque: something whose changes cannot be seen (a generator, a file, an array of numpy, a tensor that torch no
+            longer lets be looked at, …), a hook, or code that prints, or that reads a clock or random numbers.
     """
     any_mode = set() if sets_mode_of is None else {id(module) for module in sets_mode_of.modules()}
     seen: dict[int, Any] = {}  # kept alive, so that nothing else gets the same id
@@ -143,9 +143,7 @@ def _inside(value: Any, any_mode: set[int]) -> tuple[Iterable, list[Collection],
     if isinstance(value, types.BuiltinFunctionType | types.FunctionType | type) and value.__module__ in CLOCKS:
         raise Opaque(f"{value.__module__}.{value.__name__}")
     if isinstance(value, Tensor):
-        if value.is_inference():
-            raise Opaque("a tensor of inference mode, which counts no changes")
-        return (type(value), value.grad if value.is_leaf else None), [vars(value)], []
+        return _inside_tensor(value)
     if isinstance(value, nn.Module):
         own = vars(value)
         names = [name for name in own if name not in HOOKS and not (name == "training" and id(value) in any_mode)]
@@ -173,6 +171,17 @@ def _inside(value: Any, any_mode: set[int]) -> tuple[Iterable, list[Collection],
     if isinstance(value, type):
         return ((), [], []) if _of_library(value) else ((*value.__mro__[1:], type(value)), [vars(value)], [])
     return _inside_object(value)
+
+
+def _inside_tensor(tensor: Tensor) -> tuple[Iterable, list[Collection], list[Values]]:
+    if tensor.is_inference():
+        raise Opaque("a tensor of inference mode, which counts no changes")
+    try:
+        tensor.detach()
+        gradient = tensor.grad if tensor.is_leaf else None
+    except RuntimeError as error:  # a view whose memory was written into, or what a batch of networks left behind
+        raise Opaque("a tensor that can no longer be looked at") from error
+    return (type(tensor), gradient), [vars(tensor)], []
 
 
 def _inside_function(function: types.FunctionType) -> tuple[Iterable, list[Collection], list[Values]]:

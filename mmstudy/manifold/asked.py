@@ -1,6 +1,7 @@
 """Sizes as the face offers them: networks and a batch in, one size for each network, in the order given."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from mmstudy.batched import asked, determinism, engine, hooks
+from mmstudy.batched.derivatives import RECOMPUTED
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification, stack, vectors
 from mmstudy.batched.objective import MINIBATCH, Objective, of_networks
@@ -35,6 +37,9 @@ def size(
 ) -> xr.Dataset:
     """The size of the manifold of connected minima around each network.
 
+    Networks of one shape draw from one stream as they train: with dropout, a network's size depends on which others are
+    measured beside it, and in which order.
+
     Args:
         network: one or several, of any architectures; those of one shape are measured together.
         level: one height of the loss for all networks; by default the first network's loss + 0.1.
@@ -50,13 +55,14 @@ def size(
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: an argument out of range, a level below the networks' losses, or hooks on gradients, where a method
-            takes some.
+        ValueError: an argument out of range, a level below the networks' losses, or what the method cannot measure:
+            where it takes gradients, hooks on these or activation checkpointing.
+        NotImplementedError: torch has no derivative that the method takes.
     """
     arguments.one_of(method, ESTIMATORS, "method")
     seed = arguments.whole(seed, "seed")
-    height, groups = _prepared(network, batch, level, [method], loss_fn, minibatch)
-    return _measured(groups, height, method, samples, seed)
+    (found,) = _all_measured(network, batch, level, [method], seed, loss_fn, samples, minibatch)
+    return found
 
 
 @torch.inference_mode(False)
@@ -75,6 +81,7 @@ def sizes(
     Raises:
         TypeError: methods that are no list, and what `size` refuses.
         ValueError: what `size` refuses.
+        NotImplementedError: likewise; the message names the method to leave out.
     """
     methods = list(ESTIMATORS) if methods is None else methods
     if isinstance(methods, str) or not isinstance(methods, list | tuple) or not methods:
@@ -82,12 +89,11 @@ def sizes(
     for method in methods:
         arguments.one_of(method, ESTIMATORS, "method")
     seed = arguments.whole(seed, "seed")
-    height, groups = _prepared(network, batch, level, methods, loss_fn, minibatch)
-    found = [_measured(groups, height, method, samples, seed) for method in methods]
+    found = _all_measured(network, batch, level, methods, seed, loss_fn, samples, minibatch)
     units: dict[str, Any] = {"unit": ("estimator", [each.attrs["unit"] for each in found])}
     whole = xr.concat([each.drop_vars("level").drop_attrs() for each in found], "estimator")
     about = {"seed": seed, "normalization": "frozen"}
-    return whole.assign(level=height).assign_coords(estimator=list(methods), **units).assign_attrs(about)
+    return whole.assign(level=found[0]["level"]).assign_coords(estimator=list(methods), **units).assign_attrs(about)
 
 
 @torch.inference_mode(False)
@@ -103,7 +109,8 @@ def check(
     for i, (each, loss) in enumerate(zip(networks, losses, strict=True)):
         try:
             asked.measurable([each], batch, loss_fn, [loss])
-            determinism.check(each, batch, loss_fn, normalization)
+            with asked.untouched([each]):
+                determinism.check(each, batch, loss_fn, normalization)
         except ValueError as error:
             if len(networks) == 1:
                 raise
@@ -127,17 +134,35 @@ def _height(level: float | int | None, losses: list[float]) -> float:
     return height
 
 
-def _prepared(
+def _all_measured(
     network: nn.Module | Sequence[nn.Module],
     batch: Batch,
+    level: float | int | None,
+    methods: Sequence[str],
+    seed: int,
+    loss_fn: LossFn,
+    samples: int | None,
+    minibatch: int | None,
+) -> list[xr.Dataset]:
+    """What each method measures, once all arguments have been looked at; the networks stay as they are."""
+    networks, batch, losses = asked.fit(network, batch, loss_fn)
+    with asked.untouched(networks):
+        height, groups = _prepared(networks, batch, losses, level, methods, loss_fn, minibatch)
+        return [_measured(groups, height, method, samples, seed) for method in methods]
+
+
+def _prepared(
+    networks: Sequence[nn.Module],
+    batch: Batch,
+    losses: list[float],
     level: float | int | None,
     methods: Sequence[str],
     loss_fn: LossFn,
     minibatch: int | None,
 ) -> tuple[float, list[_Group]]:
-    """The level, and the networks by their shapes, once all arguments have been looked at."""
-    networks, batch, losses = asked.fit(network, batch, loss_fn)
-    for each in networks if any(ESTIMATORS[method].gradients for method in methods) else ():
+    """The level, and the networks by their shapes."""
+    gradients = any(ESTIMATORS[method].gradients for method in methods)
+    for each in networks if gradients else ():
         hooks.refuse(each)
     examples, height = engine.count(batch), _height(level, losses)
     if minibatch is not None:
@@ -146,6 +171,8 @@ def _prepared(
     found = []
     for places in _of_one_shape(networks):
         ensemble = asked.measurable([networks[i] for i in places], batch, loss_fn, [losses[i] for i in places])
+        if gradients:
+            asked.sloping(ensemble, [networks[i] for i in places], batch, loss_fn)
         found.append(_Group(places, of_networks(ensemble, batch, loss_fn, minibatch=few), vectors(ensemble)))
     return height, found
 
@@ -159,12 +186,30 @@ def _measured(groups: list[_Group], height: float, method: str, samples: int | N
     found: dict[int, dict[str, Any]] = {}
     for group in groups:
         stream = generator("size", method, seed)
-        measured = ESTIMATORS[method].measure(group.objective, group.points, height, stream, budget)
+        with _named(method):
+            measured = ESTIMATORS[method].measure(group.objective, group.points, height, stream, budget)
         for row, i in enumerate(group.places):
             found[i] = {name: measured[name].values[row] for name in COLUMNS}
     dataset = xr.Dataset({name: ("network", np.array([found[i][name] for i in sorted(found)])) for name in COLUMNS})
     about = {"method": method, "unit": ESTIMATORS[method].unit, "seed": seed, "normalization": "frozen"}
     return dataset.assign(level=height).assign_attrs(about)
+
+
+@contextmanager
+def _named(method: str) -> Iterator[None]:
+    """What a method cannot measure, in a sentence that names it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{method} cannot measure this: {error}") from error
+    except RuntimeError as error:
+        if "use_reentrant" in str(error):
+            raise ValueError(f"{method} cannot measure this: {RECOMPUTED}") from error
+        if not isinstance(error, NotImplementedError) and "is not implemented" not in str(error):
+            raise
+        raise NotImplementedError(
+            f"{method} takes a derivative that torch does not have: {error}. Leave {method} out, or take another loss"
+        ) from error
 
 
 def _of_one_shape(networks: Sequence[nn.Module]) -> list[list[int]]:

@@ -56,7 +56,8 @@ def line(
         pair = stack([a, near])
     alphas = torch.linspace(0, 1, points, dtype=torch.float64)
     how, used = _normalization(a, normalization)
-    along = losses(connectivity.interpolated(pair[:1], pair[1:], alphas), batch, loss_fn, how)
+    with asked.untouched([pair.network]):
+        along = losses(connectivity.interpolated(pair[:1], pair[1:], alphas), batch, loss_fn, how)
     return xr.Dataset({"loss": ("alpha", along.cpu().numpy())}, {"alpha": alphas.numpy()}, {"normalization": used})
 
 
@@ -96,11 +97,12 @@ def plane(
     how, used = _normalization(a, "recomputed")
 
     shares = connectivity.shares(places, x.to(places), y.to(places))
-    parts = [losses(connectivity.mixed(three, some), batch, loss_fn, how) for some in shares.flatten(0, 1).split(64)]
-    heights = torch.cat(parts).view(points, points)
+    many = shares.flatten(0, 1).split(64)
+    with asked.untouched([three.network]):
+        heights = torch.cat([losses(connectivity.mixed(three, some), batch, loss_fn, how) for some in many])
     return xr.Dataset(
         {
-            "loss": (("y", "x"), heights.cpu().numpy()),
+            "loss": (("y", "x"), heights.view(points, points).cpu().numpy()),
             "corner_x": ("network", places[:, 0].cpu().numpy()),
             "corner_y": ("network", places[:, 1].cpu().numpy()),
         },

@@ -45,7 +45,9 @@ def llc(
 
     A larger λ̂ is a SMALLER set: its volume goes as ε^λ. No unit; for ε → 0 D/2 at a quadratic minimum whatever its
     curvatures, ½ less for each flat direction and ¼ less for each quartic one, so that 0 < λ ≤ D/2 at minima. γ takes
-    off what is flatter than it: ½ Σ h/(h + γ/t) is left of curvatures h, with γ/t near their mean / reach².
+    off what is flatter than it: ½ Σ h/(h + γ/t) is left of curvatures h, with γ/t near their mean / reach². γ
+    comes from 4 directions, and `size_se` is that of the chains alone, given γ: over seeds, the size of a linear
+    regression of 20 parameters deviated about twice as much.
 
     Neuron permutation changes nothing; rescaling ReLUs and duplicating neurons leave λ as it is, and change λ̂ only
     through the reach. So it compares networks of different D. Trained networks have so many nearly flat directions that

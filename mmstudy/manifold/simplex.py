@@ -70,7 +70,9 @@ def simplex(
         ValueError: corners not in 1 … D, fewer points than a quadratic has coefficients, or `max_radius` not positive.
     """
     (m, dim), n = parents.shape, budget.samples
-    if not 1 <= corners <= dim or 2 * points < (corners + 1) * (corners + 2) or not max_radius > 0:
+    if corners > dim:
+        raise ValueError(f"a simplex needs at least as many parameters as corners; got {dim} for corners={corners}")
+    if corners < 1 or 2 * points < (corners + 1) * (corners + 2) or not max_radius > 0:
         wanted = f"1 to {dim} corners (the dimension), at least (corners + 1)(corners + 2)/2 points and max_radius > 0"
         raise ValueError(f"needs {wanted}; got corners={corners}, points={points}, max_radius={max_radius}")
     status, loss = estimate.starting(objective, parents, level)

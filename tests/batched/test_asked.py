@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import mmstudy as mm
+from mmstudy.batched import engine, replay
 from mmstudy.batched import ensemble as en
 from mmstudy.batched.objective import of_networks
 
@@ -197,3 +198,111 @@ def test_networks_of_several_shapes_are_each_compared():
     assert mm.size([mlp(seed=0), Net()], (X, Y), method="rays").sizes == {"network": 2}
     with pytest.raises(ValueError, match="elsewhere than at its place"):
         mm.size([Net(), Kept()], (X, Y), method="rays")
+
+
+class Recurrent(nn.Module):
+    """Reads its inputs one number after another."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.first, self.second = kind(1, 3, batch_first=True), nn.Linear(3, CLASSES)
+
+    def forward(self, x):
+        return self.second(self.first(x.unsqueeze(-1))[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_a_recurrent_network_is_measured_as_without_recording(kind):
+    network = Recurrent(kind)
+    found = mm.size(network, (X, Y), level=1e3, samples=2)
+    with replay.off():
+        assert mm.size(network, (X, Y), level=1e3, samples=2).identical(found)
+
+
+class Keeping(Net):
+    """Keeps what it computed last."""
+
+    def forward(self, x):
+        self.features = self.first(x).tanh()
+        return self.second(self.features)
+
+
+def test_a_network_that_keeps_what_it_computes_is_measured_and_stays_what_it_is():
+    networks = [Keeping() for _ in range(3)]
+    before = [dict(vars(network)) for network in networks]
+    for measure in (
+        lambda: mm.size(networks, (X, Y), samples=2),
+        lambda: mm.sizes(networks, (X, Y), methods=["rays", "children"], samples=2),
+        lambda: mm.check(networks, (X, Y)),
+        lambda: mm.line(*networks[:2], (X, Y)),
+        lambda: mm.barrier(*networks[:2], (X, Y), match=True),
+        lambda: mm.plane(*networks, (X, Y), points=3),
+    ):
+        measure()
+        assert [dict(vars(network)) for network in networks] == before
+    plain = Net()
+    plain.load_state_dict(networks[0].state_dict())
+    assert mm.size(plain, (X, Y), samples=2).identical(mm.size(networks[0], (X, Y), samples=2))
+
+
+class Choosing(nn.Module):
+    """Makes a choice that networks of a batch cannot make."""
+
+    def forward(self, x):
+        assert x.isfinite().all()
+        return x.tanh()
+
+
+class Normalizing(nn.Module):
+    """Normalizes by the examples at hand."""
+
+    def forward(self, x):
+        return x / x.std(0)
+
+
+@pytest.mark.parametrize("middle", [Choosing(), Normalizing()])
+def test_a_network_that_was_changed_is_measured_as_it_is(middle):
+    data = batch(600)
+    network, new = (nn.Sequential(nn.Linear(IN, 4), nn.Tanh(), nn.Linear(4, CLASSES)) for _ in range(2))
+    new.load_state_dict(network.state_dict())
+    mm.size(network, data, method="rays", samples=2)
+    network[1] = new[1] = middle
+    expected = mm.size(new, data, method="rays", samples=2)
+    assert mm.size(network, data, method="rays", samples=2).identical(expected)
+
+
+class Force(nn.Module):
+    """The negative slope of an energy, for which it takes gradients itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(IN, 6), nn.Linear(6, 1)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            energy = self.second(self.first(x).tanh()).sum()
+            return -torch.autograd.grad(energy, x, create_graph=True)[0]
+
+
+def test_a_network_that_takes_gradients_itself_is_measured():
+    network = Force()
+    taken = engine.cost(network, en.stack(network).parameters, {}, (X, X), en.regression)
+    assert taken.flops == 2 * (2 * 40 * (IN * 6 + 6))  # forth and back
+    found = mm.sizes(network, (X, X), methods=["rays", "extent", "curvature"], loss_fn=en.regression, samples=4)
+    assert found["size"].notnull().all()
+
+
+class OwnParameters(Net):
+    """Works with its own parameters only."""
+
+    def forward(self, x):
+        if not isinstance(self.first.weight, nn.Parameter):
+            raise RuntimeError("where is my parameter?")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_a_network_that_works_in_plain_calls_only_is_named(face):
+    with pytest.raises(ValueError, match=r"OwnParameters works in a plain call, but not .*where is my parameter"):
+        FACES[face](OwnParameters(), mean)

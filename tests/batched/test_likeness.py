@@ -10,6 +10,8 @@ import torch
 from cases import batch, convolutional, mlp
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
+from torch.nn.utils import weight_norm as older_weight_norm
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 from mmstudy.batched import connectivity
@@ -81,6 +83,29 @@ def times(factor: float):
     return lambda x: x * factor
 
 
+def factor(value: float):
+    return lambda network: times(value)
+
+
+def pruned() -> nn.Module:
+    network = nn.Linear(3, 2)
+    prune.l1_unstructured(network, "weight", 0.5)
+    return network
+
+
+def normalized() -> nn.Module:
+    network = nn.Linear(3, 2)
+    with pytest.warns(FutureWarning, match="deprecated"):
+        return older_weight_norm(network)
+
+
+def with_hooks(*hooks, keywords: int | None = None) -> nn.Module:
+    network = nn.Linear(3, 2)
+    for i, hook in enumerate(hooks):
+        network.register_forward_pre_hook(hook, with_kwargs=i == keywords)
+    return network
+
+
 ALIKE = {
     "numbers": (Net(), Net()),
     "the same activation": (Net(activation=torch.tanh), Net(activation=torch.tanh)),
@@ -99,6 +124,8 @@ ALIKE = {
     "functions that import": (Net(activation=importing()), Net(activation=importing())),
     "equal globals": (Net(activation=with_global(2.0)), Net(activation=with_global(2.0))),
     "tied": (tied("a"), tied("a")),
+    "pruned": (pruned(), pruned()),
+    "the older weight norm": (normalized(), normalized()),
 }  # fmt: skip
 hidden, own = Net(), Net()
 hidden.kept, own.kept = [nn.Parameter(torch.zeros(3))], [nn.Parameter(torch.ones(3))]
@@ -123,6 +150,11 @@ UNLIKE = {
     "a bound method": (Places(run=lambda n: n.a.forward), Places(run=lambda n: n.b.forward), "run"),
     "a name of nothing": (with_nothing("extra"), nn.Linear(3, 3), "extra: None against nothing"),
     "an order": (Places(each=lambda n: {"a": 1, "b": 2}), Places(each=lambda n: {"b": 2, "a": 1}), "each"),
+    "a hook": (with_hooks(times(2.0), times(2.0)), with_hooks(times(2.0), times(3.0)), "_forward_pre_hooks.1"),
+    "which hook takes keywords": (with_hooks(times(2.0), times(2.0), keywords=0),
+                                  with_hooks(times(2.0), times(2.0), keywords=1), "_forward_pre_hooks_with_kwargs"),
+    "the third of three functions": (Places(a0=factor(1.0), a1=factor(1.0), a2=factor(1.0)),
+                                     Places(a0=factor(1.0), a1=factor(1.0), a2=factor(2.0)), "a2"),
     "a global": (Net(activation=with_global(2.0)), Net(activation=with_global(3.0)), "activation"),
     "parametrizations": (weight_norm(nn.Linear(3, 2)), spectral_norm(nn.Linear(3, 2)), "parametrizations"),
 }  # fmt: skip

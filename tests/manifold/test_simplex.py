@@ -238,5 +238,5 @@ def test_simplexes_of_networks_meet_the_level_and_grow_with_it():
 
 @pytest.mark.parametrize("options", [{"corners": 0}, {"corners": 7}, {"points": 9}, {"max_radius": 0.0}])
 def test_what_cannot_be_a_simplex_is_refused(options):
-    with pytest.raises(ValueError, match="needs 1 to 6 corners"):
+    with pytest.raises(ValueError, match=r"needs 1 to 6 corners|as many parameters as corners"):
         measured(landscapes.ellipsoid(H), origin(6), 0.5, **options)
