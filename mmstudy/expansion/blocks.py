@@ -164,11 +164,14 @@ class _Alone(nn.Module):
         return self.inside[0](*given, **options)
 
 
-def alone(network: nn.Module, path: str, call: Call) -> Trace:
+def alone(network: nn.Module, path: str, call: Call, stays: Callable[[str], bool] = lambda name: False) -> Trace:
     """The trace of one member as its network calls it, with the names that it has there.
 
     Of the tensors that end its branches, those are noted without which it does something. A member that cannot be
     traced is tried out instead (see `silencing`).
+
+    Args:
+        stays: whether a tensor, by its name inside the member, cannot be made zero.
 
     Raises:
         NotImplementedError: it cannot be traced, and nothing silences it.
@@ -177,11 +180,13 @@ def alone(network: nn.Module, path: str, call: Call) -> Trace:
     """
     module, heard = network.get_submodule(path), overheard(network, path, call)
     silent = partial(silencers, module, heard, lambda output: stream((heard.arguments, heard.options), output))
+    free = [name for name, _ in module.named_parameters() if not stays(name)]
     try:
         traced = trace(_Alone(path, module), copy.deepcopy(heard))
-        found = silent([name.removeprefix(f"{path}.") for _, names in traced.sums for name in names])
+        ends = {name.removeprefix(f"{path}.") for _, names in traced.sums for name in names}
+        found = silent([name for name in free if name in ends])
     except (NotImplementedError, TypeError, ValueError):  # it may be called with what is no data
-        traced, found = Trace(), silent()
+        traced, found = Trace(), silent(free)
         if not found:
             raise
     if found:

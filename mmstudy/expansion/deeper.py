@@ -4,8 +4,9 @@ What the tensors of a block are for is known from the trace, not from their name
 """
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,16 @@ NEUTRAL = {SCALE: 1.0, VARIANCE: 1.0, SHIFT: 0.0, MEAN: 0.0}
 
 @dataclass(frozen=True)
 class Block:
-    """A member of a list of modules, and what the trace says of it."""
+    """A member of a list of modules, and what the trace says of it.
+
+    `common`: what it shares with the rest of its network, by number (`id`) → what stands for that in the new network.
+    """
 
     network: nn.Module
     path: str
     traced: Trace
     generator: torch.Generator
+    common: Mapping[int, Any] = field(default_factory=dict)
 
     @property
     def notes(self) -> dict[str, Note]:
@@ -45,8 +50,12 @@ class Block:
         return [name.removeprefix(inside) for names in sums for name in names if name.startswith(inside)]
 
     def copied(self) -> nn.Module:
-        """A copy of the module."""
-        return copy.deepcopy(self.network.get_submodule(self.path))
+        """A copy of the module, which shares with the new network what the module shares with the rest of its own."""
+        return copy.deepcopy(self.network.get_submodule(self.path), dict(self.common))
+
+    def shares(self, name: str) -> bool:
+        """Whether a tensor, by its name inside it, is one of other modules too, so that it has to stay as it is."""
+        return id(_tensor(self.network.get_submodule(self.path), name)) in self.common
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,8 @@ def deeper_random(block: Block) -> nn.Module:
 
     Its buffers stay, such as a mask or a constant, but for the statistics of normalizations.
     """
-    module = initialize(block.copied() if block.branches else _square(block), block.generator)
+    module = block.copied() if block.branches else _square(block)
+    initialize(module, block.generator, [tensor for name, tensor in module.named_parameters() if block.shares(name)])
     for name, note in block.notes.items():
         if note.role in NEUTRAL and _own(module, block, name):
             _tensor(module, name).fill_(NEUTRAL[note.role])
@@ -145,6 +155,8 @@ def _square(block: Block) -> nn.Module:
     module, weights = block.copied(), [name for name, note in block.notes.items() if note.role == WEIGHT]
     if len(weights) != 1:
         raise ValueError(f"{block.path} is no single layer: it has {len(weights)} weights")
+    if tied := ", ".join(filter(block.shares, block.notes)):
+        raise ValueError(f"{tied} of {block.path} would have to change, and other modules share that: it must stay")
     tensor, note = _tensor(module, weights[0]), block.notes[weights[0]]
     shape = list(tensor.shape)
     axes = block.traced.tensors[note.tensor]
@@ -168,6 +180,8 @@ def _residual(block: Block) -> Block:
 
 def _silenced(block: Block, module: nn.Module) -> nn.Module:
     """The module with zeros in all that writes what its branches add to the stream."""
+    if tied := ", ".join(filter(block.shares, block.branches)):
+        raise ValueError(f"{tied} of {block.path} would have to be zero, and other modules share that: it must stay")
     for name in block.branches:
         _tensor(module, name).zero_()
     return module
@@ -176,8 +190,10 @@ def _silenced(block: Block, module: nn.Module) -> nn.Module:
 def _own(module: nn.Module, block: Block, name: str) -> bool:
     """Whether a tensor is drawn with the module: a parameter, or what a normalization keeps beside its variance.
 
-    Other buffers are masks and constants.
+    Other buffers are masks and constants; what other modules share stays.
     """
+    if block.shares(name):
+        return False
     tensor, path = _tensor(module, name), name.rpartition(".")[0]
     beside = [
         other for other, note in block.notes.items() if note.role == VARIANCE and other.rpartition(".")[0] == path

@@ -10,7 +10,7 @@ What is inserted learns, all of it, also behind blocks that are frozen. Only a c
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -22,7 +22,7 @@ from mmstudy.expansion import blocks, configurations, counts
 from mmstudy.expansion.counts import Longer
 from mmstudy.expansion.deeper import Block, Way
 from mmstudy.expansion.exactness import change
-from mmstudy.expansion.replacing import sharing
+from mmstudy.expansion.replacing import common, sharing
 from mmstudy.tracing.calls import Call
 from mmstudy.tracing.graph import MEAN, SCALE, SHIFT, VARIANCE, Trace
 
@@ -64,7 +64,8 @@ def insert(
             was inserted, or that ran before, does not run in the new network, or what its class builds from a
             configuration that had to change is another function.
     """
-    new = sharing(network)
+    pairs = dict[int, Any]()
+    new = sharing(network, pairs)
     source = {parameter: name for name, parameter in new.named_parameters()}
     old, modules = set(source), dict(new.named_modules())
     at = {place: (place.rpartition(".")[0], blocks.member(network, place)[1]) for place in numbers}
@@ -83,14 +84,14 @@ def insert(
         first = len(inserted)
         for wanted in todo[place]:
             if wanted not in models:
-                models[wanted] = _model(network, wanted, generator, way, call)
+                models[wanted] = _model(network, wanted, generator, way, call, pairs)
             block = models[wanted]
             with torch.no_grad():
                 module = way(block)
             if not way.trained:
-                _learns(module)
+                _learns(module, block)
             inserted.append((module, block))
-            source |= {parameter: f"{block.path}.{name}" for name, parameter in module.named_parameters()}
+            source = {p: f"{block.path}.{name}" for name, p in module.named_parameters()} | source
         blocks.insert(members, index, [module for module, _ in inserted[first:]])
     longer = [_longer(modules, path, members, inserted) for path, members in lists.items()]
     changed = [said for one in longer for said in counts.renumbered(one, protected)]
@@ -118,20 +119,22 @@ def insert(
     return Inserted(new, origin, own, (*changed, *fitted), configuration)
 
 
-def _learns(module: nn.Module) -> None:
-    """Let all parameters of a module be trained, also if it is modelled on one that is frozen."""
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
+def _learns(module: nn.Module, block: Block) -> None:
+    """Let what is new in a module be trained, also if it is modelled on something that is frozen."""
+    for name, parameter in module.named_parameters():
+        if parameter.is_floating_point() and not block.shares(name):
             parameter.requires_grad_()
 
 
-def _model(network: nn.Module, wanted: str, generator: torch.Generator, way: Way, call: Call) -> Block:
+def _model(
+    network: nn.Module, wanted: str, generator: torch.Generator, way: Way, call: Call, pairs: dict[int, Any]
+) -> Block:
     """The block that is copied: the wanted one if it can be, else the nearest that keeps the shape of its input."""
 
     @cache
     def of(path: str) -> Block:
-        traced = Trace() if way.trained else blocks.alone(network, path, call)
-        return Block(network, path, traced, generator)
+        block = Block(network, path, Trace(), generator, common(network, network.get_submodule(path), pairs))
+        return block if way.trained else replace(block, traced=blocks.alone(network, path, call, block.shares))
 
     members, index = blocks.member(network, wanted)
     parent, names = wanted.rpartition(".")[0], list(members._modules)

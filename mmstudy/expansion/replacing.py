@@ -5,17 +5,45 @@ A copy shares the parameters that stay until it is to be kept: so what is only t
 
 import copy
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
+Thing = TypeVar("Thing", bound=Tensor | nn.Module)
 
 
-def sharing(network: Network) -> Network:
-    """A copy of the network with the same parameters, none of which may be changed in place; buffers are its own."""
-    return copy.deepcopy(network, _themselves(network.parameters()))
+def sharing(network: Network, pairs: dict[int, Any] | None = None) -> Network:
+    """A copy of the network with the same parameters, none of which may be changed in place; buffers are its own.
+
+    Args:
+        pairs: takes in the number (`id`) of each thing in the network → what stands for it in the copy.
+    """
+    pairs = {} if pairs is None else pairs
+    pairs |= _themselves(network.parameters())
+    return copy.deepcopy(network, pairs)
+
+
+def common(network: nn.Module, member: nn.Module, pairs: dict[int, Any]) -> dict[int, Any]:
+    """Those of the pairs that `sharing` takes in whose first is no part of this member alone.
+
+    Modules that are registered in the member alone are its own, with their tensors, whoever else knows of them; what
+    else it holds is its own if it is found there alone.
+    """
+    around, waiting = dict[nn.Module, None](), [network]
+    while waiting:
+        module = waiting.pop()
+        if module is not member and module not in around:
+            around[module] = None
+            waiting += module.children()
+    own = [module for module in member.modules() if module not in around]
+    closed: dict[int, Tensor | nn.Module] = _themselves([*own, *network.parameters(), *network.buffers()])
+    met = dict(closed)
+    copy.deepcopy(network, met)  # what is copied, in which nobody enters the member, is found outside
+    tensors = [t for module in around for t in (*module._parameters.values(), *module._buffers.values())]
+    outside = (met.keys() - closed.keys()) | {id(tensor) for tensor in tensors}
+    return {key: pairs[key] for key in outside if key in pairs}
 
 
 def parted(network: Network, old: nn.Module) -> Network:
@@ -31,9 +59,9 @@ def parted(network: Network, old: nn.Module) -> Network:
     return new
 
 
-def _themselves(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
-    """What a deep copy has to know to take tensors as they are."""
-    return {id(tensor): tensor for tensor in tensors}
+def _themselves(things: Iterable[Thing]) -> dict[int, Thing]:
+    """What a deep copy has to know to take things as they are."""
+    return {id(thing): thing for thing in things}
 
 
 def _keep(old: Tensor, new: Tensor) -> None:

@@ -146,3 +146,46 @@ def test_a_block_that_does_not_compute_in_float64_is_tried_in_its_own_type():
 
     new = mm.expand(net(f).float(), inputs().float(), "identity_block", {"bs.0": 1})
     assert len(new.bs) == 3
+
+
+def together(ends: bool = False) -> Net:
+    """Blocks that share a normalization, an object and the network itself, and perhaps the layer that ends them."""
+    network = net(lambda block, x: branch(block, block.norm(x)) * block.root[0].gain)
+    network.gain, network.taps = nn.Parameter(torch.full((6,), 2.0, dtype=DOUBLE)), [b.l1 for b in network.bs]
+    norm, settings = nn.LayerNorm(6).double().requires_grad_(False), {"dropout": 0.0}
+    nn.init.constant_(norm.weight, 3)
+    for block in network.bs:
+        block.norm, block.settings, block.root = norm, settings, [network]
+        block.l2 = network.bs[0].l2 if ends else block.l2
+    return network
+
+
+@pytest.mark.parametrize("operator", ["stack", "identity_block", "zero_residual", "deeper_random"])
+def test_an_inserted_block_shares_what_the_others_share_and_leaves_it_as_it_is(operator):
+    network = together()
+    new = mm.expand(network, inputs(), operator, {"bs.0": 1})
+    assert len({id(block.norm) for block in new.bs}) == len({id(block.settings) for block in new.bs}) == 1
+    assert all(block.root[0] is new for block in new.bs)
+    assert (new.bs[1].norm.weight == 3).all()
+    assert not new.bs[1].norm.weight.requires_grad
+    assert new.bs[0].norm is not network.bs[0].norm
+    assert new.bs[0].settings is not network.bs[0].settings
+    assert len({block.l1 for block in new.bs}) == 3
+
+
+def test_what_other_modules_share_is_never_made_zero():
+    network = together(ends=True)
+    for operator in ("identity_block", "zero_residual"):
+        with pytest.raises(ValueError, match=r"l2\.weight, l2\.bias of bs\.0 would have to be zero, and other modules"):
+            mm.expand(network, inputs(), operator, {"bs.0": 1})
+    drawn = mm.expand(network, inputs(), "deeper_random", {"bs.0": 1})
+    assert drawn.bs[1].l2 is drawn.bs[2].l2
+    assert torch.equal(drawn.bs[1].l2.weight, network.bs[0].l2.weight)
+
+
+def test_a_layer_that_other_modules_share_gets_no_copy_that_is_drawn_anew():
+    layer = nn.Linear(6, 6).double()
+    network = nn.Sequential(nn.Sequential(layer), nn.Sequential(layer))
+    for operator in ("deeper_identity", "deeper_random"):
+        with pytest.raises(ValueError, match=r"0\.weight, 0\.bias of 1 would have to change, and other modules share"):
+            mm.expand(network, inputs(), operator, {"1": 1})
