@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from mmstudy.core.networks import evaluating
 from mmstudy.core.states import restored
 from mmstudy.expansion.exactness import change
-from mmstudy.expansion.silencing import silencers
+from mmstudy.expansion.silencing import learning, silencers
 from mmstudy.tracing.calls import Call, tensors
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
@@ -147,6 +147,16 @@ def _data(value: Any) -> Any:
     return value if isinstance(value, DATA) else None
 
 
+def learns(module: nn.Module, names: Sequence[str], call: Call) -> bool:
+    """Whether, while these tensors of a module are zero, a gradient arrives at one of them."""
+    with _uncompiled():
+        return learning(module, names, call, partial(_through, call)) > 0
+
+
+def _through(call: Call, output: Any) -> tuple[Tensor, Tensor]:
+    return stream((call.arguments, call.options), output)
+
+
 class _Alone(nn.Module):
     """A module at the path that it has in its network, with nothing around it."""
 
@@ -179,7 +189,7 @@ def alone(network: nn.Module, path: str, call: Call, stays: Callable[[str], bool
         ValueError: nor can it be called alone.
     """
     module, heard = network.get_submodule(path), overheard(network, path, call)
-    silent = partial(silencers, module, heard, lambda output: stream((heard.arguments, heard.options), output))
+    silent = partial(silencers, module, heard, partial(_through, heard))
     free = [name for name, _ in module.named_parameters() if not stays(name)]
     try:
         traced = trace(_Alone(path, module), copy.deepcopy(heard))

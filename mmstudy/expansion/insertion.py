@@ -153,8 +153,10 @@ def _model(
 def _silent(network: nn.Module, inserted: Sequence[tuple[nn.Module, Block]], call: Call) -> None:
     """Refuse blocks that do something although their branches end in zeros; the message names the module that does.
 
+    And those that would always do nothing.
+
     Raises:
-        ValueError: one changes what runs through.
+        ValueError: one changes what runs through, or no gradient arrives where its branches end.
     """
     paths = {module: path for path, module in network.named_modules()}
     silent = blocks.silent(network, [module for module, _ in inserted], call, STILL)
@@ -169,6 +171,12 @@ def _silent(network: nn.Module, inserted: Sequence[tuple[nn.Module, Block]], cal
             f"no copy of {block.path} does nothing: {behind} changes what runs through even where they add nothing. "
             "stack, interleave and deeper_random insert one that changes the function"
         )
+    for module, block in {block.path: (module, block) for module, block in inserted}.values():
+        if not blocks.learns(module, block.branches, blocks.overheard(network, paths[module], call)):
+            raise ValueError(
+                f"a copy of {block.path} that does nothing would never learn on this batch: where its branches end "
+                f"({', '.join(block.branches)}), all gradients are zero"
+            )
 
 
 def _longer(

@@ -217,7 +217,6 @@ def test_places_where_nothing_can_be_inserted_are_refused_by_name(operator, name
 
 BRANCHES = {
     "scaled": lambda net, x: x + 0.5 * net.down(net.up(x).relu()),
-    "rectified": lambda net, x: x + net.down(net.up(x).relu()).relu(),
     "dropped and divided": lambda net, x: x - F.dropout(net.down(net.up(x)).tanh(), 0.5, net.training) / 2,
     "gated": lambda net, x: x + net.up(x).sigmoid().mean(-1, keepdim=True) * net.down(net.up(x).relu()),
 }
@@ -225,7 +224,7 @@ BRANCHES = {
 
 @pytest.mark.parametrize("operator", ["zero_residual", "identity_block"])
 @pytest.mark.parametrize("branch", BRANCHES)
-def test_a_branch_may_be_scaled_or_rectified_before_it_is_added(branch, operator):
+def test_a_branch_may_be_scaled_or_gated_before_it_is_added(branch, operator):
     blocks = [Wired(BRANCHES[branch], up=nn.Linear(6, 8), down=nn.Linear(8, 6)) for _ in range(2)]
     network = nn.Sequential(nn.Linear(7, 6), *blocks, nn.Linear(6, 2))
     new = grown(operator, ("1",), (2,), network, batch()[0]).network
@@ -233,6 +232,17 @@ def test_a_branch_may_be_scaled_or_rectified_before_it_is_added(branch, operator
     assert (new[2].down.weight == 0).all()
     assert (new[2].up.weight != 0).all()
     assert change(network, new, batch()[0]) == 0
+
+
+@pytest.mark.parametrize("operator", ["zero_residual", "identity_block"])
+def test_a_branch_that_is_rectified_before_it_is_added_would_never_learn_from_zeros(operator):
+    blocks = [
+        Wired(lambda net, x: x + net.down(net.up(x).relu()).relu(), up=nn.Linear(6, 8), down=nn.Linear(8, 6))
+        for _ in range(2)
+    ]
+    network = nn.Sequential(nn.Linear(7, 6), *blocks, nn.Linear(6, 2))
+    with pytest.raises(ValueError, match=r"a copy of 1 that does nothing would never learn .*down\.weight, down\.bias"):
+        grown(operator, ("1",), (2,), network, batch()[0])
 
 
 def test_what_is_no_single_layer_cannot_be_made_square():

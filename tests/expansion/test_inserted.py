@@ -189,3 +189,43 @@ def test_a_layer_that_other_modules_share_gets_no_copy_that_is_drawn_anew():
     for operator in ("deeper_identity", "deeper_random"):
         with pytest.raises(ValueError, match=r"0\.weight, 0\.bias of 1 would have to change, and other modules share"):
             mm.expand(network, inputs(), operator, {"1": 1})
+
+
+class Bare(nn.Module):
+    """A residual block whose matrices are its own parameters, in this order, and which torch.export cannot follow."""
+
+    def __init__(self, *names: str):
+        super().__init__()
+        for name in names:
+            self.register_parameter(name, nn.Parameter(torch.randn(6, 6)))
+
+    def forward(self, x):
+        if not x.isfinite().all():
+            raise FloatingPointError("activations overflow")
+        return x + (x @ self.up).relu() @ self.down
+
+
+@pytest.mark.parametrize("names", [("up", "down"), ("down", "up")])
+def test_a_block_that_is_one_module_is_silenced_where_it_ends_and_learns(names, capfd):
+    torch.manual_seed(0)
+    network = Net(Bare(*names), Bare(*names)).double().eval()
+    new = mm.expand(network, inputs(), "identity_block", {"bs.0": 1})
+    assert torch.equal(new.bs[1].up, network.bs[0].up)
+    assert not new.bs[1].down.any()
+    new(inputs()).square().sum().backward()
+    assert new.bs[1].down.grad.any()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_block_that_would_never_learn_is_not_inserted():
+    network = net(lambda block, x: branch(block, x) * block.gain, lambda b: b.register_parameter("gain", gain()))
+    for parameter in network.bs[0].l2.parameters():
+        nn.init.zeros_(parameter)
+    with pytest.raises(ValueError, match=r"bs\.0 that does nothing would never learn on this batch: .*\(gain\)"):
+        mm.expand(network, inputs(), "identity_block", {"bs.0": 1})
+    assert mm.expand(network, inputs(), "zero_residual", {"bs.0": 1}).bs[1].l2.weight.any()
+
+
+def gain() -> nn.Parameter:
+    """A factor for each of 6 channels."""
+    return nn.Parameter(torch.ones(6))
