@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from mmstudy.core.networks import evaluating
 from mmstudy.core.states import restored
 from mmstudy.expansion.exactness import change
-from mmstudy.expansion.silencing import learning, silencers
+from mmstudy.expansion.silencing import learning, silencers, unread
 from mmstudy.tracing.calls import Call, tensors
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
@@ -178,7 +178,7 @@ def alone(network: nn.Module, path: str, call: Call, stays: Callable[[str], bool
     """The trace of one member as its network calls it, with the names that it has there.
 
     Of the tensors that end its branches, those are noted without which it does something. A member that cannot be
-    traced is tried out instead (see `silencing`).
+    traced is tried out instead (see `silencing`). Unread are the parameters that this very call does not read.
 
     Args:
         stays: whether a tensor, by its name inside the member, cannot be made zero.
@@ -194,11 +194,14 @@ def alone(network: nn.Module, path: str, call: Call, stays: Callable[[str], bool
     try:
         traced = trace(_Alone(path, module), copy.deepcopy(heard))
         ends = {name.removeprefix(f"{path}.") for _, names in traced.sums for name in names}
-        found = silent([name for name in free if name in ends])
+        found = silent([name for name in free if name in ends]) or (silent(free) if traced.sums else [])
     except (NotImplementedError, TypeError, ValueError):  # it may be called with what is no data
         traced, found = Trace(), silent(free)
         if not found:
             raise
+    with _uncompiled():
+        left = unread(module, heard)
+    traced.unread = {f"{path}.{name}": tuple(module.get_parameter(name).shape) for name in left}
     if found:
         traced.sums = [(path, tuple(f"{path}.{name}" for name in found))]
     return traced

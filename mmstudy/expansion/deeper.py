@@ -138,6 +138,7 @@ def deeper_identity(block: Block) -> nn.Module:
     """
     if block.branches:
         raise ValueError(f"{block.path} is a residual block: zero_residual or identity_block add one that does nothing")
+    _read(block)
     module = _square(block)
     for name, note in block.notes.items():
         tensor = _tensor(module, name)
@@ -175,7 +176,22 @@ def _residual(block: Block) -> Block:
             if block.traced.sums
             else f"{block.path} adds nothing to a stream: it is no residual block, which could end in zeros"
         )
+    _read(block)
     return block
+
+
+def _read(block: Block) -> None:
+    """See that a call shows all that a block does.
+
+    Raises:
+        ValueError: some of its parameters are not read.
+    """
+    if block.traced.unread:
+        raise ValueError(
+            f"no copy of {block.path} is known to do nothing: {', '.join(block.traced.unread)} may change what runs "
+            "through too, and this call never reads them. Give a batch on which the network reads them in evaluation "
+            "mode, or take them out"
+        )
 
 
 def _silenced(block: Block, module: nn.Module) -> nn.Module:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import generator
@@ -26,7 +28,7 @@ SAME = 1e-10  # a change, as a share of the stream, that is rounding in float64
 Stream = Callable[[Any], tuple[Tensor, Tensor]]  # what a block puts out → its stream before and after
 
 
-def silencers(block: nn.Module, call: Call, stream: Stream, among: Sequence[str] | None = None) -> list[str]:
+def silencers(block: nn.Module, call: Call, stream: Stream, among: Sequence[str]) -> list[str]:
     """The names of the tensors that make a block do nothing where they are zero: the fewest, and of these the last.
 
     First the parameters of one module count as one, and of two that would do, the one that is called later is taken;
@@ -36,11 +38,10 @@ def silencers(block: nn.Module, call: Call, stream: Stream, among: Sequence[str]
 
     Args:
         stream: what a block puts out → what runs into it and out of it.
-        among: the tensors that may be zero; by default all parameters.
+        among: the parameters that may be zero.
     """
-    known = [name for name, _ in block.named_parameters() if among is None or name in among]
     names: dict[str, list[str]] = {}
-    for name in known:
+    for name in among:
         names.setdefault(name.rpartition(".")[0], []).append(name)
     own = {path: block.get_submodule(path) for path in names}
     order: list[str] = []
@@ -64,10 +65,10 @@ def silencers(block: nn.Module, call: Call, stream: Stream, among: Sequence[str]
                 zero = {name for i in chosen for name in groups[i]}
                 return all(_does_nothing(trial, zero, given, stream) for trial in trials)
 
-            everything = frozenset(range(len(groups)))
-            if not groups or not silent(everything):
+            everything = tuple(range(len(groups)))
+            if not groups or not silent(frozenset(everything)):
                 return []
-            found = fewest(frozenset(), True, tuple(everything), silent)
+            found = fewest(frozenset(), True, everything, silent)
             return [name for i in sorted(found if silent(found) else everything) for name in groups[i]]
 
         ends = [[name] for name in needed([names[path][::-1] for path in paths])]
@@ -82,6 +83,27 @@ def silencers(block: nn.Module, call: Call, stream: Stream, among: Sequence[str]
         except Exception:  # a block that takes no other numbers than its own, or none at all where it is zero
             continue
     return []
+
+
+class _Reads(TorchDispatchMode):
+    """Takes off a list of tensors, by number (`id`), those that operations are given."""
+
+    def __init__(self, waiting: dict[int, str]):
+        super().__init__()
+        self.waiting = waiting
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[override]
+        for leaf in tree_leaves((args, kwargs or {})):
+            self.waiting.pop(id(leaf), None)
+        return operation(*args, **(kwargs or {}))
+
+
+def unread(block: nn.Module, call: Call) -> list[str]:
+    """The names of the parameters that no operation reads in a call of the block."""
+    waiting = {id(parameter): name for name, parameter in block.named_parameters()}
+    with evaluating(block), torch.no_grad(), _Reads(waiting):
+        copy.deepcopy(call).of(block)
+    return list(waiting.values())
 
 
 def _drawn(block: nn.Module, number: int, double: bool) -> nn.Module:

@@ -229,3 +229,55 @@ def test_a_block_that_would_never_learn_is_not_inserted():
 def gain() -> nn.Parameter:
     """A factor for each of 6 channels."""
     return nn.Parameter(torch.ones(6))
+
+
+def test_a_block_whose_ends_the_trace_does_not_know_is_tried_out():
+    network = net(lambda block, x: torch.fft.fft(branch(block, x)).real)
+    new = mm.expand(network, inputs(), "identity_block", {"bs.0": 1})
+    assert change(network, new, inputs(2, 6)) == 0
+    assert not new.bs[1].l2.weight.any()
+
+
+def with_experts(block, x, images=None):
+    out = block.l2(block.l1(x).relu())
+    return out if images is None else torch.where(images, block.l3(x), out)
+
+
+@pytest.mark.parametrize("operator", ["identity_block", "zero_residual"])
+@pytest.mark.parametrize("traceable", [True, False])
+def test_a_block_with_a_branch_that_the_call_never_reads_is_not_said_to_do_nothing(operator, traceable):
+    def f(block, x):
+        if not traceable and not x.isfinite().all():
+            raise FloatingPointError("activations overflow")
+        return with_experts(block, x)
+
+    network = net(f, lambda block: block.add_module("l3", nn.Linear(6, 6)))
+    with pytest.raises(ValueError, match=r"bs\.0\.l3\.weight, bs\.0\.l3\.bias may change .* never reads them\. Give a"):
+        mm.expand(network, inputs(), operator, {"bs.0": 1})
+    assert len(mm.expand(network, inputs(), "stack", {"bs.0": 1}).bs) == 3
+
+
+def test_a_layer_with_a_parameter_that_the_call_never_reads_is_not_said_to_do_nothing():
+    class Layer(nn.Linear):
+        def forward(self, x, images=None):
+            return super().forward(x if images is None else x * self.other)
+
+    layer = Layer(6, 6)
+    layer.other = gain()
+    network = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), layer, nn.ReLU()).double()
+    with pytest.raises(ValueError, match=r"no copy of 2 is known to do nothing: 2\.other may change"):
+        mm.expand(network, inputs(), "deeper_identity", {"2": 1})
+
+
+def test_experts_that_no_example_reaches_are_named():
+    def f(block, x):
+        chosen = (x.mean(-1) > 0).long()
+        return sum(expert(x) * (chosen == i)[:, None] for i, expert in enumerate((block.l3, block.l4)) if i in chosen)
+
+    network = net(f, lambda block: [block.add_module(name, nn.Linear(6, 6)) for name in ("l3", "l4")])
+    for block in network.bs:
+        del block.l1, block.l2
+    with pytest.raises(ValueError, match=r"bs\.0\.l4\.weight, bs\.0\.l4\.bias may change"):
+        mm.expand(network, -inputs().abs(), "identity_block", {"bs.0": 1})
+    new = mm.expand(network, inputs(), "identity_block", {"bs.0": 1})
+    assert not any(p.any() for p in new.bs[1].parameters())
