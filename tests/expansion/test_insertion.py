@@ -109,6 +109,17 @@ def test_what_is_a_place_is_renumbered_and_what_only_looks_like_one_is_not():
     assert [block.layer_idx for block in network.blocks.values()] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("count", "then"), [(2, [0, 0, 1]), (3, [0, 1, 2, 3])])
+def test_of_two_blocks_a_number_is_a_place_only_if_its_name_says_so(count, then):
+    members = blocks(count)
+    for place, block in enumerate(members):
+        block.local = place  # of two, a switch
+    network = Wired(by_keyword, blocks=nn.ModuleList(members), head=nn.Linear(6, 2)).double()
+    new = Candidate("identity_block", ("blocks.0",), (1,)).expand(network, inputs())
+    assert [block.local for block in new.blocks] == then
+    assert [block.layer_idx for block in new.blocks] == list(range(count + 1))
+
+
 @dataclass(frozen=True)
 class Sizes:
     depth: int = 3
