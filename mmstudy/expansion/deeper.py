@@ -23,7 +23,8 @@ NEUTRAL = {SCALE: 1.0, VARIANCE: 1.0, SHIFT: 0.0, MEAN: 0.0}
 class Block:
     """A member of a list of modules, and what the trace says of it.
 
-    `common`: what it shares with the rest of its network, by number (`id`) → what stands for that in the new network.
+    `common`: what it shares with the rest of its network, by number (`id`) → what stands for that in the new network;
+    `square`: it keeps the shape of its input.
     """
 
     network: nn.Module
@@ -31,6 +32,7 @@ class Block:
     traced: Trace
     generator: torch.Generator
     common: Mapping[int, Any] = field(default_factory=dict)
+    square: bool = False
 
     @property
     def notes(self) -> dict[str, Note]:
@@ -145,14 +147,26 @@ def deeper_identity(block: Block) -> nn.Module:
         if not _own(module, block, name):
             continue
         if note.role == WEIGHT:
-            (nn.init.eye_ if tensor.ndim == 2 else nn.init.dirac_)(tensor)
+            _one(tensor)
         else:
             tensor.fill_(NEUTRAL.get(note.role, 0.0))
     return module
 
 
+def _one(weight: Tensor) -> None:
+    """Let the weight of a square layer hand on what it gets; a convolution may be transposed, or have groups."""
+    if weight.ndim == 2:
+        nn.init.eye_(weight)
+    else:
+        nn.init.dirac_(weight, groups=max(len(weight) // weight.shape[1], 1))
+
+
 def _square(block: Block) -> nn.Module:
-    """A copy of a single layer, with as many inputs as it has outputs; their weights are zero."""
+    """A copy of a single layer, with as many inputs as it has outputs; their weights are zero.
+
+    Raises:
+        ValueError: it is no single layer, other modules share it, or it cannot be made square.
+    """
     module, weights = block.copied(), [name for name, note in block.notes.items() if note.role == WEIGHT]
     if len(weights) != 1:
         raise ValueError(f"{block.path} is no single layer: it has {len(weights)} weights")
@@ -160,9 +174,16 @@ def _square(block: Block) -> nn.Module:
         raise ValueError(f"{tied} of {block.path} would have to change, and other modules share that: it must stay")
     tensor, note = _tensor(module, weights[0]), block.notes[weights[0]]
     shape = list(tensor.shape)
-    axes = block.traced.tensors[note.tensor]
-    (read,) = {axes.index(n.axis) for n in block.traced.notes if n.tensor == note.tensor and n.role == CONSUMED}
-    shape[read] = note.axis.size
+    if not block.square:
+        axes = block.traced.tensors[note.tensor]
+        consumed = {n.axis for n in block.traced.notes if n.tensor == note.tensor and n.role == CONSUMED}
+        read = [place for place, axis in enumerate(axes) if axis in consumed]
+        if len(read) != 1 or len(consumed) != 1:
+            raise ValueError(
+                f"{block.path} has not as many outputs as inputs, and how a copy that has is made is not known: it is "
+                "transposed, or works in groups"
+            )
+        shape[read[0]] = note.axis.size
     put(module, weights[0], tensor.new_zeros(shape))
     relabel(module)
     return module

@@ -133,7 +133,8 @@ def _model(
 
     @cache
     def of(path: str) -> Block:
-        block = Block(network, path, Trace(), generator, common(network, network.get_submodule(path), pairs))
+        theirs = common(network, network.get_submodule(path), pairs)
+        block = Block(network, path, Trace(), generator, theirs, path in shapes and len(set(shapes[path])) == 1)
         return block if way.trained else replace(block, traced=blocks.alone(network, path, call, block.shares))
 
     members, index = blocks.member(network, wanted)

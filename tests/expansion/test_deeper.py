@@ -6,6 +6,7 @@ from cases import Wired, batch, change, convolutional, mlp, of_family
 from torch import nn
 from torch.nn import functional as F
 
+import mmstudy as mm
 from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import generator
 from mmstudy.expansion.candidate import Candidate
@@ -361,3 +362,26 @@ def test_the_old_network_and_its_modes_are_left_alone():
 def test_a_place_is_named_once():
     with pytest.raises(ValueError, match=r"interleave names a location twice: \('blocks\.0', 'blocks\.0'\)"):
         Candidate("interleave", ("blocks.0", "blocks.0"), (1, 2))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_convolution_may_be_transposed_or_work_in_groups(layer, groups):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), layer(4, 4, 3, padding=1, groups=groups), nn.ReLU()
+    )
+    images = torch.randn(2, 1, 5, 5)
+    new = mm.expand(network, images, "deeper_identity", {"2": 1})
+    assert torch.equal(new(images), network(images))
+    assert new[3].groups == groups
+    drawn = mm.expand(network, images, "deeper_random", {"2": 1})
+    assert drawn[3].weight.shape == network[2].weight.shape
+    assert drawn[3].weight.count_nonzero() == network[2].weight.numel()
+
+
+@pytest.mark.parametrize("operator", ["deeper_identity", "deeper_random"])
+def test_a_transposed_convolution_with_other_outputs_than_inputs_is_refused(operator):
+    network = nn.Sequential(nn.ConvTranspose2d(4, 6, 3), nn.ReLU())
+    with pytest.raises(ValueError, match=r"0 has not as many outputs as inputs, .* transposed, or works in groups"):
+        mm.expand(network, torch.randn(2, 4, 5, 5), operator, {"0": 1})
