@@ -67,7 +67,7 @@ def insert(
     pairs = dict[int, Any]()
     new = sharing(network, pairs)
     source = {parameter: name for name, parameter in new.named_parameters()}
-    old, modules = set(source), dict(new.named_modules())
+    old, modules = set(source), dict(new.named_modules(remove_duplicate=False))
     at = {place: (place.rpartition(".")[0], blocks.member(network, place)[1]) for place in numbers}
     lists = {
         path: list(new.get_submodule(path)._modules.values()) for path in sorted({path for path, _ in at.values()})
@@ -91,7 +91,8 @@ def insert(
             if not way.trained:
                 _learns(module, block)
             inserted.append((module, block))
-            source = {p: f"{block.path}.{name}" for name, p in module.named_parameters()} | source
+            copied = network.get_submodule(block.path)
+            source |= {p: source[copied.get_parameter(name)] for name, p in module.named_parameters()}
         blocks.insert(members, index, [module for module, _ in inserted[first:]])
     longer = [_longer(modules, path, members, inserted) for path, members in lists.items()]
     changed = [said for one in longer for said in counts.renumbered(one, protected)]

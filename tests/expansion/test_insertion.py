@@ -178,6 +178,16 @@ def test_a_list_may_have_one_module_at_several_places():
         assert torch.equal(grown.network(inputs()), network[3:](network[2](network[2](network[:3](inputs())))))
 
 
+def test_a_copy_of_a_member_that_stands_at_several_places_is_a_member_of_its_own():
+    block = blocks(1)[0]
+    network = Wired(by_keyword, blocks=nn.ModuleList([block, block]), head=nn.Linear(6, 2)).double()
+    for operator in ("identity_block", "stack"):
+        grown = Candidate(operator, ("blocks.1",), (1,)).grow(network, inputs())
+        assert grown.network.blocks[0] is grown.network.blocks[1]
+        assert grown.network.blocks[2].up.weight is not grown.network.blocks[0].up.weight
+        assert grown.origin["blocks.2.up.weight"] == "blocks.0.up.weight"
+
+
 def test_members_that_stand_side_by_side_are_no_chain():
     """Experts: each is called on the same, so that one more makes the network wider, not deeper."""
 
