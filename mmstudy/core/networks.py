@@ -3,7 +3,7 @@
 Shapes: B examples, C channels, T tokens, E embedding width, H heads, D head width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -259,13 +259,16 @@ def named_tensors(network: nn.Module) -> dict[str, Tensor]:
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
-def initialize(network: nn.Module, generator: torch.Generator) -> nn.Module:
+def initialize(network: nn.Module, generator: torch.Generator, kept: Iterable[Tensor] = ()) -> nn.Module:
     """Draw every weight and bias anew from U(−1/√fan_in, 1/√fan_in), in place; returns the network.
 
     PyTorch's own default for linear and convolutional layers, but from a generator of ours, so that a seed names a
     network. Normalizations, which have no matrix, are left as they are: at scale 1 and shift 0 in a new network.
+
+    Args:
+        kept: parameters that stay.
     """
-    drawn = set()
+    drawn = set(kept)
     for module in network.modules():
         bound = None
         for parameter in module.parameters(recurse=False):  # a layer's bias follows its weight and shares its bound

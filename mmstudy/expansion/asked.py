@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import pandas as pd
@@ -18,9 +17,8 @@ from mmstudy.core.states import restored
 from mmstudy.expansion import attributes, pools
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.configurations import UNLOADABLE
-from mmstudy.expansion.coverage import Coverage, of_network, starred
+from mmstudy.expansion.coverage import Coverage, of_network
 from mmstudy.expansion.operators import OPERATORS
-from mmstudy.expansion.slots import numbers, slots
 from mmstudy.tracing import couplings as traced
 from mmstudy.tracing.calls import Call, Output, of_loss
 from mmstudy.tracing.couplings import Coupling
@@ -178,7 +176,7 @@ def expand(
     _listed(also, "also")
     if strange := [pattern for pattern in _listed(keep, "keep") if not isinstance(pattern, str)]:
         raise TypeError(f"keep holds patterns of paths such as '*.layer_idx'; got {arguments.described(strange[0])}")
-    _kept(network, keep)
+    attributes.check_protected(network, keep)
     more = [each for each, _ in further(network, also, loss_fn, output)]
     grown = candidate.grow(network, batch, loss_fn, keep=keep, also=more, output=output)
     if UNLOADABLE in grown.configuration:
@@ -258,25 +256,6 @@ def _listed(given: Any, name: str) -> Sequence[Any]:
     if not isinstance(given, list | tuple):
         raise TypeError(f"{name} must be a list; got {arguments.described(given)}")
     return given
-
-
-def _kept(network: nn.Module, keep: Sequence[str]) -> None:
-    """Refuse patterns that name no number of the network, whatever the places in its lists.
-
-    Raises:
-        ValueError: one does.
-    """
-    known = {
-        attributes.name(path, *slot.path)
-        for path, module in network.named_modules()
-        for slot in (*slots(module), *numbers(module, deeply=True))
-    }
-    for pattern in keep:
-        if not any(attributes.stays([pattern, starred(pattern)], name) for name in known):
-            last = {name.rpartition(".")[2]: name for name in sorted(known)}
-            near = [last[each] for each in get_close_matches(pattern.rpartition(".")[2], last, 3)]
-            guess = f"did you mean {' or '.join(near)}?" if near else f"it keeps {', '.join(sorted(last)[:8])}, …"
-            raise ValueError(f"keep names no number of the network: {pattern!r}; {guess}")
 
 
 def _candidate(how: Any, where: Any, seed: int) -> Candidate:

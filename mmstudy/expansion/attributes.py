@@ -4,9 +4,11 @@ A number that merely equals a length that grows (an index of a layer, a horizon)
 changed: those without which the network does not run as predicted, or is another function.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import combinations, islice
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from mmstudy.expansion.slots import Path, Slot, alike, at, numbers
+from mmstudy.expansion.slots import Path, Slot, alike, at, numbers, slots
 
 TRIES = 48  # ways to choose among such numbers that are tried out
 MORE = 16  # of them, to find those without which the network runs, as another function
@@ -87,6 +89,31 @@ def name(*parts: object) -> str:
 def stays(protected: Sequence[str], path: str) -> bool:
     """Whether a number must stay, as patterns of paths say: "blocks.0.horizon", "*.layer_idx"."""
     return any(fnmatchcase(path, pattern) for pattern in protected)
+
+
+def starred(name: str) -> str:
+    """A module's name with stars for the numbers in it: members of lists are alike."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+
+
+def check_protected(network: nn.Module, protected: Sequence[str]) -> None:
+    """Refuse patterns that name no number of the network, nor one in a tuple, whatever the places in its lists.
+
+    Raises:
+        ValueError: one does.
+    """
+    known = set[str]()
+    for path, module in network.named_modules():
+        for slot in (*slots(module), *numbers(module, deeply=True)):
+            known.add(name(path, *slot.path))
+            if isinstance(slot.value, tuple):
+                known |= {name(path, *slot.path, i) for i in range(len(slot.value))}
+    for pattern in protected:
+        if not any(stays([pattern, starred(pattern)], each) for each in known):
+            last = {each.rpartition(".")[2]: each for each in sorted(known)}
+            near = [last[each] for each in get_close_matches(pattern.rpartition(".")[2], last, 3)]
+            guess = f"did you mean {' or '.join(near)}?" if near else f"it keeps {', '.join(sorted(last)[:8])}, …"
+            raise ValueError(f"keep names no number of the network: {pattern!r}; {guess}")
 
 
 def _ways(slot: Slot, longer: Mapping[int, int], apart: bool) -> Iterator[tuple[Path, Any, Any]]:

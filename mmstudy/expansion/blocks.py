@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from mmstudy.core.networks import evaluating
 from mmstudy.core.states import restored
 from mmstudy.expansion.differences import change
-from mmstudy.expansion.silencing import silencers
+from mmstudy.expansion.silencing import learning, silencers, unread
 from mmstudy.tracing.calls import Call
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
@@ -148,6 +148,16 @@ def _data(value: Any) -> Any:
     return value if isinstance(value, DATA) else None
 
 
+def learns(module: nn.Module, names: Sequence[str], call: Call) -> bool:
+    """Whether, while these tensors of a module are zero, a gradient arrives at one of them."""
+    with _uncompiled():
+        return learning(module, names, call, partial(_through, call)) > 0
+
+
+def _through(call: Call, output: Any) -> tuple[Tensor, Tensor]:
+    return stream((call.arguments, call.options), output)
+
+
 class _Alone(nn.Module):
     """A module at the path that it has in its network, with nothing around it."""
 
@@ -165,11 +175,14 @@ class _Alone(nn.Module):
         return self.inside[0](*given, **options)
 
 
-def alone(network: nn.Module, path: str, call: Call) -> Trace:
+def alone(network: nn.Module, path: str, call: Call, stays: Callable[[str], bool] = lambda name: False) -> Trace:
     """The trace of one member as its network calls it, with the names that it has there.
 
     Of the tensors that end its branches, those are noted without which it does something. A member that cannot be
-    traced is tried out instead (see `silencing`).
+    traced is tried out instead (see `silencing`). Unread are the parameters that this very call does not read.
+
+    Args:
+        stays: whether a tensor, by its name inside the member, cannot be made zero.
 
     Raises:
         NotImplementedError: it cannot be traced, and nothing silences it.
@@ -177,14 +190,19 @@ def alone(network: nn.Module, path: str, call: Call) -> Trace:
         ValueError: nor can it be called alone.
     """
     module, heard = network.get_submodule(path), overheard(network, path, call)
-    silent = partial(silencers, module, heard, lambda output: stream((heard.arguments, heard.options), output))
+    silent = partial(silencers, module, heard, partial(_through, heard))
+    free = [name for name, _ in module.named_parameters() if not stays(name)]
     try:
         traced = trace(_Alone(path, module), copy.deepcopy(heard))
-        found = silent([name.removeprefix(f"{path}.") for _, names in traced.sums for name in names])
+        ends = {name.removeprefix(f"{path}.") for _, names in traced.sums for name in names}
+        found = silent([name for name in free if name in ends]) or (silent(free) if traced.sums else [])
     except (NotImplementedError, TypeError, ValueError):  # it may be called with what is no data
-        traced, found = Trace(), silent()
+        traced, found = Trace(), silent(free)
         if not found:
             raise
+    with _uncompiled():
+        left = unread(module, heard)
+    traced.unread = {f"{path}.{name}": tuple(module.get_parameter(name).shape) for name in left}
     if found:
         traced.sums = [(path, tuple(f"{path}.{name}" for name in found))]
     return traced

@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from mmstudy.expansion.attributes import TooManyError, name, needed, stays
-from mmstudy.expansion.slots import Slot, slots
+from mmstudy.expansion.slots import Slot, alike, slots
 
-PLACES = ("idx", "index", "layer_id", "layer_number", "depth_id")  # in the name of a place, where one member is all
+PLACES = ("idx", "index", "place", "layer_id", "block_id", "depth_id", "layer_num", "block_num")  # in names of places
+FEW = 2  # members whose numbers 0 and 1 may be anything, such as a switch: there the name must say that it is a place
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,11 @@ class Longer:
             return [len(self.sources)]
         if isinstance(value, list | tuple) and value:
             found: list[Any] = []
-            if len(value) == self.before:
+            if len(value) == self.before and not hasattr(value, "_fields"):  # which has as many parts as it has names
                 found.append(type(value)(value[i] for i in self.sources))
             if all(type(v) is int for v in value):
                 for i in (i for i, v in enumerate(value) if v == self.before):
-                    found.append(type(value)((*value[:i], len(self.sources), *value[i + 1 :])))
+                    found.append(alike(value, (*value[:i], len(self.sources), *value[i + 1 :])))
             return found
         return []
 
@@ -40,7 +41,8 @@ class Longer:
 def renumbered(longer: Longer, protected: Sequence[str] = ()) -> list[str]:
     """Let members that keep their place in a list keep their new one; says which numbers that are.
 
-    A number is a place if, in all old members that have it, and in two at least, it is the member's number in the list.
+    A number is a place if, in all old members that have it, it is the member's number in the list. Where two members
+    have it, or the only one, its name must say so.
     """
     members = [member for member in longer.members._modules.values() if member is not None]
     old = dict(zip(longer.sources, members, strict=True))  # one for each old place
@@ -71,7 +73,7 @@ def _places(members: Mapping[int, nn.Module]) -> list[tuple[str, str]]:
     return [
         (path, key)
         for (path, key), right in found.items()
-        if all(right) and (len(right) > 1 or (alone and any(name in key for name in PLACES)))
+        if all(right) and (len(right) > FEW or ((alone or len(right) == FEW) and any(name in key for name in PLACES)))
     ]
 
 

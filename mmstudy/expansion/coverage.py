@@ -1,6 +1,5 @@
 """What of a network can be expanded, by which operators exactly, and what cannot and why: before anything is spent."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -13,6 +12,7 @@ from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.core import arguments
 from mmstudy.core.networks import named_tensors
 from mmstudy.expansion import pools
+from mmstudy.expansion.attributes import starred
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.exactness import Reference, large
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, named
@@ -233,11 +233,6 @@ def _short(tensors: Iterable[str]) -> str:
 
 def _counted(alike: Mapping[str, Sequence[str]]) -> list[tuple[str, Sequence[str]]]:
     return [(f"{name} ({len(some)})", some) for name, some in alike.items()]
-
-
-def starred(name: str) -> str:
-    """A module's name with stars for the numbers in it: members of lists are alike."""
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
 def _text(row: Row) -> str:

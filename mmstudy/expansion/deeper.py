@@ -4,8 +4,9 @@ What the tensors of a block are for is known from the trace, not from their name
 """
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,18 @@ NEUTRAL = {SCALE: 1.0, VARIANCE: 1.0, SHIFT: 0.0, MEAN: 0.0}
 
 @dataclass(frozen=True)
 class Block:
-    """A member of a list of modules, and what the trace says of it."""
+    """A member of a list of modules, and what the trace says of it.
+
+    `common`: what it shares with the rest of its network, by number (`id`) → what stands for that in the new network;
+    `square`: it keeps the shape of its input.
+    """
 
     network: nn.Module
     path: str
     traced: Trace
     generator: torch.Generator
+    common: Mapping[int, Any] = field(default_factory=dict)
+    square: bool = False
 
     @property
     def notes(self) -> dict[str, Note]:
@@ -45,8 +52,12 @@ class Block:
         return [name.removeprefix(inside) for names in sums for name in names if name.startswith(inside)]
 
     def copied(self) -> nn.Module:
-        """A copy of the module."""
-        return copy.deepcopy(self.network.get_submodule(self.path))
+        """A copy of the module, which shares with the new network what the module shares with the rest of its own."""
+        return copy.deepcopy(self.network.get_submodule(self.path), dict(self.common))
+
+    def shares(self, name: str) -> bool:
+        """Whether a tensor, by its name inside it, is one of other modules too, so that it has to stay as it is."""
+        return id(_tensor(self.network.get_submodule(self.path), name)) in self.common
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,8 @@ def deeper_random(block: Block) -> nn.Module:
 
     Its buffers stay, such as a mask or a constant, but for the statistics of normalizations.
     """
-    module = initialize(block.copied() if block.branches else _square(block), block.generator)
+    module = block.copied() if block.branches else _square(block)
+    initialize(module, block.generator, [tensor for name, tensor in module.named_parameters() if block.shares(name)])
     for name, note in block.notes.items():
         if note.role in NEUTRAL and _own(module, block, name):
             _tensor(module, name).fill_(NEUTRAL[note.role])
@@ -128,28 +140,50 @@ def deeper_identity(block: Block) -> nn.Module:
     """
     if block.branches:
         raise ValueError(f"{block.path} is a residual block: zero_residual or identity_block add one that does nothing")
+    _read(block)
     module = _square(block)
     for name, note in block.notes.items():
         tensor = _tensor(module, name)
         if not _own(module, block, name):
             continue
         if note.role == WEIGHT:
-            (nn.init.eye_ if tensor.ndim == 2 else nn.init.dirac_)(tensor)
+            _one(tensor)
         else:
             tensor.fill_(NEUTRAL.get(note.role, 0.0))
     return module
 
 
+def _one(weight: Tensor) -> None:
+    """Let the weight of a square layer hand on what it gets; a convolution may be transposed, or have groups."""
+    if weight.ndim == 2:
+        nn.init.eye_(weight)
+    else:
+        nn.init.dirac_(weight, groups=max(len(weight) // weight.shape[1], 1))
+
+
 def _square(block: Block) -> nn.Module:
-    """A copy of a single layer, with as many inputs as it has outputs; their weights are zero."""
+    """A copy of a single layer, with as many inputs as it has outputs; their weights are zero.
+
+    Raises:
+        ValueError: it is no single layer, other modules share it, or it cannot be made square.
+    """
     module, weights = block.copied(), [name for name, note in block.notes.items() if note.role == WEIGHT]
     if len(weights) != 1:
         raise ValueError(f"{block.path} is no single layer: it has {len(weights)} weights")
+    if tied := ", ".join(filter(block.shares, block.notes)):
+        raise ValueError(f"{tied} of {block.path} would have to change, and other modules share that: it must stay")
     tensor, note = _tensor(module, weights[0]), block.notes[weights[0]]
     shape = list(tensor.shape)
-    axes = block.traced.tensors[note.tensor]
-    (read,) = {axes.index(n.axis) for n in block.traced.notes if n.tensor == note.tensor and n.role == CONSUMED}
-    shape[read] = note.axis.size
+    if not block.square:
+        axes = block.traced.tensors[note.tensor]
+        consumed = {n.axis for n in block.traced.notes if n.tensor == note.tensor and n.role == CONSUMED}
+        read = [place for place, axis in enumerate(axes) if axis in consumed]
+        if len(read) != 1 or len(consumed) != 1:
+            raise ValueError(
+                f"{block.path} has not as many outputs as inputs, and how a copy that has is made is not known: it is "
+                "transposed, or works in groups"
+            )
+        shape[read[0]] = note.axis.size
     put(module, weights[0], tensor.new_zeros(shape))
     relabel(module)
     return module
@@ -163,11 +197,28 @@ def _residual(block: Block) -> Block:
             if block.traced.sums
             else f"{block.path} adds nothing to a stream: it is no residual block, which could end in zeros"
         )
+    _read(block)
     return block
+
+
+def _read(block: Block) -> None:
+    """See that a call shows all that a block does.
+
+    Raises:
+        ValueError: some of its parameters are not read.
+    """
+    if block.traced.unread:
+        raise ValueError(
+            f"no copy of {block.path} is known to do nothing: {', '.join(block.traced.unread)} may change what runs "
+            "through too, and this call never reads them. Give a batch on which the network reads them in evaluation "
+            "mode, or take them out"
+        )
 
 
 def _silenced(block: Block, module: nn.Module) -> nn.Module:
     """The module with zeros in all that writes what its branches add to the stream."""
+    if tied := ", ".join(filter(block.shares, block.branches)):
+        raise ValueError(f"{tied} of {block.path} would have to be zero, and other modules share that: it must stay")
     for name in block.branches:
         _tensor(module, name).zero_()
     return module
@@ -176,8 +227,10 @@ def _silenced(block: Block, module: nn.Module) -> nn.Module:
 def _own(module: nn.Module, block: Block, name: str) -> bool:
     """Whether a tensor is drawn with the module: a parameter, or what a normalization keeps beside its variance.
 
-    Other buffers are masks and constants.
+    Other buffers are masks and constants; what other modules share stays.
     """
+    if block.shares(name):
+        return False
     tensor, path = _tensor(module, name), name.rpartition(".")[0]
     beside = [
         other for other, note in block.notes.items() if note.role == VARIANCE and other.rpartition(".")[0] == path

@@ -10,7 +10,7 @@ What is inserted learns, all of it, also behind blocks that are frozen. Only a c
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -22,7 +22,7 @@ from mmstudy.expansion import blocks, configurations, counts
 from mmstudy.expansion.counts import Longer
 from mmstudy.expansion.deeper import Block, Way
 from mmstudy.expansion.differences import change
-from mmstudy.expansion.replacing import sharing
+from mmstudy.expansion.replacing import common, sharing
 from mmstudy.tracing.calls import Call
 from mmstudy.tracing.graph import MEAN, SCALE, SHIFT, VARIANCE, Trace
 
@@ -64,9 +64,10 @@ def insert(
             was inserted, or that ran before, does not run in the new network, or what its class builds from a
             configuration that had to change is another function.
     """
-    new = sharing(network)
+    pairs = dict[int, Any]()
+    new = sharing(network, pairs)
     source = {parameter: name for name, parameter in new.named_parameters()}
-    old, modules = set(source), dict(new.named_modules())
+    old, modules = set(source), dict(new.named_modules(remove_duplicate=False))
     at = {place: (place.rpartition(".")[0], blocks.member(network, place)[1]) for place in numbers}
     lists = {
         path: list(new.get_submodule(path)._modules.values()) for path in sorted({path for path, _ in at.values()})
@@ -83,14 +84,15 @@ def insert(
         first = len(inserted)
         for wanted in todo[place]:
             if wanted not in models:
-                models[wanted] = _model(network, wanted, generator, way, call)
+                models[wanted] = _model(network, wanted, generator, way, call, pairs)
             block = models[wanted]
             with torch.no_grad():
                 module = way(block)
             if not way.trained:
-                _learns(module)
+                _learns(module, block)
             inserted.append((module, block))
-            source |= {parameter: f"{block.path}.{name}" for name, parameter in module.named_parameters()}
+            copied = network.get_submodule(block.path)
+            source |= {p: source[copied.get_parameter(name)] for name, p in module.named_parameters()}
         blocks.insert(members, index, [module for module, _ in inserted[first:]])
     longer = [_longer(modules, path, members, inserted) for path, members in lists.items()]
     changed = [said for one in longer for said in counts.renumbered(one, protected)]
@@ -118,20 +120,23 @@ def insert(
     return Inserted(new, origin, own, (*changed, *fitted), configuration)
 
 
-def _learns(module: nn.Module) -> None:
-    """Let all parameters of a module be trained, also if it is modelled on one that is frozen."""
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
+def _learns(module: nn.Module, block: Block) -> None:
+    """Let what is new in a module be trained, also if it is modelled on something that is frozen."""
+    for name, parameter in module.named_parameters():
+        if parameter.is_floating_point() and not block.shares(name):
             parameter.requires_grad_()
 
 
-def _model(network: nn.Module, wanted: str, generator: torch.Generator, way: Way, call: Call) -> Block:
+def _model(
+    network: nn.Module, wanted: str, generator: torch.Generator, way: Way, call: Call, pairs: dict[int, Any]
+) -> Block:
     """The block that is copied: the wanted one if it can be, else the nearest that keeps the shape of its input."""
 
     @cache
     def of(path: str) -> Block:
-        traced = Trace() if way.trained else blocks.alone(network, path, call)
-        return Block(network, path, traced, generator)
+        theirs = common(network, network.get_submodule(path), pairs)
+        block = Block(network, path, Trace(), generator, theirs, path in shapes and len(set(shapes[path])) == 1)
+        return block if way.trained else replace(block, traced=blocks.alone(network, path, call, block.shares))
 
     members, index = blocks.member(network, wanted)
     parent, names = wanted.rpartition(".")[0], list(members._modules)
@@ -150,8 +155,10 @@ def _model(network: nn.Module, wanted: str, generator: torch.Generator, way: Way
 def _silent(network: nn.Module, inserted: Sequence[tuple[nn.Module, Block]], call: Call) -> None:
     """Refuse blocks that do something although their branches end in zeros; the message names the module that does.
 
+    And those that would always do nothing.
+
     Raises:
-        ValueError: one changes what runs through.
+        ValueError: one changes what runs through, or no gradient arrives where its branches end.
     """
     paths = {module: path for path, module in network.named_modules()}
     silent = blocks.silent(network, [module for module, _ in inserted], call, STILL)
@@ -166,6 +173,12 @@ def _silent(network: nn.Module, inserted: Sequence[tuple[nn.Module, Block]], cal
             f"no copy of {block.path} does nothing: {behind} changes what runs through even where they add nothing. "
             "stack, interleave and deeper_random insert one that changes the function"
         )
+    for module, block in {block.path: (module, block) for module, block in inserted}.values():
+        if not blocks.learns(module, block.branches, blocks.overheard(network, paths[module], call)):
+            raise ValueError(
+                f"a copy of {block.path} that does nothing would never learn on this batch: where its branches end "
+                f"({', '.join(block.branches)}), all gradients are zero"
+            )
 
 
 def _longer(

@@ -5,7 +5,7 @@ A copy shares the parameters that stay until it is to be kept: so what is only t
 
 import copy
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,42 @@ from torch import Tensor, nn
 from mmstudy.core import arguments
 
 Network = TypeVar("Network", bound=nn.Module)
+Thing = TypeVar("Thing", bound=Tensor | nn.Module)
 
 
-def sharing(network: Network) -> Network:
+def sharing(network: Network, pairs: dict[int, Any] | None = None) -> Network:
     """A copy of the network with the same parameters, none of which may be changed in place; buffers are its own.
+
+    Args:
+        pairs: takes in the number (`id`) of each thing in the network → what stands for it in the copy.
 
     Raises:
         ValueError: it cannot be copied.
     """
-    return _copied(network, network.parameters())
+    pairs = {} if pairs is None else pairs
+    pairs |= _themselves(network.parameters())
+    return _copied(network, pairs)
+
+
+def common(network: nn.Module, member: nn.Module, pairs: dict[int, Any]) -> dict[int, Any]:
+    """Those of the pairs that `sharing` takes in whose first is no part of this member alone.
+
+    Modules that are registered in the member alone are its own, with their tensors, whoever else knows of them; what
+    else it holds is its own if it is found there alone.
+    """
+    around, waiting = dict[nn.Module, None](), [network]
+    while waiting:
+        module = waiting.pop()
+        if module is not member and module not in around:
+            around[module] = None
+            waiting += module.children()
+    own = [module for module in member.modules() if module not in around]
+    closed: dict[int, Tensor | nn.Module] = _themselves([*own, *network.parameters(), *network.buffers()])
+    met = dict(closed)
+    copy.deepcopy(network, met)  # what is copied, in which nobody enters the member, is found outside
+    tensors = [t for module in around for t in (*module._parameters.values(), *module._buffers.values())]
+    outside = (met.keys() - closed.keys()) | {id(tensor) for tensor in tensors}
+    return {key: pairs[key] for key in outside if key in pairs}
 
 
 def parted(network: Network, old: nn.Module) -> Network:
@@ -30,21 +57,21 @@ def parted(network: Network, old: nn.Module) -> Network:
     Parameters keep their hooks and attributes, which a deep copy drops.
     """
     theirs = {id(parameter) for parameter in old.parameters()}
-    new = _copied(network, (p for p in network.parameters() if id(p) not in theirs))
+    new = _copied(network, _themselves(p for p in network.parameters() if id(p) not in theirs))
     for before, now in zip(network.parameters(), new.parameters(), strict=True):
         if now is not before:
             _keep(before, now)
     return new
 
 
-def _copied(network: Network, shared: Iterable[Tensor]) -> Network:
-    """A deep copy that takes these tensors as they are.
+def _copied(network: Network, known: dict[int, Any]) -> Network:
+    """A deep copy, in which what is known already stands for some things of the network.
 
     Raises:
         ValueError: something that the network keeps cannot be copied; the message names it.
     """
     try:
-        return copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
+        return copy.deepcopy(network, known)
     except Exception as error:  # whatever an object does that was not made to be copied
         where = ", ".join(_uncopied(network)) or "something that it keeps"
         raise ValueError(
@@ -60,10 +87,15 @@ def _uncopied(network: nn.Module) -> Iterator[str]:
             if key == "_modules":
                 continue
             try:
-                copy.deepcopy(value, {id(other): other for other in network.modules()})
+                copy.deepcopy(value, _themselves(network.modules()))
             except Exception:  # as above
                 names = list(value) if isinstance(value, dict) and key.startswith("_") and value else [key]
                 yield f"{path}.{' or '.join(map(str, names))}".lstrip(".")
+
+
+def _themselves(things: Iterable[Thing]) -> dict[int, Thing]:
+    """What a deep copy has to know to take things as they are."""
+    return {id(thing): thing for thing in things}
 
 
 def _keep(old: Tensor, new: Tensor) -> None:

@@ -37,7 +37,19 @@ def stayed(old: nn.Module, new: nn.Module) -> list[Finding]:
 
 
 def _origins(old: nn.Module, new: nn.Module) -> dict[str, str]:
-    """Each new parameter → the old one that it is: of the same name, or of the same member of a list that got longer.
+    """Each new parameter → the old one that it is: of its name, or of the same member of a list that got longer."""
+    moved = _moved(old, new)
+    own, found = {name for name, _ in old.named_parameters(remove_duplicate=False)}, {}
+    for name, _ in new.named_parameters(remove_duplicate=False):
+        prefix = next((each for each in moved if name.startswith(each)), "")
+        before_it = moved[prefix] if prefix else ""
+        if before_it is not None and (known := before_it + name.removeprefix(prefix)) in own:
+            found[name] = known
+    return found
+
+
+def _moved(old: nn.Module, new: nn.Module) -> dict[str, str | None]:
+    """Of lists that got longer, the path of each new member, with a dot → that of the old one that it is, if it is one.
 
     A member is an old one if all its tensors are the same; those that are none are new.
     """
@@ -52,13 +64,7 @@ def _origins(old: nn.Module, new: nn.Module) -> dict[str, str]:
                     None if place is None else f"{path}.{left[place][0]}.".lstrip(".")
                 )
                 left = left if place is None else left[place + 1 :]
-    own, found = {name for name, _ in old.named_parameters(remove_duplicate=False)}, {}
-    for name, _ in new.named_parameters(remove_duplicate=False):
-        prefix = next((each for each in moved if name.startswith(each)), "")
-        before_it = moved[prefix] if prefix else ""
-        if before_it is not None and (known := before_it + name.removeprefix(prefix)) in own:
-            found[name] = known
-    return found
+    return moved
 
 
 def _same(one: nn.Module, other: nn.Module) -> bool:
@@ -114,10 +120,15 @@ def _saved(network: nn.Module) -> set[str]:
 
 
 def changed(old: nn.Module, new: nn.Module) -> list[str]:
-    """The numbers that modules of the same name keep, in themselves or in a configuration, and that are others now."""
+    """The numbers that modules keep, in themselves or in a configuration, and that are others now.
+
+    Modules are the same if they have the same name, or are in the same member of a list that got longer.
+    """
     modules, said, seen = dict(new.named_modules()), list[str](), set[int]()
+    now_at = {before: after for after, before in _moved(old, new).items() if before is not None}
     for path, before in old.named_modules():
-        after = modules.get(path)
+        prefix = next((each for each in now_at if f"{path}.".startswith(each)), "")
+        after = modules.get((now_at.get(prefix, "") + f"{path}.".removeprefix(prefix)).rstrip("."))
         if after is None or type(after) is not type(before):
             continue
         if isinstance(before, List) and isinstance(after, List) and len(after) != len(before):

@@ -92,6 +92,6 @@ def manifold_rays(dataset: xr.Dataset) -> Figure:
     axes[0, 0].set_ylim(level - 1.3 * depth, level + 2.5 * depth)
     axes[0, 0].set_xlim(left=0)
     figure.supylabel("loss (nats), dashed: the level", fontsize=7)
-    words = "distance from the parent (parameter space); left: first seed,\nright: all; black: mean ± s.e. over seeds"
-    figure.supxlabel(words, fontsize=7)
+    label = "distance from the parent (parameter space); left: first seed,\nright: all; black: mean ± s.e. over seeds"
+    figure.supxlabel(label, fontsize=7)
     return figure

@@ -8,8 +8,9 @@ from torch import nn
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.core import progress
 from mmstudy.expansion import asked, pools
+from mmstudy.expansion.attributes import starred
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.expansion.coverage import Coverage, starred
+from mmstudy.expansion.coverage import Coverage
 from mmstudy.expansion.pools import Size, size_of
 from mmstudy.tracing.calls import of_loss
 from mmstudy.tracing.graph import Trace

@@ -1,3 +1,15 @@
 """Which axes of which tensors change together when a layer gets wider, found by following one call."""
 
-__all__ = ["axes", "calls", "couplings", "graph", "layouts", "matching", "rules", "settling", "trace", "trees"]
+__all__ = [
+    "axes",
+    "calls",
+    "couplings",
+    "exporting",
+    "graph",
+    "layouts",
+    "matching",
+    "rules",
+    "settling",
+    "trace",
+    "trees",
+]

@@ -6,9 +6,8 @@ known to work element by element keeps axes apart; any other fixes what it touch
 """
 
 import inspect
-import linecache
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,11 +16,11 @@ from torch.utils._pytree import tree_leaves
 
 from mmstudy.core.networks import evaluating
 from mmstudy.tracing.axes import Axis, fix
-from mmstudy.tracing.calls import Call, called, unnoticed
+from mmstudy.tracing.calls import called, unnoticed
+from mmstudy.tracing.exporting import PREFIX, exported
 from mmstudy.tracing.graph import SIZE, UNKNOWN, Normalization, Rules, Trace, Value, data
 from mmstudy.tracing.rules import contractions, layers, norms, pieces, views
 from mmstudy.tracing.settling import settle
-from mmstudy.tracing.trees import tensors
 
 RULES = Rules({**layers.RULES, **contractions.RULES, **pieces.RULES, **views.RULES})
 
@@ -85,7 +84,7 @@ def trace(network: nn.Module, batch: Any) -> Trace:
     """
     call = called(network, batch)
     with unnoticed(network), evaluating(network):  # training would write running statistics into the graph
-        program = _exported(network, call)
+        program = exported(network, call)
     canonical = _first_names(network)
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -117,64 +116,6 @@ def trace(network: nn.Module, batch: Any) -> Trace:
 
 
 OUTPUT = "it is an axis of the network's output"
-PREFIX = "network."  # of names inside `_Called`
-
-
-class _Called(nn.Module):
-    """The network as a function of the tensors of a call, to those of its outputs."""
-
-    def __init__(self, network: nn.Module, call: Call):
-        super().__init__()
-        self.network, self.call = network, call
-
-    def forward(self, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        rest = iter(given)
-        return tuple(tensors(self.call.mapped(lambda old: next(rest)).directly(self.network)))
-
-
-def _exported(network: nn.Module, call: Call) -> torch.export.ExportedProgram:
-    if _other_type(network, call):  # the shapes that an export computes with do not show it
-        _try(network, call)
-    try:
-        with _sources_forgotten():
-            return torch.export.export(_Called(network, call), (tuple(call.tensors),), strict=False)
-    except Exception as error:  # whatever the network, or the export, does not take
-        _try(network, call)
-        first = str(error).strip().partition("\n")[0]
-        raise NotImplementedError(f"the network runs, but torch.export cannot follow it: {first}") from error
-
-
-@contextmanager
-def _sources_forgotten() -> Iterator[None]:
-    """Take back the source code that torch.fx otherwise keeps for ever of every graph that it makes."""
-    kept = fx.graph_module._loader.eval_cache
-    before = set(kept)
-    try:
-        yield
-    finally:
-        for key in kept.keys() - before:
-            del kept[key]
-            linecache.cache.pop(key, None)
-
-
-def _try(network: nn.Module, call: Call) -> None:
-    """Raise what is wrong with the call, if it fails by itself."""
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            call.of(network)
-    except Exception as error:
-        shapes = ", ".join(f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in call.tensors)
-        hint = _other_type(network, call)
-        raise ValueError(f"the network cannot be called on this batch ({shapes}): {error}{hint}") from error
-
-
-def _other_type(network: nn.Module, call: Call) -> str:
-    """What to say of a network and a batch that have one type of numbers each, and not the same; else nothing."""
-    kinds = [{t.dtype for t in some if t.is_floating_point()} for some in (network.parameters(), call.tensors)]
-    if any(len(kind) != 1 for kind in kinds) or kinds[0] == kinds[1]:
-        return ""
-    own, given = (str(*kind).removeprefix("torch.") for kind in kinds)
-    return f". The network is {own} and the batch {given}: convert one of them"
 
 
 def _first_names(network: nn.Module) -> dict[str, str]:

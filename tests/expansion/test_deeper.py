@@ -6,6 +6,7 @@ from cases import Wired, batch, change, convolutional, mlp, of_family
 from torch import nn
 from torch.nn import functional as F
 
+import mmstudy as mm
 from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import generator
 from mmstudy.expansion.candidate import Candidate
@@ -217,7 +218,6 @@ def test_places_where_nothing_can_be_inserted_are_refused_by_name(operator, name
 
 BRANCHES = {
     "scaled": lambda net, x: x + 0.5 * net.down(net.up(x).relu()),
-    "rectified": lambda net, x: x + net.down(net.up(x).relu()).relu(),
     "dropped and divided": lambda net, x: x - F.dropout(net.down(net.up(x)).tanh(), 0.5, net.training) / 2,
     "gated": lambda net, x: x + net.up(x).sigmoid().mean(-1, keepdim=True) * net.down(net.up(x).relu()),
 }
@@ -225,7 +225,7 @@ BRANCHES = {
 
 @pytest.mark.parametrize("operator", ["zero_residual", "identity_block"])
 @pytest.mark.parametrize("branch", BRANCHES)
-def test_a_branch_may_be_scaled_or_rectified_before_it_is_added(branch, operator):
+def test_a_branch_may_be_scaled_or_gated_before_it_is_added(branch, operator):
     blocks = [Wired(BRANCHES[branch], up=nn.Linear(6, 8), down=nn.Linear(8, 6)) for _ in range(2)]
     network = nn.Sequential(nn.Linear(7, 6), *blocks, nn.Linear(6, 2))
     new = grown(operator, ("1",), (2,), network, batch()[0]).network
@@ -233,6 +233,17 @@ def test_a_branch_may_be_scaled_or_rectified_before_it_is_added(branch, operator
     assert (new[2].down.weight == 0).all()
     assert (new[2].up.weight != 0).all()
     assert change(network, new, batch()[0]) == 0
+
+
+@pytest.mark.parametrize("operator", ["zero_residual", "identity_block"])
+def test_a_branch_that_is_rectified_before_it_is_added_would_never_learn_from_zeros(operator):
+    blocks = [
+        Wired(lambda net, x: x + net.down(net.up(x).relu()).relu(), up=nn.Linear(6, 8), down=nn.Linear(8, 6))
+        for _ in range(2)
+    ]
+    network = nn.Sequential(nn.Linear(7, 6), *blocks, nn.Linear(6, 2))
+    with pytest.raises(ValueError, match=r"a copy of 1 that does nothing would never learn .*down\.weight, down\.bias"):
+        grown(operator, ("1",), (2,), network, batch()[0])
 
 
 def test_what_is_no_single_layer_cannot_be_made_square():
@@ -351,3 +362,26 @@ def test_the_old_network_and_its_modes_are_left_alone():
 def test_a_place_is_named_once():
     with pytest.raises(ValueError, match=r"interleave names a location twice: \('blocks\.0', 'blocks\.0'\)"):
         Candidate("interleave", ("blocks.0", "blocks.0"), (1, 2))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_convolution_may_be_transposed_or_work_in_groups(layer, groups):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), layer(4, 4, 3, padding=1, groups=groups), nn.ReLU()
+    )
+    images = torch.randn(2, 1, 5, 5)
+    new = mm.expand(network, images, "deeper_identity", {"2": 1})
+    assert torch.equal(new(images), network(images))
+    assert new[3].groups == groups
+    drawn = mm.expand(network, images, "deeper_random", {"2": 1})
+    assert drawn[3].weight.shape == network[2].weight.shape
+    assert drawn[3].weight.count_nonzero() == network[2].weight.numel()
+
+
+@pytest.mark.parametrize("operator", ["deeper_identity", "deeper_random"])
+def test_a_transposed_convolution_with_other_outputs_than_inputs_is_refused(operator):
+    network = nn.Sequential(nn.ConvTranspose2d(4, 6, 3), nn.ReLU())
+    with pytest.raises(ValueError, match=r"0 has not as many outputs as inputs, .* transposed, or works in groups"):
+        mm.expand(network, torch.randn(2, 4, 5, 5), operator, {"0": 1})

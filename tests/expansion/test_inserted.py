@@ -146,3 +146,138 @@ def test_a_block_that_does_not_compute_in_float64_is_tried_in_its_own_type():
 
     new = mm.expand(net(f).float(), inputs().float(), "identity_block", {"bs.0": 1})
     assert len(new.bs) == 3
+
+
+def together(ends: bool = False) -> Net:
+    """Blocks that share a normalization, an object and the network itself, and perhaps the layer that ends them."""
+    network = net(lambda block, x: branch(block, block.norm(x)) * block.root[0].gain)
+    network.gain, network.taps = nn.Parameter(torch.full((6,), 2.0, dtype=DOUBLE)), [b.l1 for b in network.bs]
+    norm, settings = nn.LayerNorm(6).double().requires_grad_(False), {"dropout": 0.0}
+    nn.init.constant_(norm.weight, 3)
+    for block in network.bs:
+        block.norm, block.settings, block.root = norm, settings, [network]
+        block.l2 = network.bs[0].l2 if ends else block.l2
+    return network
+
+
+@pytest.mark.parametrize("operator", ["stack", "identity_block", "zero_residual", "deeper_random"])
+def test_an_inserted_block_shares_what_the_others_share_and_leaves_it_as_it_is(operator):
+    network = together()
+    new = mm.expand(network, inputs(), operator, {"bs.0": 1})
+    assert len({id(block.norm) for block in new.bs}) == len({id(block.settings) for block in new.bs}) == 1
+    assert all(block.root[0] is new for block in new.bs)
+    assert (new.bs[1].norm.weight == 3).all()
+    assert not new.bs[1].norm.weight.requires_grad
+    assert new.bs[0].norm is not network.bs[0].norm
+    assert new.bs[0].settings is not network.bs[0].settings
+    assert len({block.l1 for block in new.bs}) == 3
+
+
+def test_what_other_modules_share_is_never_made_zero():
+    network = together(ends=True)
+    for operator in ("identity_block", "zero_residual"):
+        with pytest.raises(ValueError, match=r"l2\.weight, l2\.bias of bs\.0 would have to be zero, and other modules"):
+            mm.expand(network, inputs(), operator, {"bs.0": 1})
+    drawn = mm.expand(network, inputs(), "deeper_random", {"bs.0": 1})
+    assert drawn.bs[1].l2 is drawn.bs[2].l2
+    assert torch.equal(drawn.bs[1].l2.weight, network.bs[0].l2.weight)
+
+
+def test_a_layer_that_other_modules_share_gets_no_copy_that_is_drawn_anew():
+    layer = nn.Linear(6, 6).double()
+    network = nn.Sequential(nn.Sequential(layer), nn.Sequential(layer))
+    for operator in ("deeper_identity", "deeper_random"):
+        with pytest.raises(ValueError, match=r"0\.weight, 0\.bias of 1 would have to change, and other modules share"):
+            mm.expand(network, inputs(), operator, {"1": 1})
+
+
+class Bare(nn.Module):
+    """A residual block whose matrices are its own parameters, in this order, and which torch.export cannot follow."""
+
+    def __init__(self, *names: str):
+        super().__init__()
+        for name in names:
+            self.register_parameter(name, nn.Parameter(torch.randn(6, 6)))
+
+    def forward(self, x):
+        if not x.isfinite().all():
+            raise FloatingPointError("activations overflow")
+        return x + (x @ self.up).relu() @ self.down
+
+
+@pytest.mark.parametrize("names", [("up", "down"), ("down", "up")])
+def test_a_block_that_is_one_module_is_silenced_where_it_ends_and_learns(names, capfd):
+    torch.manual_seed(0)
+    network = Net(Bare(*names), Bare(*names)).double().eval()
+    new = mm.expand(network, inputs(), "identity_block", {"bs.0": 1})
+    assert torch.equal(new.bs[1].up, network.bs[0].up)
+    assert not new.bs[1].down.any()
+    new(inputs()).square().sum().backward()
+    assert new.bs[1].down.grad.any()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_block_that_would_never_learn_is_not_inserted():
+    network = net(lambda block, x: branch(block, x) * block.gain, lambda b: b.register_parameter("gain", gain()))
+    for parameter in network.bs[0].l2.parameters():
+        nn.init.zeros_(parameter)
+    with pytest.raises(ValueError, match=r"bs\.0 that does nothing would never learn on this batch: .*\(gain\)"):
+        mm.expand(network, inputs(), "identity_block", {"bs.0": 1})
+    assert mm.expand(network, inputs(), "zero_residual", {"bs.0": 1}).bs[1].l2.weight.any()
+
+
+def gain() -> nn.Parameter:
+    """A factor for each of 6 channels."""
+    return nn.Parameter(torch.ones(6))
+
+
+def test_a_block_whose_ends_the_trace_does_not_know_is_tried_out():
+    network = net(lambda block, x: torch.fft.fft(branch(block, x)).real)
+    new = mm.expand(network, inputs(), "identity_block", {"bs.0": 1})
+    assert change(network, new, inputs(2, 6)) == 0
+    assert not new.bs[1].l2.weight.any()
+
+
+def with_experts(block, x, images=None):
+    out = block.l2(block.l1(x).relu())
+    return out if images is None else torch.where(images, block.l3(x), out)
+
+
+@pytest.mark.parametrize("operator", ["identity_block", "zero_residual"])
+@pytest.mark.parametrize("traceable", [True, False])
+def test_a_block_with_a_branch_that_the_call_never_reads_is_not_said_to_do_nothing(operator, traceable):
+    def f(block, x):
+        if not traceable and not x.isfinite().all():
+            raise FloatingPointError("activations overflow")
+        return with_experts(block, x)
+
+    network = net(f, lambda block: block.add_module("l3", nn.Linear(6, 6)))
+    with pytest.raises(ValueError, match=r"bs\.0\.l3\.weight, bs\.0\.l3\.bias may change .* never reads them\. Give a"):
+        mm.expand(network, inputs(), operator, {"bs.0": 1})
+    assert len(mm.expand(network, inputs(), "stack", {"bs.0": 1}).bs) == 3
+
+
+def test_a_layer_with_a_parameter_that_the_call_never_reads_is_not_said_to_do_nothing():
+    class Layer(nn.Linear):
+        def forward(self, x, images=None):
+            return super().forward(x if images is None else x * self.other)
+
+    layer = Layer(6, 6)
+    layer.other = gain()
+    network = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), layer, nn.ReLU()).double()
+    with pytest.raises(ValueError, match=r"no copy of 2 is known to do nothing: 2\.other may change"):
+        mm.expand(network, inputs(), "deeper_identity", {"2": 1})
+
+
+def test_experts_that_no_example_reaches_are_named():
+    def f(block, x):
+        chosen = (x.mean(-1) > 0).long()
+        return sum(expert(x) * (chosen == i)[:, None] for i, expert in enumerate((block.l3, block.l4)) if i in chosen)
+
+    network = net(f, lambda block: [block.add_module(name, nn.Linear(6, 6)) for name in ("l3", "l4")])
+    for block in network.bs:
+        del block.l1, block.l2
+    with pytest.raises(ValueError, match=r"bs\.0\.l4\.weight, bs\.0\.l4\.bias may change"):
+        mm.expand(network, -inputs().abs(), "identity_block", {"bs.0": 1})
+    new = mm.expand(network, inputs(), "identity_block", {"bs.0": 1})
+    assert not any(p.any() for p in new.bs[1].parameters())

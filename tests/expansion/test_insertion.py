@@ -109,6 +109,17 @@ def test_what_is_a_place_is_renumbered_and_what_only_looks_like_one_is_not():
     assert [block.layer_idx for block in network.blocks.values()] == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("count", "then"), [(2, [0, 0, 1]), (3, [0, 1, 2, 3])])
+def test_of_two_blocks_a_number_is_a_place_only_if_its_name_says_so(count, then):
+    members = blocks(count)
+    for place, block in enumerate(members):
+        block.local = place  # of two, a switch
+    network = Wired(by_keyword, blocks=nn.ModuleList(members), head=nn.Linear(6, 2)).double()
+    new = Candidate("identity_block", ("blocks.0",), (1,)).expand(network, inputs())
+    assert [block.local for block in new.blocks] == then
+    assert [block.layer_idx for block in new.blocks] == list(range(count + 1))
+
+
 @dataclass(frozen=True)
 class Sizes:
     depth: int = 3
@@ -165,6 +176,16 @@ def test_a_list_may_have_one_module_at_several_places():
     ]  # fmt: skip
     with torch.no_grad():
         assert torch.equal(grown.network(inputs()), network[3:](network[2](network[2](network[:3](inputs())))))
+
+
+def test_a_copy_of_a_member_that_stands_at_several_places_is_a_member_of_its_own():
+    block = blocks(1)[0]
+    network = Wired(by_keyword, blocks=nn.ModuleList([block, block]), head=nn.Linear(6, 2)).double()
+    for operator in ("identity_block", "stack"):
+        grown = Candidate(operator, ("blocks.1",), (1,)).grow(network, inputs())
+        assert grown.network.blocks[0] is grown.network.blocks[1]
+        assert grown.network.blocks[2].up.weight is not grown.network.blocks[0].up.weight
+        assert grown.origin["blocks.2.up.weight"] == "blocks.0.up.weight"
 
 
 def test_members_that_stand_side_by_side_are_no_chain():

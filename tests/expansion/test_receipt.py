@@ -172,12 +172,14 @@ def test_parameters_of_an_inserted_block_are_told_from_those_that_moved():
     old = Decoder(11, 8, 8, 2, 2)
     for parameter in old.blocks[1].parameters():
         parameter.requires_grad_(False)
+    for place, block in enumerate(old.blocks):
+        block.layer_idx = place
     tokens = torch.randint(11, (4, 8))
     new = mm.expand(old, tokens, "identity_block", {"blocks.0": 1})
     assert not any(p.requires_grad for p in new.blocks[2].parameters())
     found = receipt(old, new, tokens)
     assert found.wrong == []
-    assert "blocks: 2 → 3 members" in found.changed
+    assert found.changed == ("blocks: 2 → 3 members", "blocks.1.layer_idx: 1 → 2")
 
 
 def test_each_number_that_changed_is_named_once():
