@@ -1,6 +1,7 @@
 """Wider: couplings of a network grow by an operator, one after another, or at once where one number serves several."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -112,14 +113,14 @@ def reasons(traced: Trace, location: str) -> str:
     return "; ".join(dict.fromkeys([fixed[location].why] if location in fixed else inside))
 
 
-def exact(candidate: object, wrong: str | None, even: str = "") -> None:
+def exact(candidate: Any, wrong: str | None, even: str = "") -> None:
     """Refuse what is not exact, if something is to be said of it.
 
     Raises:
         ValueError: it is not.
     """
     if wrong:
-        raise ValueError(
-            f"{candidate} is not exact here{even}: {wrong}. Something between the new units and what reads them does "
-            "not keep a copy a copy, or a zero a zero"
-        )
+        cause = "Something between the new units and what reads them does not keep a copy a copy, or a zero a zero"
+        if not OPERATORS[candidate.operator].widens:
+            cause = "What is inserted is to do nothing, and changes what runs through it"
+        raise ValueError(f"{candidate} is not exact here{even}: {wrong}. {cause}")
