@@ -132,7 +132,7 @@ def _values_differ(a: Any, b: Any, where: str, seen: Seen) -> str | None:
     if isinstance(a, Mapping):
         if list(a) != list(b):
             return unlike
-        return _attributes_differ(a, b, where, seen) or _attributes_differ(_state(a), _state(b), where, seen)
+        return _attributes_differ(a, b, where, seen) or _attributes_differ(state(a), state(b), where, seen)
     if isinstance(a, Sequence):
         parts = [_values_differ(x, y, f"{where}[{i}]", seen) for i, (x, y) in enumerate(zip(a, b, strict=False))]
         return unlike if len(a) != len(b) else next(filter(None, parts), None)
@@ -140,8 +140,8 @@ def _values_differ(a: Any, b: Any, where: str, seen: Seen) -> str | None:
         return None if a == b else unlike
     if isinstance(a, types.FunctionType | types.MethodType | functools.partial):
         return _values_differ(_parts_of_function(a), _parts_of_function(b), where, seen) and unlike
-    if state := _state(a):
-        return _attributes_differ(state, _state(b), where, seen)
+    if own := state(a):
+        return _attributes_differ(own, state(b), where, seen)
     try:
         return None if bool(a == b) else unlike
     except Exception:  # whatever a comparison of unknown things may raise
@@ -164,7 +164,7 @@ def _constants(code: types.CodeType) -> tuple:
     return tuple((c.co_code, c.co_names, _constants(c)) if isinstance(c, types.CodeType) else c for c in code.co_consts)
 
 
-def _state(value: Any) -> dict:
+def state(value: Any) -> dict:
     """The attributes of an object, those in slots included."""
     found = {name: getattr(value, name) for name in slots(type(value)) if hasattr(value, name)}
     return found | getattr(value, "__dict__", {})

@@ -20,8 +20,8 @@ from torch.utils.data import Dataset
 
 from mmstudy.batched import engine
 from mmstudy.batched.engine import Batch
-from mmstudy.batched.likeness import FILES, PLAIN, TORCH
-from mmstudy.batched.watch import LIBRARIES, names, slots
+from mmstudy.batched.likeness import FILES, PLAIN, TORCH, state
+from mmstudy.batched.watch import LIBRARIES, names
 from mmstudy.ranking.randomness import random_kept
 from mmstudy.ranking.training import epoch_of, moved
 
@@ -139,10 +139,8 @@ def _inside(value: Any, seen: Seen) -> Iterator[bytes]:
     elif callable(value) and hasattr(value, "__wrapped__"):
         yield from _told(value.__wrapped__, seen)
     elif is_dataclass(value) or isinstance(value, SETTINGS) or (callable(value) and not _of_library(type(value))):
-        own = {name: getattr(value, name) for name in slots(type(value)) if hasattr(value, name)}
-        own |= getattr(value, "__dict__", {})
         yield from _all((type(value),), seen)
-        yield from _named(own, seen, _assigned(type(value), "__call__"))
+        yield from _named(state(value), seen, _assigned(type(value), "__call__"))
 
 
 def _all(values: Iterable[Any], seen: Seen) -> Iterator[bytes]:

@@ -131,7 +131,7 @@ def _best(regret: xr.DataArray, total: xr.DataArray) -> str:
 def _lead(choice: xr.Dataset) -> str:
     """Whether the middle expansion is ahead of the base, trained on for as many FLOPs."""
     found = intervals.over_tasks(choice["middle"].sel(reference=BASE, budget="equal flops"))
-    return "better" if float(found["low"]) > 0 else "worse" if float(found["high"]) < 0 else "undecided"
+    return intervals.verdict(found).item()
 
 
 def _compared(verdicts: dict[str, str], words: dict[str, str]) -> str:

@@ -100,25 +100,32 @@ def decided(table: xr.Dataset) -> xr.Dataset:
     Returns:
         Over the other dimensions `mean`; `tasks better`, `tasks worse`, those whose interval is above and below 0.
     """
-    sides = {"tasks better": table["low"] > 0, "tasks worse": table["high"] < 0}
-    counts = {name: side.sum("task") for name, side in sides.items()}
+    counts = {f"tasks {side}": (verdict(table) == side).sum("task") for side in ("better", "worse")}
     return xr.Dataset({"mean": table["mean"].mean("task"), **counts}).reset_coords(drop=True)
+
+
+def verdict(table: xr.Dataset, larger_is_better: bool = True) -> xr.DataArray:
+    """What intervals of a difference say of it: better or worse where they leave 0 out on that side, else undecided.
+
+    Args:
+        table: `low` and `high`, over any dimensions; NaN where there is no interval.
+    """
+    up, down = table["low"] > 0, table["high"] < 0
+    better, worse = (up, down) if larger_is_better else (down, up)
+    return better.copy(data=np.select([better.values, worse.values], ["better", "worse"], "undecided"))
 
 
 def differences(table: xr.DataArray, rival: Any, dim: str = "predictor", **options: Any) -> xr.Dataset:
     """Every other entry of a dimension minus the rival, paired by task: `over_tasks` of it, and a verdict.
 
-    `verdict` over the dimension: better or worse than the rival where the interval leaves 0 out on that side, undecided
-    where it holds 0 or there is none. `options` are those of `over_tasks`.
+    `verdict` over the dimension: whether it is better or worse than the rival, or undecided, as `verdict` says.
+    `options` are those of `over_tasks`.
 
     Raises:
         KeyError: there is no such rival.
     """
     result = over_tasks(table.drop_sel({dim: rival}) - table.sel({dim: rival}, drop=True), **options)
-    up, down = result["low"] > 0, result["high"] < 0
-    better, worse = (up, down) if options.get("larger_is_better", True) else (down, up)
-    verdict = np.select([better.values, worse.values], ["better", "worse"], "undecided")
-    return result.assign(verdict=better.copy(data=verdict))
+    return result.assign(verdict=verdict(result, options.get("larger_is_better", True)))
 
 
 def front(cost: np.ndarray, merit: np.ndarray) -> np.ndarray:
