@@ -162,7 +162,7 @@ WRONG = {
         "estimators_samples": [
             ([], "estimators_samples must not be empty"), (8, "estimators_samples must be a list"),
             ([2, 64], "estimators_samples[0] must be at least 4"), ([10**12], "at least 4 and at most 100000"),
-            ([8], "estimators_samples must be numbers that rise, 2 or more"), ([64, 4], "must be numbers that rise"),
+            ([8], "estimators_samples must reach 16 times the first"), ([64, 4], "must be numbers that rise"),
             ([8, 16], "estimators_samples must reach 16 times the first"),
         ]
     },

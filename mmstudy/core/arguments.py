@@ -120,7 +120,7 @@ def number(given: Any, name: str, above: float | int = -math.inf, most: float | 
         raise TypeError(f"{name} must be a number; got {described(given)}")
     value: Any = given.item() if hasattr(given, "item") else given
     if not above < value <= most or value < -sys.float_info.max:
-        lower = f" > {above}" if above > -math.inf else ""
+        lower = f" > {above:g}" if above > -math.inf else ""
         upper = f" and at most {most:g}" if most < sys.float_info.max else ""
         raise ValueError(f"{name} must be a finite number{lower}{upper}; got {described(given)}")
     return float(given)
