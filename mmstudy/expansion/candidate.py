@@ -236,7 +236,7 @@ def _judged(candidate, references, batch, loss_fn, traced, keep, configured=True
         everywhere = [*references, *references[0].others]
         grown = _widen(candidate, everywhere, traced, stream, batch, loss_fn, configured)
     else:
-        grown = _deepen(candidate, network, stream, call, keep)
+        grown = _deepen(candidate, references[0], stream, keep)
     checking.check(candidate, references, grown.network, grown.origin, grown.inserted, coarsest, elsewhere)
     return grown
 
@@ -257,11 +257,12 @@ def _widen(candidate, references, traced, stream, batch, loss_fn, configured) ->
     return Expansion(new, origin, frozenset(), frozenset(), carry, (*changed, *fitted), configuration)
 
 
-def _deepen(candidate, network, stream, call, keep) -> Expansion:
+def _deepen(candidate, reference, stream, keep) -> Expansion:
+    network, call = reference.network, reference.call
     numbers = dict(zip(candidate.locations, candidate.sizes, strict=True))
     estimates.deeper_fits(network, numbers)
     way = OPERATORS[candidate.operator].way
-    new = insertion.insert(network, numbers, way, stream, call, keep)
+    new = insertion.insert(network, numbers, way, stream, call, keep, reference.members)
     origin, fresh = new.origin, frozenset() if way.trained else new.new
 
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:

@@ -143,11 +143,13 @@ def of_network(
 ) -> Coverage:
     """The coverage of a network that has been traced on a call; exact operators are tried on one group of each kind.
 
-    A large network is judged in its own types of numbers, not in float64, and for one operator of each kind of group on
-    batches of other sizes; what grows is checked in full when it does.
+    A large network is judged in its own types of numbers, not in float64, for one operator of each kind of group on
+    batches of other sizes, and by calls alone, with no trace of what has grown; what grows is checked in full when it
+    does.
     """
+    traced.confirms = not large(network)
     rows, tried = [], dict[object, tuple[str, dict[str, str]]]()
-    references = [Reference(network, each, roughly=large(network)) for each in (call, *also)]
+    references = [Reference(network, each, roughly=not traced.confirms) for each in (call, *also)]
     exact = [name for name in named(widens=True) if OPERATORS[name].preserves == EXACTLY]
     for name, group in of_trace(traced).items():
         kind = _kind(group)

@@ -10,6 +10,7 @@ from torch import Tensor
 from mmstudy.tracing.trees import tensors
 
 APART = 10  # powers of two between numbers of two scales
+LOWEST = -2000  # a power of two below those of all numbers
 
 
 def changes(before: Any, after: Any, like: Any = None) -> list[tuple[float, float, float]]:
@@ -39,7 +40,9 @@ def changes(before: Any, after: Any, like: Any = None) -> list[tuple[float, floa
     found = []
     for old, new, *scaled in zip(*pair, strict=True):
         a, b, *scaled = (_real(t) for t in (old, new, *scaled))
-        gap = (b - a).abs().masked_fill((a == b) | (a.isnan() & b.isnan()), 0)
+        gap = (b - a).abs()
+        if not float(gap.max()) < inf:  # the difference of equal infinities, and of what is NaN in both, is NaN
+            gap = gap.masked_fill((a == b) | (a.isnan() & b.isnan()), 0)
         finite = a.where(a.isfinite(), 0)
         for part in _scales(*scaled or [finite]):
             inside = finite if part is None else finite[part]
@@ -58,13 +61,15 @@ def _scales(values: Tensor) -> list[Tensor | None]:
     Between two scales no number lies, over a factor of `APART`. Fewer numbers than there are examples are no scale.
     """
     known = values.isfinite() & (values != 0)
-    exponents = torch.frexp(values.abs().where(known, 1.0))[1]
-    present = exponents[known].unique().tolist()  # sorted
+    exponents = torch.frexp(values)[1].where(known, LOWEST)
+    counts = torch.bincount(exponents.flatten() - LOWEST)
+    counts[0] = 0
+    present = (counts.nonzero().flatten() + LOWEST).tolist()
     edges = [two for one, two in pairwise(present) if two - one > APART]
     fewest, kept = max(2, len(values) if values.ndim else 1), list[int]()
     for edge in edges:
         low = kept[-1] if kept else present[0]
-        if int((known & (exponents >= low) & (exponents < edge)).sum()) >= fewest:
+        if int(counts[low - LOWEST : edge - LOWEST].sum()) >= fewest:
             kept.append(edge)
     if not kept:
         return [None]

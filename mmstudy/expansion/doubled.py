@@ -17,7 +17,7 @@ CHUNK = 2**22  # numbers that are moved at once
 
 
 class _Read(Tensor):
-    """A parameter that is in float64 whenever it is read, by a function; what changes it in place changes what it is.
+    """A parameter that a function makes whenever it is read; what changes it in place changes what the function gives.
 
     All that is an alias of it has the same `source`, a list of that one function.
     """
@@ -26,16 +26,16 @@ class _Read(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # ordinary tensors come of it
 
     @staticmethod
-    def __new__(cls, like: Tensor, source: list[Callable[[], Tensor]]):
+    def __new__(cls, like: Tensor, source: list[Callable[[], Tensor]], kind: torch.dtype):
         layout = like.shape, like.stride(), like.storage_offset()
-        made = Tensor._make_wrapper_subclass(cls, *layout, dtype=torch.float64, device=like.device)
+        made = Tensor._make_wrapper_subclass(cls, *layout, dtype=kind, device=like.device)
         made.source = source
         return made
 
     @classmethod
     def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):  # type: ignore[override]
         if operation is torch.ops.aten.detach.default:
-            return _Read(args[0], args[0].source)
+            return _Read(args[0], args[0].source, args[0].dtype)
         given = args, kwargs or {}
         if operation._schema.is_mutable:  # as an embedding with a largest norm
             for each in tree_leaves(given):
@@ -50,7 +50,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 class Outside(TorchDispatchMode):
-    """Notes the tensors of a network that operations read while a copy of it is called, one that `doubled` has made.
+    """Notes the tensors of a network that operations read while a copy of it is called, by `doubled` or `watchable`.
 
     They are read past the copy, by functions that hold the network or a part of it.
     """
@@ -102,7 +102,7 @@ def doubled(
             known[id(own)] = instead[name].detach()
         elif own.is_floating_point():
             read = partial(rounded, own.detach(), torch.float64, eps, name) if name in moved else own.detach().double
-            known[id(own)] = _Read(own, [read])
+            known[id(own)] = _Read(own, [read], torch.float64)
         else:
             known[id(own)] = own.detach()
     new = copy.deepcopy(network, known).double()
@@ -110,6 +110,15 @@ def doubled(
         if name in instead:
             put(new, name, instead[name])
     return new
+
+
+def watchable(network: nn.Module) -> nn.Module:
+    """A copy of the network in its own types of numbers, which shares its parameters' memory: for `Outside`."""
+    floating = [own for own in network.parameters() if own.is_floating_point()]
+    known = {id(own): _Read(own, [partial(_same, own.detach())], own.dtype) for own in floating}
+    return copy.deepcopy(
+        network, known | {id(own): own.detach() for own in network.parameters() if id(own) not in known}
+    )
 
 
 def rounded(tensor: Tensor, kind: torch.dtype, eps: float, name: str) -> Tensor:

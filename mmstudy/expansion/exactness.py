@@ -16,7 +16,7 @@ from mmstudy.core import precision
 from mmstudy.core.networks import evaluating, named_tensors
 from mmstudy.core.states import seeded
 from mmstudy.expansion.differences import changes
-from mmstudy.expansion.doubled import Outside, doubled, rounded
+from mmstudy.expansion.doubled import Outside, doubled, rounded, watchable
 from mmstudy.tracing.calls import Call, resized
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
@@ -37,7 +37,7 @@ class Reference:
 
     Args:
         training: it is called in training mode, which changes none of its statistics.
-        like: a reference of the same network, whose copy in float64 is taken.
+        like: a reference of the same network, whose copy is taken, if it is as rough.
         roughly: others are held against it in their own types of numbers: faster, and blind to what they round.
     """
 
@@ -51,7 +51,7 @@ class Reference:
     ):
         self.network, self.call, self.training, self._like = network, call, training, like
         self.roughly = roughly
-        self._outside: tuple[str, ...] = ()
+        self.members: dict[str, Trace] = {}  # traces of members of its lists alone, by path, once they are known
 
     @cached_property
     def in_training(self) -> "Reference":
@@ -76,27 +76,30 @@ class Reference:
         """The trace of the call."""
         return trace(self.network, self.call)
 
-    @cached_property
+    @property
     def double(self) -> Any:
-        """The outputs in float64; None where the network, or its device, does not compute in it."""
-        watched = Outside(self.network)
-        try:
-            _ = self._doubled  # which reads the network
-            with watched:
-                return self._in_double(0)
-        except Exception:  # whatever a network does with other numbers than its own, or watched
-            try:
-                return None if watched.read else self._in_double(0)
-            except Exception:  # as above
-                return None
-        finally:
-            self._outside = tuple(watched.read)
+        """The outputs in float64; None where the network, or its device, does not compute in it, or `roughly`."""
+        return None if self.roughly else self._watched[0]
 
     @property
     def outside(self) -> tuple[str, ...]:
         """The tensors of the network that a copy of it reads: functions that it keeps hold the network itself."""
-        _ = self.double
-        return self._outside
+        return self._watched[1]
+
+    @cached_property
+    def _watched(self) -> tuple[Any, tuple[str, ...]]:
+        """What a copy puts out, None if it fails; and what it reads of the network meanwhile."""
+        watched = Outside(self.network)
+        try:
+            _ = self._copy  # which reads the network
+            with watched:
+                outputs = self._of_copy(0)
+        except Exception:  # whatever a network does with other numbers than its own, or watched
+            try:
+                outputs = None if watched.read else self._of_copy(0)
+            except Exception:  # as above
+                outputs = None
+        return outputs, tuple(watched.read)
 
     @cached_property
     def plain(self) -> Any:
@@ -114,9 +117,9 @@ class Reference:
     @cached_property
     def draws(self) -> bool:
         """Whether the outputs are others with other random numbers."""
-        double = not self.roughly and self.double is not None
+        double = self.double is not None
         eps = torch.finfo(torch.float64).eps if double else _eps(self.network)
-        before, after = (self.double, self._in_double(1)) if double else (self.plain, self.of(self.network, 1))
+        before, after = (self.double, self._of_copy(1)) if double else (self.plain, self.of(self.network, 1))
         try:
             found = changes(before, after)
         except ValueError:  # their number is drawn too
@@ -127,12 +130,16 @@ class Reference:
         """What another network puts out when it is called so, in its own types of numbers."""
         return _outputs(network, self.call, self.training, seed)
 
-    def _in_double(self, seed: int) -> Any:
-        return _outputs(self._doubled, self.call.mapped(_double), self.training, seed)
+    def _of_copy(self, seed: int) -> Any:
+        call = self.call if self.roughly else self.call.mapped(_double)
+        return _outputs(self._copy, call, self.training, seed)
 
     @cached_property
-    def _doubled(self) -> nn.Module:
-        return self._like._doubled if self._like else doubled(self.network)
+    def _copy(self) -> nn.Module:
+        """The network in float64, or roughly; it shares the parameters."""
+        if self._like and self._like.roughly == self.roughly:
+            return self._like._copy
+        return watchable(self.network) if self.roughly else doubled(self.network)
 
 
 def of_another(network: nn.Module, references: Sequence[Reference]) -> list[Reference]:
@@ -187,7 +194,7 @@ class Grown:
                 return reference.call.under(self.network, changed)
 
         eps = max(self.eps, PRECISION)
-        if not reference.roughly and reference.double is not None:
+        if reference.double is not None:
             try:
                 return _said(reference.double, in_double, eps, torch.finfo(torch.float64).eps)
             except Exception:  # not every network computes in float64

@@ -51,12 +51,14 @@ def insert(
     generator: torch.Generator,
     call: Call,
     protected: Sequence[str] = (),
+    traces: dict[str, Trace] | None = None,
 ) -> Inserted:
     """Behind each place insert that many of what `way` makes of it; if `together`, of all places, behind the last.
 
     Args:
         call: how the network is called on examples; normalizations of layers that do nothing are fitted to them.
         protected: numbers that must stay, as `attributes.stays` says.
+        traces: those of members alone that earlier insertions into this network have made; new ones are added.
 
     Raises:
         NotImplementedError: a block has an operation whose effect is not known.
@@ -84,7 +86,7 @@ def insert(
         first = len(inserted)
         for wanted in todo[place]:
             if wanted not in models:
-                models[wanted] = _model(network, wanted, generator, way, call, pairs)
+                models[wanted] = _model(network, wanted, generator, way, call, pairs, {} if traces is None else traces)
             block = models[wanted]
             with torch.no_grad():
                 module = way(block)
@@ -128,7 +130,13 @@ def _learns(module: nn.Module, block: Block) -> None:
 
 
 def _model(
-    network: nn.Module, wanted: str, generator: torch.Generator, way: Way, call: Call, pairs: dict[int, Any]
+    network: nn.Module,
+    wanted: str,
+    generator: torch.Generator,
+    way: Way,
+    call: Call,
+    pairs: dict[int, Any],
+    traces: dict[str, Trace],
 ) -> Block:
     """The block that is copied: the wanted one if it can be, else the nearest that keeps the shape of its input."""
 
@@ -136,7 +144,11 @@ def _model(
     def of(path: str) -> Block:
         theirs = common(network, network.get_submodule(path), pairs)
         block = Block(network, path, Trace(), generator, theirs, path in shapes and len(set(shapes[path])) == 1)
-        return block if way.trained else replace(block, traced=blocks.alone(network, path, call, block.shares))
+        if way.trained:
+            return block
+        if path not in traces:
+            traces[path] = blocks.alone(network, path, call, block.shares)
+        return replace(block, traced=traces[path])
 
     members, index = blocks.member(network, wanted)
     parent, names = wanted.rpartition(".")[0], list(members._modules)

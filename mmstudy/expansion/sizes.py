@@ -50,16 +50,16 @@ def found(network: nn.Module, old: nn.Module, grown: Grown, call: Call) -> list[
 
     with evaluating(old), torch.no_grad():
         before = call.of(old)
-    kept, expected = partial(attributes.kept, network, lengths, grown[0][0].protected), structure(grown)
+    kept = partial(attributes.kept, network, lengths, grown[0][0].protected)
     places = kept()
-    chosen, problem = _needed(network, places, call, before, expected)
+    chosen, problem = _needed(network, places, call, before, grown)
     hopeful = chosen is None and not isinstance(problem, attributes.TooManyError)
     for deeply in (None, old) if hopeful else ():
         for apart in (False, True):
             more = kept(beside=deeply, apart=apart)
             if chosen is None and len(more) > len(places):
                 tries = attributes.TRIES if deeply is None else DEEP_TRIES
-                chosen, _ = _needed(network, more, call, before, expected, tries)
+                chosen, _ = _needed(network, more, call, before, grown, tries)
                 places = more if chosen is not None or not places else places
     if chosen is None:
         raise DoesNotRun(_refusal(grown, places, problem)) from problem
@@ -80,11 +80,12 @@ def _needed(
     places: Sequence[attributes.Kept],
     call: Call,
     before: Any,
-    expected: Any,
+    grown: Grown,
     tries: int = attributes.TRIES,
 ) -> tuple[frozenset[int] | None, Exception | None]:
     """Which of the sizes must change; None of a choice that runs, and the last thing that was wrong."""
     problems: list[Exception] = []
+    expected, confirms = structure(grown), grown[0][0].confirms
 
     @cache
     def outcome(chosen: frozenset[int]) -> float | None:
@@ -107,7 +108,7 @@ def _needed(
 
     try:
         chosen = attributes.needed(len(places), outcome, SAME, tries=tries)
-        if chosen is None or not predicted(chosen):
+        if chosen is None or (confirms and not predicted(chosen)):
             chosen = attributes.needed(len(places), outcome, SAME, predicted, tries)
     except attributes.TooManyError as error:
         return None, error

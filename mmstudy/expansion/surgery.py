@@ -171,11 +171,16 @@ def _mapped(
     for use in reversed(axes.values()):
         if use.tensor in tensors:
             tensor, matrix = grown.get(use.tensor, tensors[use.tensor]), matrix_of(use)
-            if (rows := next((each for each in known if each.matrix is matrix), None)) is None:
+            if (rows := next((each for each in known if _alike(each.matrix, matrix)), None)) is None:
                 known.append(rows := Rows.of(matrix))
             units = units_first(tensor, use, plan.coupling.size)
             grown[use.tensor] = _units_back(tensor, finish(use, rows.times(units)), use, plan.coupling.size)
     return grown
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether a matrix stands for the other; of two that are learned only if it is the same."""
+    return one is other or (not one.requires_grad and not other.requires_grad and torch.equal(one, other))
 
 
 def units_first(tensor: Tensor, use: Use, size: int) -> Tensor:

@@ -52,6 +52,11 @@ class Coupling:
         return self._trace.kept.setdefault(self._axis, {})
 
     @property
+    def confirms(self) -> bool:
+        """Whether a trace confirms the sizes that calls of a grown network have found to do."""
+        return self._trace.confirms
+
+    @property
     def protected(self) -> tuple[str, ...]:
         """Patterns of the paths of numbers that modules keep and that must stay, whatever grows."""
         return self._trace.protected

@@ -96,6 +96,7 @@ class Trace:
     unread: dict[str, tuple[int, ...]] = field(default_factory=dict)  # tensors that no operation reads, their shapes
     padding: dict[str, int] = field(default_factory=dict)  # embedding → its row that stays zero and never learns
     coarsest: float = 0.0  # the largest eps of the types of numbers in which the network computes
+    confirms: bool = True  # whether a trace confirms the sizes that calls of a grown network have found to do
     protected: tuple[str, ...] = ()  # patterns of paths of numbers that modules keep and that must stay
     module: str = ""  # path of the module whose operation is being followed
     operation: object = ""  # the operation itself
