@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from zoo import ZOO
 
 import mmstudy as mm
-from mmstudy.batched import augmentation, engine, replay, scoring, training
+from mmstudy.batched import augmentation, costs, replay, scoring, training
 from mmstudy.batched import ensemble as en
 from mmstudy.core import networks, tasks
 from mmstudy.core.networks import initialize
@@ -233,7 +233,7 @@ def test_more_networks_go_into_a_call_than_on_a_processor():
     ]
     assert most[1] > most[0]
     free, _ = torch.cuda.mem_get_info()
-    assert engine._allowed(engine.BYTES, GPU) <= free
+    assert costs._allowed(costs.BYTES, GPU) <= free
 
 
 def test_the_sweep_is_that_of_a_processor(tmp_path):

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mmstudy.batched import determinism, engine, objective, replay
+from mmstudy.batched import costs, determinism, engine, objective, replay
 from mmstudy.batched import ensemble as en
 from mmstudy.batched.modes import NORMALIZATION
 from mmstudy.core import networks, precision
@@ -179,7 +179,7 @@ def test_frozen_statistics_are_each_parents_own(name):
 
 @pytest.mark.parametrize("name", NORMALIZED)
 def test_recomputed_statistics_are_those_of_all_examples_at_once(name, monkeypatch):
-    monkeypatch.setattr(engine, "EXAMPLES", 7)  # parts would have statistics of their own
+    monkeypatch.setattr(costs, "EXAMPLES", 7)  # parts would have statistics of their own
     nets, examples, loss_fn = case(name)
     points = around(nets, 2)
     found = objective.of_networks(en.stack(nets), examples, loss_fn, normalization="recomputed")(points)
@@ -283,14 +283,14 @@ def test_chunks_and_the_loop_do_not_matter(name, monkeypatch):
     for setting in ({"EXAMPLES": 7, "BYTES": 2**17}, {"BYTES": 1}, {"EXAMPLES": 9, "LARGE_CALL": 0}):
         with monkeypatch.context() as patch:
             for key, value in setting.items():
-                patch.setattr(engine, key, value)
+                patch.setattr(costs, key, value)
             for found, expected in zip(everything(), whole, strict=True):
                 torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", REAL)
 def test_gradients_are_those_of_autograd(name, monkeypatch):
-    monkeypatch.setattr(engine, "EXAMPLES", 7)
+    monkeypatch.setattr(costs, "EXAMPLES", 7)
     nets, examples, loss_fn = case(name)
     points = around(nets, 2)
     value, slope = objective.of_networks(en.stack(nets), examples, loss_fn).gradient(points)
@@ -306,9 +306,9 @@ def test_gradients_are_those_of_autograd(name, monkeypatch):
 @pytest.mark.parametrize("together", [True, False])
 def test_hessian_vector_products_are_those_of_autograd(name, together, monkeypatch):
     """Several at each point, as one backward pass or one after another."""
-    monkeypatch.setattr(engine, "EXAMPLES", 7)
+    monkeypatch.setattr(costs, "EXAMPLES", 7)
     if not together:
-        monkeypatch.setattr(engine, "BYTES", 1)
+        monkeypatch.setattr(costs, "BYTES", 1)
     nets, examples, loss_fn = case(name, count=2)
     points = around(nets, 1).squeeze(1)
     vectors = torch.randn((2, 3, points.shape[1]), generator=generator("vectors"), dtype=torch.float64)
@@ -398,19 +398,19 @@ def test_memory_is_flat_over_a_thousand_calls():
             loss.noisy(points[0], torch.zeros(4, dtype=torch.long), draws[:, i % 5])
 
     work(2 * replay.AFTER)
-    before, known = live_tensors(), len(engine._costs)
+    before, known = live_tensors(), len(costs._costs)
     work(250)  # four kinds of call each
     assert live_tensors() <= before
-    assert len(engine._costs) == known
+    assert len(costs._costs) == known
 
 
 def test_what_a_call_costs_is_known_for_any_number_of_points():
     net = mlp((4,))
     loss = objective.of_networks(en.stack([net]), batch(8))
-    known = len(engine._costs)
+    known = len(costs._costs)
     for many in range(1, 9):
         loss(around([net], many))
-    assert len(engine._costs) == known
+    assert len(costs._costs) == known
 
 
 class Repeated(nn.Module):
@@ -426,9 +426,9 @@ class Repeated(nn.Module):
         return self.head(x)
 
 
-def cost(network: nn.Module, loss_fn: Callable = en.classification) -> engine.Cost:
+def cost(network: nn.Module, loss_fn: Callable = en.classification) -> costs.Cost:
     stacked = en.stack([network])
-    return engine.cost(network, stacked.parameters, stacked.buffers, batch(8), loss_fn)
+    return costs.cost(network, stacked.parameters, stacked.buffers, batch(8), loss_fn)
 
 
 def test_costs_are_not_confused_by_what_a_printout_does_not_show():
@@ -441,16 +441,16 @@ def test_costs_are_not_confused_by_what_a_printout_does_not_show():
 def test_costs_are_those_of_one_network_whatever_the_number_stacked():
     nets = [mlp(seed=i) for i in range(3)]
     stacked = en.stack(nets)
-    assert engine.cost(nets[0], stacked.parameters, stacked.buffers, batch(8), en.classification) == cost(mlp(seed=9))
+    assert costs.cost(nets[0], stacked.parameters, stacked.buffers, batch(8), en.classification) == cost(mlp(seed=9))
 
 
 def test_losses_that_are_made_anew_for_every_call_are_not_kept():
-    net, known = mlp(), len(engine._costs)
+    net, known = mlp(), len(costs._costs)
     for _ in range(20):
         en.losses(en.stack([net]), batch(8), lambda model, examples: en.classification(model, examples))
     del net
     gc.collect()
-    assert len(engine._costs) <= known
+    assert len(costs._costs) <= known
 
 
 def test_networks_that_are_not_alike_are_refused():

@@ -2,8 +2,10 @@
 
 __all__ = [
     "asked",
+    "audit",
     "augmentation",
     "connectivity",
+    "costs",
     "derivatives",
     "determinism",
     "engine",
@@ -12,6 +14,7 @@ __all__ = [
     "likeness",
     "modes",
     "objective",
+    "places",
     "replay",
     "scoring",
     "tape",

@@ -1,23 +1,27 @@
 """What the face asks of networks and a batch before any work: are they fit for each other?"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
+from math import isfinite, nan
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmstudy.batched import engine
+from mmstudy.batched import costs, engine, places
 from mmstudy.batched.determinism import check, not_a_sum
 from mmstudy.batched.engine import Batch, LossFn
-from mmstudy.batched.ensemble import MEANS, Ensemble, classification, losses, moved_from, stack, vectors
+from mmstudy.batched.ensemble import FAR, MEANS, Ensemble, classification, losses, stack, vectors
 from mmstudy.batched.modes import measuring
 from mmstudy.batched.objective import of_networks
 from mmstudy.batched.replay import ALONE
 from mmstudy.core import arguments
+from mmstudy.core.memory import one_storage
 from mmstudy.core.states import restored
 
-ROUGHLY = 0.02  # how far gradients may lie apart that are the same up to rounding, as a share
+ROUNDING = 1e-4  # how far losses may lie apart that are the same up to rounding, as a share
+ROUGHLY = 0.02  # the same of gradients
 
 
 def fit(networks: Any, batch: Any, loss_fn: Any) -> tuple[list[nn.Module], Batch, list[float]]:
@@ -29,9 +33,11 @@ def fit(networks: Any, batch: Any, loss_fn: Any) -> tuple[list[nn.Module], Batch
     """
     networks, batch = arguments.networks(networks), arguments.batch(batch)
     for each in networks:
-        engine.forget(each)
+        costs.forget(each)
         if isinstance(each, nn.DataParallel | nn.parallel.DistributedDataParallel):
             raise TypeError(f"the network is wrapped by {type(each).__name__}: give network.module")
+        if shared := one_storage(each):
+            raise ValueError(shared)
     loss_fn = arguments.function(loss_fn)
     for each in networks if loss_fn is classification else ():
         classes(each, batch)
@@ -41,8 +47,9 @@ def fit(networks: Any, batch: Any, loss_fn: Any) -> tuple[list[nn.Module], Batch
 def measurable(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, plain: Sequence[float]) -> Ensemble:
     """The ensemble of networks of one shape, once it is known to measure what plain calls of the networks give.
 
-    They are compared where the networks are, and at a random place nearby, for which every network has other parameters
-    for a moment: all are measured by the forward pass of the first, with tensors that are put in the place of its own.
+    They are compared where the networks are, and at random places near and far, for which every network has other
+    parameters for a moment: all are measured by the forward pass of the first, with tensors that are put in the place
+    of its own. Once, all that the networks themselves have is NaN meanwhile, so that whatever still reads it shows.
 
     Args:
         plain: the loss of each network on the batch, by a plain call.
@@ -51,41 +58,70 @@ def measurable(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, pla
         ValueError: what `stack` refuses; the loss is a sum; a measurement differs from the plain call (the message says
             what may be the cause).
     """
-    ensemble = stack(networks)
-    with untouched(networks):
-        _measured_as_called(ensemble, networks, batch, loss_fn, plain)
+    ensemble, found = stack(networks), {}
+    for far in (False, True):
+        there = replace(ensemble, parameters=places.moved(ensemble.parameters, far, seed=1))
+        try:
+            found[far] = there, [called(each, there, k, batch, loss_fn) for k, each in enumerate(networks)]
+        except Exception:  # whatever the network or the loss does there
+            if not far:
+                raise
+    with _aside(networks), _of_measurements(networks[0], batch, loss_fn):
+        here = losses(ensemble, batch, loss_fn)
+    _compared(plain, here, networks, batch, loss_fn)
+    with _aside(networks):
+        if loss_fn not in MEANS:
+            with _of_measurements(networks[0], batch, loss_fn):
+                not_a_sum(ensemble, batch, loss_fn)
+        measured = {far: losses(there, batch, loss_fn) for far, (there, _) in found.items()}  # after a call elsewhere
+        blind = _without_own(ensemble, networks, batch, loss_fn)
+    for far, (_, expected) in found.items():
+        _compared(expected, measured[far], networks, batch, loss_fn, FAR if far else ROUNDING)
+    _compared(plain, blind, networks, batch, loss_fn)
     return ensemble
 
 
-def _measured_as_called(
-    ensemble: Ensemble, networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, plain: Sequence[float]
-) -> None:
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), _of_measurements(networks[0], batch, loss_fn):
-        torch.manual_seed(1)  # not what the plain calls had, should they draw
-        _compared(plain, losses(ensemble, batch, loss_fn), networks, batch, loss_fn)
-        if loss_fn not in MEANS:
-            not_a_sum(ensemble, batch, loss_fn)
-        moved = {name: moved_from(p) for name, p in ensemble.parameters.items()}
-    there, found = Ensemble(ensemble.network, moved, ensemble.buffers), []
-    for k, network in enumerate(networks):
-        with torch.no_grad(), _placed(network, {name: tensor[k] for name, tensor in moved.items()}):
-            found.append(float(loss_fn(network, batch)))
-    _compared(found, losses(there, batch, loss_fn), networks, batch, loss_fn)
+@contextmanager
+def _aside(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """What is done leaves no trace in the networks, nor in the random numbers, which are not those of plain calls."""
+    with untouched(networks), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        yield
+
+
+def called(network: nn.Module, ensemble: Ensemble, k: int, batch: Batch, loss_fn: LossFn) -> float:
+    """The loss of a plain call of a network, in the state in which it is, with the parameters of the k-th of others."""
+    with torch.no_grad(), placed(network, {name: tensor[k] for name, tensor in ensemble.parameters.items()}):
+        return float(loss_fn(network, batch))
+
+
+def _without_own(ensemble: Ensemble, networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn) -> Tensor:
+    """The measured losses while the networks' own parameters are NaN: the same, if nothing reads these."""
+    with ExitStack() as each:
+        for network in networks:
+            own = {name: torch.full_like(p, nan) for name, p in network.named_parameters() if p.requires_grad}
+            each.enter_context(placed(network, own, measured=False))
+        try:
+            return losses(ensemble, batch, loss_fn)
+        except Exception:  # whatever is made of them
+            return torch.full((len(networks),), nan)
 
 
 @contextmanager
-def _placed(network: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[list[nn.Parameter]]:
-    """The network as it is measured, with other numbers in its parameters for a while; what is not frozen of these."""
+def placed(network: nn.Module, tensors: Mapping[str, Tensor], measured: bool = True) -> Iterator[list[nn.Parameter]]:
+    """The network with other numbers in its parameters for a while, and as it is measured.
+
+    The numbers come first: what the network makes of its parameters in evaluation mode, it makes of them.
+
+    Yields:
+        Its parameters that are not frozen.
+    """
     own = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    before = {name: p.data for name, p in own.items()}
-    with ALONE, torch.random.fork_rng(devices=[]), measuring(network):
-        try:
-            for name, p in own.items():
-                p.data = tensors[name]
+    with ALONE, torch.random.fork_rng(devices=[]), restored(network, parameters=True):
+        for name, p in own.items():
+            p.data = tensors[name]
+        with measuring(network) if measured else nullcontext():
             yield list(own.values())
-        finally:
-            for name, p in own.items():
-                p.data = before[name]
 
 
 def sloping(ensemble: Ensemble, networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn) -> None:
@@ -100,13 +136,13 @@ def sloping(ensemble: Ensemble, networks: Sequence[nn.Module], batch: Batch, los
     Raises:
         ValueError: a gradient differs by more than rounding, or there is none where it is measured.
     """
-    few = engine.take(batch, slice(engine.FEW))
+    few = engine.take(batch, slice(costs.FEW))
     with untouched(networks), torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
-        moved = {name: moved_from(p) for name, p in ensemble.parameters.items()}
-        points = vectors(Ensemble(ensemble.network, moved, ensemble.buffers))
+        there = replace(ensemble, parameters=places.moved(ensemble.parameters, seed=2))
+        points = vectors(there)
         try:
-            plain = [_slope(network, moved, k, few, loss_fn) for k, network in enumerate(networks)]
+            plain = [_slope(network, there.parameters, k, few, loss_fn) for k, network in enumerate(networks)]
         except RuntimeError:
             return
         twice = points.unsqueeze(1).expand(-1, 2, -1)  # as networks of a batch, where they can be one
@@ -129,7 +165,7 @@ def sloping(ensemble: Ensemble, networks: Sequence[nn.Module], batch: Batch, los
 
 def _slope(network: nn.Module, tensors: Mapping[str, Tensor], k: int, batch: Batch, loss_fn: LossFn) -> Tensor:
     """The gradient of a plain call of the k-th network, where these are the parameters of all."""
-    with torch.enable_grad(), _placed(network, {name: tensor[k] for name, tensor in tensors.items()}) as own:
+    with torch.enable_grad(), placed(network, {name: tensor[k] for name, tensor in tensors.items()}) as own:
         return torch.cat(
             [g.flatten() for g in torch.autograd.grad(loss_fn(network, batch), own, materialize_grads=True)]
         )
@@ -140,7 +176,7 @@ def untouched(networks: Sequence[nn.Module]) -> Iterator[None]:
     """What measuring leaves in the networks is undone: a tensor that a call keeps, say, may be one of many networks."""
     with ExitStack() as each:
         for network in networks:
-            each.enter_context(restored(network))
+            each.enter_context(restored(network, parameters=True))
         yield
 
 
@@ -167,7 +203,7 @@ def _goes_in_parts(network: nn.Module, batch: Batch, loss_fn: LossFn) -> bool:
     """Whether plain calls on some of the examples work."""
     try:
         with measuring(network):
-            for some in (min(engine.FEW, engine.count(batch)), -(-engine.count(batch) // 2)):
+            for some in (min(costs.FEW, engine.count(batch)), -(-engine.count(batch) // 2)):
                 loss_fn(network, engine.take(batch, slice(some)))
     except (RuntimeError, IndexError):
         return False
@@ -175,11 +211,17 @@ def _goes_in_parts(network: nn.Module, batch: Batch, loss_fn: LossFn) -> bool:
 
 
 def _compared(
-    plain: Sequence[float], measured: Tensor, networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn
+    plain: Sequence[float],
+    measured: Tensor,
+    networks: Sequence[nn.Module],
+    batch: Batch,
+    loss_fn: LossFn,
+    rounding: float = ROUNDING,
 ) -> None:
     for k, (a, b) in enumerate(zip(plain, measured.tolist(), strict=True)):
-        if abs(a - b) > 1e-4 * max(abs(a), abs(b)) + 1e-6:  # never where one of them is NaN
-            check(networks[k], batch, loss_fn)  # which names what is random, keeps a state, or is no mean
+        if (isfinite(a) or isfinite(b)) and not abs(a - b) <= rounding * max(abs(a), abs(b)) + 1e-6:
+            with untouched([networks[k]]), suppress(RuntimeError):
+                check(networks[k], batch, loss_fn)  # which names what is random, keeps a state, or is no mean
             raise ValueError(
                 f"network {k}: a plain call gives a loss of {a:g}, its measurement {b:g}. Something reads a parameter "
                 "elsewhere than at its place in its module (a list, a closure, a network that the loss keeps), or asks "
@@ -197,7 +239,12 @@ def tried(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, normaliz
     found = []
     for network in networks:
         before = _versions(batch)
-        with arguments.explained(batch), torch.no_grad(), restored(network), measuring(network, normalization):
+        with (
+            arguments.explained(batch),
+            torch.no_grad(),
+            restored(network, parameters=True),
+            measuring(network, normalization),
+        ):
             loss = loss_fn(network, batch)
         if _versions(batch) != before:
             raise ValueError(
@@ -229,7 +276,7 @@ def classes(network: nn.Module, batch: Batch) -> None:
         wanted = "(inputs, targets); for any other batch pass loss_fn(model, batch)"
         raise TypeError(f"the default loss, cross-entropy, takes {wanted}. Got {arguments.described(batch)}")
     inputs, targets = batch
-    with arguments.explained(batch), torch.no_grad(), restored(network), measuring(network):
+    with arguments.explained(batch), torch.no_grad(), restored(network, parameters=True), measuring(network):
         outputs = network(inputs)
     if not isinstance(outputs, Tensor) or outputs.ndim < 2:
         raise ValueError(f"the default loss takes outputs (batch, classes); got {arguments.described(outputs)}")

@@ -11,8 +11,8 @@ from mmstudy.batched.objective import Landscape
 def interpolated(start: Ensemble, end: Ensemble, alphas: Float[Tensor, " points"]) -> Ensemble:
     """The networks (1−α) start + α end, every pair's in a row: K networks and K others make K · points.
 
-    Running statistics are interpolated as well, so that both ends are the networks themselves; what is an integer stays
-    the start's. Evaluate with `ensemble.losses`, under the normalization of your choice.
+    Running statistics are interpolated as well, so that both ends are the networks themselves; integers and
+    booleans stay the start's. Evaluate with `ensemble.losses`, under the normalization of your choice.
 
     Raises:
         ValueError: ensembles of different lengths, or of networks that differ in more than their numbers.
@@ -22,7 +22,7 @@ def interpolated(start: Ensemble, end: Ensemble, alphas: Float[Tensor, " points"
     same_kind(start, end, "the end", "the start")
 
     def mixed(a: Tensor, b: Tensor) -> Tensor:
-        if not a.is_floating_point():
+        if not _mixes(a):
             return a.repeat_interleave(len(alphas), dim=0)
         share = alphas.to(a).view(-1, *[1] * (a.ndim - 1))
         return torch.lerp(a.unsqueeze(1), b.unsqueeze(1), share).flatten(0, 1)
@@ -32,19 +32,23 @@ def interpolated(start: Ensemble, end: Ensemble, alphas: Float[Tensor, " points"
 
 
 def mixed(corners: Ensemble, shares: Float[Tensor, "points k"]) -> Ensemble:
-    """Networks whose every tensor is that mixture of the corners' tensors; what is an integer stays the first one's.
+    """Networks whose every tensor is that mixture of the corners' tensors; integers and booleans stay the first one's.
 
     Args:
         shares: of each corner, that add up to 1.
     """
 
     def of(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
+        if not _mixes(tensor):
             return tensor[:1].repeat_interleave(len(shares), dim=0)
         return torch.tensordot(shares.to(tensor), tensor, dims=1)
 
     kinds = (corners.parameters, corners.buffers)
     return Ensemble(corners.network, *({name: of(tensor) for name, tensor in kind.items()} for kind in kinds))
+
+
+def _mixes(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def segment(

@@ -6,13 +6,13 @@ Any `nn.Module` goes in. Examples come as a batch: a tree of tensors that share 
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mmstudy.batched import engine, hooks
+from mmstudy.batched import costs, engine, hooks, places
 from mmstudy.batched.engine import Batch, LossFn, Model
 from mmstudy.batched.likeness import difference, tensors_differ
 from mmstudy.batched.modes import measuring
@@ -175,6 +175,7 @@ def regression(model: Model, batch: tuple[Tensor, Tensor]) -> Float[Tensor, ""]:
 
 
 MEANS = (classification, regression)  # of the examples, whatever they are
+FAR = 1e-3  # what rounding may make of a loss far from the parameters, as a share
 
 
 def losses(
@@ -203,8 +204,8 @@ def parts_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, normalization: s
     if normalization == "recomputed":
         return [batch]
     mean = loss_fn in (*MEANS, output)
-    limit = engine.EXAMPLES if mean else engine.count(batch)
-    most = engine.examples_at_once(ensemble.network, ensemble.parameters, ensemble.buffers, batch, loss_fn, limit)
+    limit = costs.EXAMPLES if mean else engine.count(batch)
+    most = costs.examples_at_once(ensemble.network, ensemble.parameters, ensemble.buffers, batch, loss_fn, limit)
     parts = [engine.take(batch, part) for part in engine.pieces(engine.count(batch), most)]
     if len(parts) == 1:
         return parts
@@ -214,7 +215,7 @@ def parts_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, normalization: s
 
 def _apart(ensemble: Ensemble, batch: Batch, loss_fn: LossFn) -> bool:
     """Whether the network takes each example by itself: tried on a few from all over the batch."""
-    known = engine.learnt(ensemble.network, loss_fn)
+    known = costs.learnt(ensemble.network, loss_fn)
     if "one by one" not in known:
         last = engine.count(batch) - 1
         few = engine.take(batch, torch.linspace(0, last, 16, device=engine.tensors(batch)[0].device).long())
@@ -225,12 +226,17 @@ def _apart(ensemble: Ensemble, batch: Batch, loss_fn: LossFn) -> bool:
 
 
 def _adds_up(ensemble: Ensemble, batch: Batch, parts: list[Batch], loss_fn: LossFn) -> bool:
-    """Whether what the batch gives is what its parts give, at a random place, where no two examples are alike."""
+    """Whether what the batch gives is what its parts give, at random places near and far: no two examples are alike."""
     first = ensemble[:1]
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
-        moved = {name: moved_from(p) for name, p in first.parameters.items()}
-        there = Ensemble(first.network, moved, first.buffers)
+    near, far = (replace(first, parameters=places.moved(first.parameters, far)) for far in (False, True))
+    return _add_up(near, batch, parts, loss_fn, 1e-5) and _add_up(far, batch, parts, loss_fn, FAR, blindly=True)
+
+
+def _add_up(
+    there: Ensemble, batch: Batch, parts: list[Batch], loss_fn: LossFn, rounding: float, blindly: bool = False
+) -> bool:
+    """Whether they do there; `blindly`, also where that is no finite number."""
+    with torch.no_grad():
         whole, *found = [losses_of(there, some, loss_fn).double() for some in (batch, *parts)]
     if loss_fn is output:
         together = torch.cat(found, dim=1)
@@ -238,14 +244,9 @@ def _adds_up(ensemble: Ensemble, batch: Batch, parts: list[Batch], loss_fn: Loss
         shares = [engine.count(part) / engine.count(batch) for part in parts]
         together = sum(share * loss for share, loss in zip(shares, found, strict=True))  # type: ignore[assignment]
     scale = max(1.0, *(float(each.abs().max()) for each in (whole, *found)))
-    return whole.shape == together.shape and bool(((whole - together).abs() <= 1e-5 * scale).all())
-
-
-def moved_from(parameter: Tensor) -> Tensor:
-    """A tensor like this one nearby, by torch's random numbers: a tenth of its root mean square away, and more of 0."""
-    if not parameter.numel():
-        return parameter
-    return parameter + 0.1 * (parameter.square().mean().sqrt() + 0.01) * torch.randn_like(parameter)
+    if blindly and not (whole.isfinite().all() and together.isfinite().all()):
+        return True
+    return whole.shape == together.shape and bool(((whole - together).abs() <= rounding * scale).all())
 
 
 def at_once(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, shared: bool = True) -> int:
@@ -256,7 +257,7 @@ def at_once(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, shared: bool = Tr
     """
     device = same_device(ensemble, batch)
     tensors = ensemble.parameters, ensemble.buffers
-    return engine.at_once(engine.cost(ensemble.network, *tensors, batch, loss_fn, shared), device)
+    return costs.at_once(costs.cost(ensemble.network, *tensors, batch, loss_fn, shared), device)
 
 
 def losses_of(ensemble: Ensemble, batch: Batch, loss_fn: LossFn, shared: bool = True) -> Float[Tensor, "k ..."]:

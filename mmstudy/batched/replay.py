@@ -26,6 +26,7 @@ from mmstudy.core import precision
 
 AFTER = 20  # calls on tensors of the same shapes; to take down one takes as long as about so many save
 MOST_SHAPES = 64  # for which one function is kept
+SEED = 7_203_915_624_108_837_351  # none that a function sets itself
 MOST_CHANGES = 8  # of what a function reads, after which it is recorded no more
 
 ALONE = threading.RLock()  # networks are changed while they run, torch's settings too: one thread at a time
@@ -127,9 +128,9 @@ def take_down(function: Function, inputs: tuple[Tensor, ...]) -> Function | None
                 tape.start(given, [t.storage_offset() == 0 for t in inputs])
                 before, outputs, after = _dice(), function(*given), _dice()
             operations = tape.stop(outputs)
-            torch.manual_seed(0)
+            torch.manual_seed(SEED)
             expected = function(*one)
-            torch.manual_seed(0)
+            torch.manual_seed(SEED)
             found = operations(*other)  # on other numbers
             alike = all(map(_alike, (*expected, *one), (*found, *other)))
     except Exception:  # any doubt: what the function itself has to say, it will

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules
+from torch.nn.parameter import is_lazy
 
 MOST = 20_000  # things that are watched; with more, the look at each call would cost more than it saves
 # code without state of a user
@@ -174,6 +175,8 @@ def _inside(value: Any, any_mode: set[int]) -> tuple[Iterable, list[Collection],
 
 
 def _inside_tensor(tensor: Tensor) -> tuple[Iterable, list[Collection], list[Values]]:
+    if is_lazy(tensor):
+        raise Opaque("a parameter that has no shape yet")
     if tensor.is_inference():
         raise Opaque("a tensor of inference mode, which counts no changes")
     try:

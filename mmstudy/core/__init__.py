@@ -6,6 +6,7 @@ __all__ = [
     "datasets",
     "extras",
     "families",
+    "memory",
     "networks",
     "openml",
     "parameters",

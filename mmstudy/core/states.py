@@ -1,4 +1,4 @@
-"""Calls that leave no trace: not in the network's buffers, nor in what its modules keep, nor in the random numbers."""
+"""Calls that leave no trace: not in a network's tensors, nor in what its modules keep, nor in the random numbers."""
 
 import random
 from collections import OrderedDict, deque
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 HELD = (list, dict, set, OrderedDict, deque)  # what a module may write into
 
@@ -42,20 +43,21 @@ def seeded(network: nn.Module, seed: int | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def restored(network: nn.Module, but: Collection[nn.Module] = ()) -> Iterator[None]:
+def restored(network: nn.Module, but: Collection[nn.Module] = (), parameters: bool = False) -> Iterator[None]:
     """Whatever calls of the network do to its buffers and its modules' attributes is undone, and to random numbers.
 
     Lists, dicts and sets that modules keep get back what was in them; other objects that they change stay changed.
 
     Args:
         but: modules whose buffers may change.
+        parameters: undo changes of parameters too, which takes a copy of them.
     """
     own = [module for module in network.modules() if module not in but]
     states = [(vars(module), dict(vars(module))) for module in own]
     held = [(value, _content(value)) for _, state in states for key, value in state.items() if _restorable(key, value)]
-    buffers = [
-        (b, b.detach().clone()) for module in own for b in module._buffers.values() if b is not None and _known(b)
-    ]
+    named = [b for module in own for b in module._buffers.values()]
+    named += [p for module in own for p in module._parameters.values()] if parameters else []
+    tensors = [(t, t.data, t.detach().clone()) for t in named if t is not None and _known(t)]
     try:
         with seeded(network):
             yield
@@ -68,17 +70,45 @@ def restored(network: nn.Module, but: Collection[nn.Module] = ()) -> Iterator[No
             if len(value) != len(content) or any(a is not b for a, b in zip(_content(value), content, strict=True)):
                 _refill(value, content)
         with torch.no_grad():
-            for buffer, before_it in buffers:
-                if not torch.equal(buffer, before_it):
-                    buffer.copy_(before_it)
+            for tensor, memory, numbers in tensors:
+                if tensor.layout == torch.strided and not _at_one_place(tensor, memory):
+                    tensor.data = memory
+                if not torch.equal(tensor, numbers):
+                    tensor.copy_(numbers)
+
+
+def changed_by_mode(network: nn.Module) -> str:
+    """What to say of a network whose modules change parameters when their mode changes; nothing if none does.
+
+    A change of weights of low rank (LoRA) that evaluation mode adds to them is one.
+    """
+    own = [m for m in network.modules() if type(m).train is not nn.Module.train or type(m).eval is not nn.Module.eval]
+    if not own:
+        return ""
+    with restored(network, parameters=True):
+        before = {name: p.detach().clone() for name, p in network.named_parameters()}
+        for mode in (True, False):
+            network.train(mode)
+            for name, now in network.named_parameters():
+                if not torch.equal(now, before[name]):
+                    return (
+                        f"{name} changes when the network changes between training and evaluation mode, by a train() "
+                        f"of {', '.join(sorted({type(m).__name__ for m in own}))}: merge what is added there for good, "
+                        "or take it out"
+                    )
+    return ""
 
 
 def _restorable(key: str, value: Any) -> bool:
     return type(value) in HELD and not key.endswith("_hooks") and "_hooks_" not in key
 
 
-def _known(buffer: Tensor) -> bool:
-    return not buffer.is_meta and not buffer.is_inference()
+def _known(tensor: Tensor) -> bool:
+    return not is_lazy(tensor) and not tensor.is_meta and not tensor.is_inference()
+
+
+def _at_one_place(one: Tensor, other: Tensor) -> bool:
+    return one.device == other.device and one.data_ptr() == other.data_ptr()
 
 
 def _content(value: Any) -> list[Any]:

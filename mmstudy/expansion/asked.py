@@ -13,7 +13,7 @@ from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.batched.modes import measuring
 from mmstudy.core import arguments
-from mmstudy.core.states import restored
+from mmstudy.core.states import changed_by_mode, restored
 from mmstudy.expansion import attributes, pools
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.configurations import UNLOADABLE
@@ -189,9 +189,12 @@ def fit(network: Any, batch: Any, loss_fn: Any, output: Output = None) -> tuple[
 
     Raises:
         TypeError: one of them is of another kind.
-        ValueError: the call fails, gives no tensor, or an output that does not depend on the network.
+        ValueError: the call fails, gives no tensor, or an output that does not depend on the network; or parameters
+            change with the mode.
     """
     network, batch = arguments.network(network), batch if isinstance(batch, Call) else arguments.batch(batch)
+    if changed := changed_by_mode(network):
+        raise ValueError(changed)
     loss_fn = arguments.function(loss_fn)
     if loss_fn is classification and not isinstance(batch, Tensor | Call | Mapping):
         asked.classes(network, batch)

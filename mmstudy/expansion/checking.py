@@ -9,9 +9,9 @@ from inspect import isfunction
 from torch import nn
 
 from mmstudy.core import arguments
+from mmstudy.core.memory import one_storage
 from mmstudy.expansion.exactness import Grown, Reference
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE
-from mmstudy.expansion.unchanged import one_storage
 from mmstudy.expansion.widening import exact
 from mmstudy.tracing.calls import Call
 from mmstudy.tracing.couplings import fixed_in, of_trace
@@ -77,10 +77,7 @@ def comparable(candidate, references: Sequence[Reference]) -> None:
             in evaluation mode, and the operator promises something.
     """
     if shared := one_storage(references[0].network):
-        raise ValueError(
-            f"{' and '.join(shared[0])} are several parameters of one storage, which no copy keeps tied: tie them as "
-            "one parameter, e.g. b.weight = a.weight"
-        )
+        raise ValueError(shared)
     if outside := (*references[0].outside, *references[0].in_training.outside):
         kept = _holders(references[0].network)
         raise ValueError(

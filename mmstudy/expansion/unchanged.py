@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mmstudy.core.memory import together
 from mmstudy.expansion.blocks import List
 from mmstudy.expansion.rebuilding import configured
 from mmstudy.expansion.slots import everything
@@ -87,26 +88,7 @@ def configurations(old: nn.Module, new: nn.Module) -> list[tuple[str, str, bool]
 
 def _ties(parameters: Mapping[str, Tensor]) -> list[frozenset[str]]:
     """The sets of names that one tensor has, or several of one storage."""
-    return list(map(frozenset, _together(parameters)))
-
-
-def one_storage(network: nn.Module) -> list[list[str]]:
-    """The names of different parameters that lie at one place in memory, place by place."""
-    return _together(dict(network.named_parameters()))
-
-
-def _together(parameters: Mapping[str, Tensor]) -> list[list[str]]:
-    groups: dict[object, list[str]] = {}
-    for name, tensor in parameters.items():
-        groups.setdefault(_memory(tensor) or id(tensor), []).append(name)
-    return [names for names in groups.values() if len(names) > 1]
-
-
-def _memory(tensor: Tensor) -> object:
-    """Where a tensor lies, and in which shape; None: nowhere."""
-    if tensor.is_meta or not tensor.numel():
-        return None
-    return tensor.device, tensor.data_ptr(), tensor.shape
+    return list(map(frozenset, together(parameters)))
 
 
 def _padded(network: nn.Module) -> dict[str, Tensor]:

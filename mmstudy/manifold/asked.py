@@ -11,15 +11,17 @@ import xarray as xr
 from torch import Tensor, nn
 
 from mmstudy.batched import asked, determinism, engine, hooks
+from mmstudy.batched.audit import Noted, audit, noted
 from mmstudy.batched.derivatives import RECOMPUTED
 from mmstudy.batched.engine import Batch, LossFn
-from mmstudy.batched.ensemble import classification, stack, vectors
+from mmstudy.batched.ensemble import Ensemble, classification, stack, vectors
 from mmstudy.batched.objective import MINIBATCH, Objective, of_networks
 from mmstudy.core import arguments
 from mmstudy.core.seeds import generator
 from mmstudy.manifold.estimators import ESTIMATORS
 
 MARGIN = 0.1  # nats above the first network's loss: the default level
+RESOLUTIONS = 10.0  # how many times what rounding does a level must at least be above a loss
 DEFAULT = "extent"
 COLUMNS = ("size", "size_se", "status", "cost")
 
@@ -121,8 +123,11 @@ class _Group(NamedTuple):
     """Networks of one shape, by their places among those given."""
 
     places: list[int]
-    objective: Objective
+    networks: list[nn.Module]
+    ensemble: Ensemble
+    objective: Noted
     points: Tensor
+    losses: list[float]
 
 
 def _height(level: float | int | None, losses: list[float]) -> float:
@@ -146,9 +151,14 @@ def _all_measured(
 ) -> list[xr.Dataset]:
     """What each method measures, once all arguments have been looked at; the networks stay as they are."""
     networks, batch, losses = asked.fit(network, batch, loss_fn)
-    with asked.untouched(networks):
-        height, groups = _prepared(networks, batch, losses, level, methods, loss_fn, minibatch)
-        return [_measured(groups, height, method, samples, seed) for method in methods]
+    height, groups = _prepared(networks, batch, losses, level, methods, loss_fn, minibatch)
+    found = []
+    for method in methods:
+        with asked.untouched(networks):
+            found.append(_measured(groups, height, method, samples, seed))
+        for each in groups:
+            audit(each.objective, each.ensemble, each.networks, each.points, each.losses, batch, loss_fn)
+    return found
 
 
 def _prepared(
@@ -170,11 +180,36 @@ def _prepared(
     few = minibatch or (MINIBATCH if examples > MINIBATCH else max(1, examples // 2))  # all of them would part nobody
     found = []
     for places in _of_one_shape(networks):
-        ensemble = asked.measurable([networks[i] for i in places], batch, loss_fn, [losses[i] for i in places])
+        some, plain = [networks[i] for i in places], [losses[i] for i in places]
+        ensemble = asked.measurable(some, batch, loss_fn, plain)
         if gradients:
-            asked.sloping(ensemble, [networks[i] for i in places], batch, loss_fn)
-        found.append(_Group(places, of_networks(ensemble, batch, loss_fn, minibatch=few), vectors(ensemble)))
+            asked.sloping(ensemble, some, batch, loss_fn)
+        with asked.untouched(some):
+            objective, points = of_networks(ensemble, batch, loss_fn, minibatch=few), vectors(ensemble)
+            _resolved(objective, points, height)
+        found.append(_Group(places, some, ensemble, noted(objective, height), points, plain))
     return height, found
+
+
+def _resolved(objective: Objective, points: Tensor, level: float) -> None:
+    """Refuse a level that is no further above a network's loss than rounding of its parameters moves this.
+
+    Raises:
+        ValueError: it is not.
+    """
+    eps, stream = torch.finfo(points.dtype).eps, generator("rounding")
+    signs = torch.randint(2, (len(points), 4, points.shape[1]), generator=stream).to(points) * 2 - 1
+    loss = objective(points)
+    moves = (objective(points.unsqueeze(1) * (1 + eps * signs)) - loss.unsqueeze(1)).abs().amax(1)
+    resolution = torch.maximum(moves, eps * loss.abs())
+    for k, (own, least) in enumerate(zip(loss.tolist(), resolution.tolist(), strict=True)):
+        if 0 < level - own < RESOLUTIONS * least:
+            kind = str(points.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"the level lies {level - own:.1e} above the loss of network {k}, {own:g}, and rounding of its "
+                f"parameters moves that by {least:.1e} in {kind}: give a higher level, standardize the targets, or "
+                "take network.double() and a batch in float64"
+            )
 
 
 def _measured(groups: list[_Group], height: float, method: str, samples: int | None, seed: int) -> xr.Dataset:

@@ -58,6 +58,7 @@ def line(
     how, used = _normalization(a, normalization)
     with asked.untouched([pair.network]):
         along = losses(connectivity.interpolated(pair[:1], pair[1:], alphas), batch, loss_fn, how)
+        _meets(along[[0, -1]], pair, "ab", batch, loss_fn, how)
     return xr.Dataset({"loss": ("alpha", along.cpu().numpy())}, {"alpha": alphas.numpy()}, {"normalization": used})
 
 
@@ -100,6 +101,8 @@ def plane(
     many = shares.flatten(0, 1).split(64)
     with asked.untouched([three.network]):
         heights = torch.cat([losses(connectivity.mixed(three, some), batch, loss_fn, how) for some in many])
+        corners_of_it = connectivity.mixed(three, torch.eye(3, dtype=torch.float64, device=corners.device))
+        _meets(losses(corners_of_it, batch, loss_fn, how), three, "abc", batch, loss_fn, how)
     return xr.Dataset(
         {
             "loss": (("y", "x"), heights.view(points, points).cpu().numpy()),
@@ -121,6 +124,25 @@ def _together(given: list[Any], names: tuple[str, ...], batch: Any, loss_fn: Any
     networks = [arguments.network(each, name) for each, name in zip(given, names, strict=True)]
     networks, batch, found = asked.fit(networks, batch, loss_fn)
     return asked.measurable(networks, batch, loss_fn, found), batch
+
+
+def _meets(found: Tensor, networks: Ensemble, names: str, batch: Batch, loss_fn: LossFn, how: str) -> None:
+    """Refuse a line or a plane that does not meet the networks themselves.
+
+    Raises:
+        ValueError: a loss on it is not that of the network there.
+    """
+    for name, there, own in zip(names, found.tolist(), losses(networks, batch, loss_fn, how).tolist(), strict=True):
+        if not abs(there - own) <= asked.ROUNDING * max(abs(there), abs(own)) + 1e-6:
+            whole = [key for key, b in networks.buffers.items() if not b.is_floating_point() and not b.is_complex()]
+            differ = [
+                key for key in whole if any(not torch.equal(b, networks.buffers[key][0]) for b in networks.buffers[key])
+            ]
+            raise ValueError(
+                f"{name} has a loss of {own:g}, and there is {there:g} where it lies between the others: integers and "
+                f"booleans that differ ({', '.join(differ) or 'none found'}) cannot be interpolated. Give the networks "
+                "the same ones"
+            )
 
 
 def _same_loss(network: nn.Module, ordered: nn.Module, batch: Batch, loss_fn: LossFn) -> None:

@@ -7,7 +7,7 @@ from cases import batch, convolutional, mlp
 from sklearn import metrics
 from torch import nn
 
-from mmstudy.batched import engine, scoring, training
+from mmstudy.batched import costs, scoring, training
 from mmstudy.batched import ensemble as en
 from mmstudy.core.seeds import generator, seed_of
 
@@ -22,7 +22,7 @@ def test_losses_and_outputs_are_those_of_the_single_networks(monkeypatch):
     inputs, targets = batch(101)
     nets = networks()
     stacked = en.stack(nets)
-    monkeypatch.setattr(engine, "EXAMPLES", 32)  # several ragged chunks
+    monkeypatch.setattr(costs, "EXAMPLES", 32)  # several ragged chunks
     each = torch.stack([nn.functional.cross_entropy(net(inputs), targets) for net in nets]).double()
     torch.testing.assert_close(en.losses(stacked, (inputs, targets)), each.detach(), **CLOSE)
     torch.testing.assert_close(en.outputs(stacked, inputs), torch.stack([n(inputs).detach() for n in nets]), **CLOSE)
@@ -238,7 +238,7 @@ def test_evaluation_does_not_depend_on_its_chunks_and_agrees_with_scikit_learn(m
     nets = networks(3)
     stacked = en.stack(nets)
     whole = scoring.evaluate(stacked, (inputs, targets))
-    monkeypatch.setattr(engine, "EXAMPLES", 17)
+    monkeypatch.setattr(costs, "EXAMPLES", 17)
     chunked = scoring.evaluate(stacked, (inputs, targets))
     for name, values in whole.items():
         torch.testing.assert_close(values, chunked[name], rtol=1e-6, atol=1e-9)
@@ -279,10 +279,10 @@ def test_a_stack_is_a_copy():
     assert net.head.bias.abs().min() > 0
 
 
-@pytest.mark.parametrize("large_call", [0, engine.LARGE_CALL])
+@pytest.mark.parametrize("large_call", [0, costs.LARGE_CALL])
 def test_losses_of_single_examples_are_those_of_batches_of_one(large_call, monkeypatch):
-    monkeypatch.setattr(engine, "LARGE_CALL", large_call)
-    monkeypatch.setattr(engine, "EXAMPLES", 7)
+    monkeypatch.setattr(costs, "LARGE_CALL", large_call)
+    monkeypatch.setattr(costs, "EXAMPLES", 7)
     nets, (inputs, targets) = networks(3), batch(20)
     found = scoring.example_losses(en.stack(nets), (inputs, targets))
     one = [

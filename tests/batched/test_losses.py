@@ -8,7 +8,7 @@ from cases import batch, mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmstudy.batched import engine, scoring, training
+from mmstudy.batched import costs, engine, scoring, training
 from mmstudy.batched import ensemble as en
 from mmstudy.batched.connectivity import plane
 from mmstudy.batched.determinism import check
@@ -220,7 +220,7 @@ def test_corners_on_one_line_span_no_plane(third):
 def test_costs_of_shared_and_own_batches_are_told_apart():
     nets, examples = en.stack(classifiers()), data(32)
     for shared in (True, False):
-        taken = engine.cost(nets.network, nets.parameters, nets.buffers, examples, without_branch, shared)
+        taken = costs.cost(nets.network, nets.parameters, nets.buffers, examples, without_branch, shared)
         assert taken.batches == shared
 
 

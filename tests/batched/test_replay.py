@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from mmstudy.batched import engine, replay, tape, training
+from mmstudy.batched import costs, replay, tape, training
 from mmstudy.batched import ensemble as en
 from mmstudy.batched.replay import recorded, take_down
 from mmstudy.core.seeds import generator
@@ -269,7 +269,7 @@ def test_elementwise_operations_need_no_memory_of_their_own():
     inputs = drawn(50, 50), drawn(50, 50, seed=1) / 50
     operations, taken, copied = take_down(chain, inputs), {}, {}
     for name, function in {"plain": chain, "recorded": operations}.items():
-        with engine._Allocated() as memory:
+        with costs._Allocated() as memory:
             function(*inputs)
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             function(*inputs)
@@ -298,10 +298,10 @@ class Net(nn.Module):
         return self.head(self.body(x.view(-1, 1, 5, 5)))
 
 
-@pytest.mark.parametrize("large_call", [0, engine.LARGE_CALL])
+@pytest.mark.parametrize("large_call", [0, costs.LARGE_CALL])
 def test_training_is_the_same_recorded_or_not(large_call, monkeypatch):
     """Parameters, running statistics and losses, of batches and of one network after another."""
-    monkeypatch.setattr(engine, "LARGE_CALL", large_call)
+    monkeypatch.setattr(costs, "LARGE_CALL", large_call)
     nets = [Net() for _ in range(3)]
     data = torch.randn(60, 25), torch.randint(3, (60,))
     order = training.minibatches([generator("order", i) for i in range(3)], 60, STEPS, 8)

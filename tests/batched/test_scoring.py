@@ -5,8 +5,8 @@ import pytest
 import torch
 from cases import batch, mlp
 
-from mmstudy.batched import engine, scoring
 from mmstudy.batched import ensemble as en
+from mmstudy.batched import scoring
 from mmstudy.core.networks import Decoder, initialize
 from mmstudy.core.seeds import generator
 
@@ -34,7 +34,7 @@ def scored(network, inputs, targets) -> dict[str, float]:
 
 @pytest.mark.parametrize("most", [512, 16, 7])
 def test_every_token_counts_as_one_example_however_the_batch_is_cut(most, monkeypatch):
-    monkeypatch.setattr(engine, "EXAMPLES", most)
+    monkeypatch.setattr(costs, "EXAMPLES", most)
     nets, (inputs, targets) = decoders(), sentences()
     scores = scoring.evaluate(en.stack(nets), (inputs, targets))
     for k, network in enumerate(nets):
@@ -43,8 +43,8 @@ def test_every_token_counts_as_one_example_however_the_batch_is_cut(most, monkey
 
 
 def test_only_a_part_of_the_outputs_is_held_at_a_time(monkeypatch):
-    monkeypatch.setattr(engine, "EXAMPLES", 8)
-    monkeypatch.setattr(engine, "BYTES", 2**16)
+    monkeypatch.setattr(costs, "EXAMPLES", 8)
+    monkeypatch.setattr(costs, "BYTES", 2**16)
     nets, seen, judged = decoders(6), [], scoring._judged
     monkeypatch.setattr(
         scoring, "_judged", lambda logits, targets: seen.append(logits.shape) or judged(logits, targets)

@@ -8,7 +8,6 @@ from torch import nn, optim
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
-from mmstudy.batched import engine
 from mmstudy.batched.ensemble import classification
 from mmstudy.ranking import together
 from mmstudy.ranking import training as tr
@@ -220,7 +219,7 @@ def test_large_networks_train_alone(monkeypatch):
     networks = [mlp(seed=seed) for seed in range(2)]
     optimizers = [sgd(n) for n in networks]
     assert together.fit(networks, optimizers, DATA[0], classification)
-    monkeypatch.setattr(engine, "LARGE_CALL", 0)
+    monkeypatch.setattr(costs, "LARGE_CALL", 0)
     assert not together.fit(networks, optimizers, DATA[0], classification)
 
 
