@@ -39,6 +39,13 @@ def couplings(
             name; of any other batch `loss_fn` calls the network.
         loss_fn: (model, batch) → mean loss.
         output: which part of what the network returns must stay; see `tracing.calls.Call`.
+
+    Returns:
+        Name → coupling: its `size`, the number of units, and its `uses`, the axes of tensors that have them.
+
+    Raises:
+        ValueError: the network cannot be called on the batch.
+        NotImplementedError: torch.export cannot follow it.
     """
     network, _, call = fit(network, batch, loss_fn, output)
     return traced.couplings(network, call)
@@ -55,14 +62,19 @@ def coverage(
 ) -> Coverage:
     """What of a network can be expanded, which operators are exact there, and what is refused and why.
 
-    A row for every group of units that a layer makes, for parameters that are in none, and for every list of layers;
-    it prints as text, shows as a table in a notebook, and has a `table`. Of groups that are the same but for the
-    numbers of their layers one is tried, by every operator that promises to be exact; in a network of more than 64 MiB,
-    in its own types of numbers instead of float64.
+    A row for every group of units that a layer makes, for parameters that are in none, and for every list of layers.
+    Of groups that are the same but for the numbers of their layers one is tried, by every operator that promises to be
+    exact; in a network of more than 64 MiB, in its own types of numbers instead of float64.
 
     Args:
         network: see `couplings` for these arguments.
         also: more batches, of other sizes and lengths, on which operators are checked.
+
+    Returns:
+        A report that prints, shows in a notebook and has a `table`: by location units, exact operators, refusals.
+
+    Raises:
+        ValueError: what `couplings` refuses.
     """
     network, batch, call = fit(network, batch, loss_fn, output)
     more = [each for _, each in further(network, also, loss_fn, output)]
@@ -79,7 +91,10 @@ def candidate_pool(
     output: Output = None,
     **options: Any,
 ) -> dict[str, Candidate]:
-    """Candidates that are worth comparing, by label; the other options are those of `pools.candidate_pool`.
+    """Candidates that are worth comparing, by label.
+
+    By default net2net, zero_outgoing and random at every place, by factors of 1.5, 2, 4 and 8; deeper_identity and
+    deeper_random, by one layer and by two. For the other options see `pools.candidate_pool`.
 
     Args:
         covered: the coverage of the network; candidates of which it says that they are refused, or not exact though
@@ -88,7 +103,7 @@ def candidate_pool(
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: nothing is left, or an option is out of range.
+        ValueError: nothing is left, an option is out of range, or what `couplings` refuses.
     """
     pools.check_options(options)
     if covered is not None and not isinstance(covered, Coverage):
@@ -155,6 +170,7 @@ def expand(
     It warns where the network keeps a configuration and none fits the expanded one.
 
     Args:
+        network: any; what cannot be expanded is refused, and `coverage` says it beforehand.
         batch: as in `couplings`.
         how: an operator (a key of `OPERATORS`) with `where`; or a list of such steps (operator, where), done one after
             another; or a `Candidate`, which has its own seed.
@@ -164,12 +180,14 @@ def expand(
         also: more batches, of other sizes and lengths, on which the expansion is checked, beside those that are made
             of this one: of twice and half the examples, and for whole numbers of twice and half the length.
         output: which part of what the network returns must stay: a key or attribute, e.g. "logits", a place in a tuple,
-            or a function of it. By default all of it, but for whole numbers and masks.
+            or a function of it. By default every output of real or complex numbers; integers and booleans are
+            compared only where there is no other output.
 
     Raises:
         TypeError: an argument of another kind.
         ValueError: one that is out of range, a location that the network does not have, or an operator that does not
-            fit there.
+            fit there, or would break its promise.
+        NotImplementedError: torch.export cannot follow the network.
     """
     candidate = _candidate(how, where, arguments.whole(seed, "seed"))
     network, batch, _ = fit(network, batch, loss_fn, output)

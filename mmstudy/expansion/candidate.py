@@ -47,6 +47,10 @@ class Candidate:
     `operator` is one of `OPERATORS`. A wider one lets the couplings at `locations` (see `couplings`) grow to `sizes`
     units; a deeper one inserts `sizes` layers or blocks behind the modules at `locations` (see `deeper`). `then` is
     what is done afterwards to the result: a compound expansion is a chain.
+
+    Raises:
+        TypeError: locations, sizes or `then` of another kind.
+        ValueError: an unknown operator, no location, one twice, or other numbers of locations and of sizes.
     """
 
     operator: str

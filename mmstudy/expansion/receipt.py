@@ -49,8 +49,9 @@ class Receipt:
 
     `differences`: (type of numbers, mode) → the largest difference of an output and how much the outputs vary, or why
     there is none; `parameters`, `named` (a tied tensor once, and under each of its names) and `flops` (one example)
-    before and after; `still` and `twins`: coupling → how many of the new network's units get no gradient at all, and
-    how many get the same as another unit that is made like them; `changed`: the numbers that modules keep.
+    before and after; `still`: coupling → how many of the new network's units get no gradient; `twins`: how many get the
+    same as another unit that is made like them; `changed`: the numbers that modules keep. Differences are in the unit
+    of the outputs.
     """
 
     differences: Mapping[tuple[str, str], tuple[float, float] | str]
@@ -105,6 +106,9 @@ def receipt(
         loss_fn: (model, batch) → mean loss.
         also: more batches, on which outputs are compared in float64.
         output: which part of what the networks return counts; see `tracing.calls.Call`.
+
+    Returns:
+        What was found. It prints as a table; `wrong` lists what is not as it should be.
 
     Raises:
         TypeError: an argument of another kind.

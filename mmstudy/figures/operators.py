@@ -144,7 +144,7 @@ def expansion_contracts(dataset: xr.Dataset) -> Figure:
             axis.axhline(edge, color="0.8", lw=0.7)
     (change, loss), (gradient, rank) = axes
     with_zero(change.xaxis, 1e-7, [0, 1e-6, 1e-3, 1])
-    with_zero(loss.xaxis, 1e-4, [-1e-1, 0, 1e-1, 10])
+    with_zero(loss.xaxis, 1e-4, [-1, -1e-2, 0, 1e-2, 1])
     with_zero(gradient.xaxis, 1e-2, [0, 1e-2, 1e-1, 1])
     loss.axvline(0, color="0.8", lw=0.7, zorder=0)
     rank.axvline(1, color="0.8", lw=0.7, zorder=0)
@@ -252,6 +252,9 @@ def expansion_adam(dataset: xr.Dataset) -> Figure:
     axes[0, 0].set_ylabel("training loss (nats)")
     figure.supxlabel("steps after the expansion (line: mean, band: all seeds)", fontsize=7)
     marks = [plt.Line2D([], [], color="0.3", ls=line, label=f"Adam's state {state}") for state, line in STATES.items()]
-    marks.append(plt.Line2D([], [], color="k", lw=0.6, label="base, trained on"))
+    marks += [
+        plt.Line2D([], [], color="k", lw=0.6, ls=line, label=f"base, state {'kept' if state == 'carried' else state}")
+        for state, line in STATES.items()
+    ]
     figure.legend(handles=marks, loc="outside upper center", ncols=2)
     return figure

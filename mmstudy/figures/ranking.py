@@ -66,7 +66,8 @@ def advice(told: xr.Dataset) -> Figure:
     """What was foretold of each candidate against what became of it: a row for each case, a column for each budget.
 
     Points are the expected gains of candidates that were not trained to the end, with their intervals; on the line,
-    what was foretold is what came. A ring is around what the advice chose, a square around the best one, by test data.
+    what was foretold is what came. A title has the share of the training that the advice took, and how many candidates
+    it trained to the end. A ring is around what the advice chose, a square around the best one, by test data.
 
     `told` is that of `study.advice.outcomes`.
     """
@@ -78,14 +79,15 @@ def advice(told: xr.Dataset) -> Figure:
         axis, one = axes[i, j], told.isel(row=told["case"].values == case).sel(anchored=anchored)
         _foretold(axis, one)
         axis.margins(x=0.1)
-        words = f"{plain(case).rsplit(', seed ', 1)[0]}\n{float(one['share'].values[0]):.0%} of the training"
+        trained = int((one["trained"].values & (one["label"].values != OWN)).sum())
+        words = f"{plain(case).rsplit(', seed ', 1)[0]}\n{float(one['share'].values[0]):.0%}, {trained} to the end"
         axis.set_title(words, fontsize=NUMBER)
         axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.yaxis.set_major_locator(MaxNLocator(5))
         if j == 0:
-            axis.set_ylabel("expected gain (score)")
+            axis.set_ylabel("expected gain (validation)")
         if i + 1 == len(cases):
-            axis.set_xlabel("gain in the end (score)")
+            axis.set_xlabel("gain in the end (validation)")
     marks: dict[str, Any] = {str(mark.get_label()): mark for mark in operator_marks(told["operator"].values.tolist())}
     expected = [Line2D([], [], color=NEUTRAL, ls="", marker=mark, ms=size) for mark, size in (("o", 3), ("|", 7))]
     marks[f"expected, {INTERVAL}"] = tuple(expected)

@@ -13,9 +13,10 @@ from mmstudy.figures.families import family_look, family_marks, looks
 from mmstudy.figures.style import COLUMN, NUMBER, for_a_column, interval, measure_words, numbered, plain, short_tasks
 from mmstudy.study import choices
 
-CHOSEN = {  # the size and the loss that the study bets on, in words
+CHOSEN = {  # the size that the study bets on and its rivals, in words
     choices.HEADLINE: f"size @{choices.HEADLINE.split('@')[1]}",
     choices.RIVAL: choices.RIVAL.replace("minibatch_loss", "loss"),
+    choices.VALIDATION_RIVAL: choices.VALIDATION_RIVAL.replace("_", " "),
 }
 
 
@@ -108,6 +109,6 @@ def tasks(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
     axis.xaxis.tick_top()
     axis.set_xticks(range(len(names) + 1), [*names, "noise ceiling"], rotation=90)
     axis.tick_params(length=0, labelsize=NUMBER)
-    legend = "numbers: ρ; tasks: examples, flipped labels, widths (seed)"
+    legend = "numbers: ρ (hatched: negative); tasks: dataset, examples, flipped labels, widths"
     figure.supxlabel(legend, fontsize=NUMBER)
     return figure

@@ -31,7 +31,7 @@ def curves(dataset: xr.Dataset, window: int = 10) -> Figure:
         }
         axis.plot(losses["step"], losses.mean("seed"), **some, **look)
     axis.set_xlabel("step")
-    axis.set_ylabel("minibatch loss (nats)")
+    axis.set_ylabel(f"minibatch loss (nats, mean of {window} steps)")
     axis.set_ylim(bottom=0)
     axis.legend()
     return figure

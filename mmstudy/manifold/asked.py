@@ -44,16 +44,19 @@ def size(
 
     Args:
         network: one or several, of any architectures; those of one shape are measured together.
+        batch: tensors in a tuple, dict or the like, whose first axes count the examples.
         level: one height of the loss for all networks; by default the first network's loss + 0.1.
         method: a key of `ESTIMATORS`, which says what it measures and in which unit.
         seed: of all draws.
         loss_fn: (model, batch) → mean loss; batch normalization uses its stored statistics.
-        samples: rays, children, …; by default what a first look takes.
+        samples: rays, children, …; by default those of the method's budget, `ESTIMATORS[method].budget`.
         minibatch: of training, where a method trains; by default 128, or half of the examples if there are no more.
 
     Returns:
-        Dataset over network: `size`, its standard error `size_se`, `status` ("ok" where the number can be trusted),
-        `cost` in example-evaluations, and `level`.
+        Dataset over network: `size`, whose unit is an attribute, its standard error `size_se`, `status`, `cost` in
+        example-evaluations, and `level`. A status other than "ok" says why the number cannot be trusted, or is NaN
+        ("outside": the loss is above the level; "unbounded", "censored": the level was not met; the method's module
+        names the others).
 
     Raises:
         TypeError: an argument of another kind.
@@ -78,7 +81,10 @@ def sizes(
     samples: int | None = None,
     minibatch: int | None = None,
 ) -> xr.Dataset:
-    """Several sizes of each network at one level, over (estimator, network), all of them by default; see `size`.
+    """Several sizes of each network at one level, over (estimator, network); see `size`.
+
+    Args:
+        methods: keys of `ESTIMATORS`, by default all; the coordinate `unit` has their units.
 
     Raises:
         TypeError: methods that are no list, and what `size` refuses.
@@ -105,7 +111,17 @@ def check(
     loss_fn: LossFn = classification,
     normalization: str = "frozen",
 ) -> None:
-    """Refuse what would turn a measurement into noise, by name: dropout that stays on, a loss that is no mean, NaN."""
+    """Refuse what would turn a measurement into noise, or into another number than plain calls give.
+
+    Args:
+        normalization: what batch normalization uses: its stored statistics ("frozen"), or those of the batch
+            ("recomputed").
+
+    Raises:
+        TypeError: an argument of another kind.
+        ValueError: something is random in evaluation mode, or keeps a state; the loss is no mean over the examples, or
+            no finite number; a parameter is read elsewhere than at its place. The message names it.
+    """
     arguments.one_of(normalization, ("frozen", "recomputed"), "normalization")
     networks, batch, losses = asked.fit(network, batch, loss_fn)
     for i, (each, loss) in enumerate(zip(networks, losses, strict=True)):

@@ -35,6 +35,11 @@ def line(
     """The `loss` over `alpha` on the straight line from network a (0) to network b (1), both ends included.
 
     Args:
+        a: a network.
+        b: another one of the same shape.
+        batch: tensors whose first axes count the examples.
+        points: how many, evenly spaced.
+        loss_fn: (model, batch) → mean loss.
         match: whether b's hidden units are first put into the order in which they resemble a's most (`matching`).
         seed: of that matching.
         normalization: what batch normalization uses: at every point the statistics of the batch ("recomputed", as on a
@@ -43,8 +48,8 @@ def line(
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: an argument out of range, networks of different shapes, or a matching that changes b's loss, since
-            the loss calls its model in several ways.
+        ValueError: an argument out of range, networks of different shapes or with different integers, or a matching
+            that changes b's loss, since the loss calls its model in several ways.
     """
     pair, batch = _together([a, b], ("a", "b"), batch, loss_fn)
     points, seed = arguments.whole(points, "points", 2, 10**5), arguments.whole(seed, "seed")
@@ -72,7 +77,14 @@ def barrier(
     seed: int = 0,
     normalization: str = "recomputed",
 ) -> float:
-    """The highest rise of the loss on the line between two networks over its ends; arguments as in `line`."""
+    """The barrier between two networks: the largest rise of the loss over its linear interpolation, along the line.
+
+    max over α of L(α) − (1 − α) L(0) − α L(1), at `points` of the line, in the unit of the loss. See `line`.
+
+    Raises:
+        TypeError: what `line` refuses.
+        ValueError: likewise.
+    """
     along = line(a, b, batch, points, match, loss_fn, seed, normalization)
     return connectivity.barrier(*(torch.tensor(along[name].values) for name in ("loss", "alpha"))).item()
 
@@ -85,6 +97,11 @@ def plane(
     x and y are distances from a in parameter space, x in the direction of b. `corner_x` and `corner_y` over network say
     where a, b and c lie. Frozen parameters and buffers are mixed as the parameters are. Batch normalization uses the
     statistics of the batch at every point; the attribute `normalization` says so.
+
+    Args:
+        a: a network; b and c are others of the same shape.
+        points: along each axis: `loss` has points × points.
+        loss_fn: (model, batch) → mean loss.
 
     Raises:
         TypeError: an argument of another kind.

@@ -69,14 +69,14 @@ def rank_expansions(
     Args:
         network: a trained network; it is left as it is.
         loss_fn: (model, batch) → mean loss.
-        train_loader: batches for training, read anew for each epoch; with `train`, of which some are looked at.
+        train_loader: batches for training, read anew for each epoch; with `train`, a few, to check the network.
         validation_loader: batches of which `measured_examples` are read once, and by which all are compared. These data
             are used up by the choice: report what the chosen network does on others.
         pool: candidates by label; by default those of `pool.default`.
         budget: the share of training all of them, and the network itself, to the end.
         full_steps: what training to the end means.
         optimizer: of parameters, e.g. `lambda p: torch.optim.AdamW(p, lr=3e-4)`; or the network's own, whose state is
-            then carried over to each candidate. Not used with `train`.
+            then carried over to each candidate. Needed, but for `train`, with which it is not used.
         schedule: of an optimizer, e.g. `lambda o: CosineAnnealingLR(o, 10_000)`; steps once a step.
         metric: (model, batch) → a score, a mean over examples, larger is better; by default the accuracy for the
             default loss (`ensemble.classification`), for others the loss, turned round.
@@ -85,6 +85,7 @@ def rank_expansions(
         clip: the largest norm of a gradient.
         autocast: a type such as `torch.bfloat16` to train in; what is measured is measured without.
         accumulate: batches of the loader that make one step.
+        measured_examples: of the validation loader, as many as there are at most.
         folder: where networks on their way are kept, about as large as all candidates with their optimizers.
         seed: of the order of examples, and of what is drawn in training.
         scheduler: the address of a Dask scheduler, such as "tcp://192.168.0.2:8786", whose workers train, each a
@@ -96,10 +97,10 @@ def rank_expansions(
 
     Raises:
         TypeError: an argument of another kind.
-        ValueError: one that is out of range, a loader that gives nothing or never the same, a loss that is not finite,
-            a network on several devices or without numbers, functions that fail (`given.functions`), fewer than two
-            candidates, a folder of another ranking or that cannot be written, or workers of a cluster that are not
-            fit (`cluster.executor`).
+        ValueError: one that is out of range, a loader that is empty or whose batches change their form, a loss that is
+            not finite, a network on several devices or without numbers, functions that fail (`given.functions`), fewer
+            than two candidates, a folder of another ranking or that cannot be written, or workers of a cluster that
+            are not fit (`cluster.executor`).
         ConnectionError: the scheduler is gone; what was finished is kept.
     """
     network = arguments.network(network)

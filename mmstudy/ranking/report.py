@@ -153,7 +153,11 @@ class Ranking:
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row for each network, best first."""
+        """One row for each network, best first.
+
+        `gain` is expected over the network itself, in the unit of the score (`low` to `high`: 80%); `chance` that this
+        row is the best; `status`: probed, or trained to the end; scores at the end and early; what it took.
+        """
         columns = ["gain", "low", "high", "chance", "status", "final_score", "early_score", "parameters", "flops"]
         return self.data.to_dataframe()[[*columns, "steps", "seconds"]]
 
@@ -164,6 +168,9 @@ class Ranking:
             label: another row than the first.
             trained: as far as it was trained here; otherwise as it is right after its expansion, the optimizer's state
                 carried along.
+
+        Returns:
+            The network, its optimizer and schedule, and the steps that they have behind them.
 
         Raises:
             ValueError: an unknown row.

@@ -178,14 +178,14 @@ def _relation(relation: xr.Dataset) -> str:
         "**Is it related?** At the trained network the size of the manifold (extent along ± children, up to a level "
         f"common to the pool) orders the gains with ρ = {mean(rho, choices.RELATION)}; the {LOSS} has "
         f"{mean(rho, loss)}, the {COUNT} {mean(rho, count)}. "
-        f"Size against loss: {pair(rho, choices.RELATION, loss)}; "
-        f"against the {COUNT}: {pair(rho, choices.RELATION, count)}. Given the {COUNT}, "
-        f"{interval(given.sel(given='parameters'))} of it is left; given the {LOSS}, "
-        f"{interval(given.sel(given='training loss'))}; given the loss at the children's centre, "
+        f"Size minus loss: {pair(rho, choices.RELATION, loss)}; "
+        f"size minus the {COUNT}: {pair(rho, choices.RELATION, count)}. With the {COUNT} held fixed, size has "
+        f"ρ = {interval(given.sel(given='parameters'))}; with the {LOSS}, "
+        f"{interval(given.sel(given='training loss'))}; with the loss at the children's centre, "
         f"{interval(given.sel(given='centre loss'))}. Up to a level of each candidate's own, in place of the common "
         f"one, ρ is {interval(_form(relation, level='own'))}; along random directions, in place of the children, "
         f"{interval(_form(relation, kind='random'))}. Validation accuracy at the same moment has "
-        f"{mean(rho, ACCURACY)}; size against it: {pair(rho, choices.RELATION, ACCURACY)}."
+        f"{mean(rho, ACCURACY)}; size minus that: {pair(rho, choices.RELATION, ACCURACY)}."
     )
 
 
@@ -204,9 +204,20 @@ def _prediction(prediction: xr.Dataset) -> str:
         f"loss on minibatches, its rank averaged with that of the {COUNT}, for {cost[choices.RIVAL]}, "
         f"{mean(rho, choices.RIVAL)}; validation accuracy, for {cost[choices.VALIDATION_RIVAL]}, "
         f"{mean(rho, choices.VALIDATION_RIVAL)}; and validation accuracy combined with that loss and the {COUNT}, "
-        f"weighted by their agreement, for {cost[choices.COMBINED]}, {mean(rho, choices.COMBINED)}. Size against the "
-        f"{COUNT}: {pair(rho, choices.HEADLINE, 'parameters')}; against the early loss with the {COUNT}: "
-        f"{pair(rho, choices.HEADLINE, choices.RIVAL)}."
+        f"weighted by their agreement, for {cost[choices.COMBINED]}, {mean(rho, choices.COMBINED)}. Size minus the "
+        f"{COUNT}: {pair(rho, choices.HEADLINE, 'parameters')}; size minus the early loss with the {COUNT}: "
+        f"{pair(rho, choices.HEADLINE, choices.RIVAL)}. {_literature(prediction)}"
+    )
+
+
+def _literature(prediction: xr.Dataset) -> str:
+    """How the statistics that others have proposed do, which look at the expanded network before any training."""
+    static = (prediction["family"] == "static") & ~prediction["predictor"].isin(["parameters", "flops", "loss"])
+    found = prediction["spearman"].isel(predictor=static.values).mean("task")
+    best = str(found.idxmax().item())
+    return (
+        f"Of {found.size} statistics of the literature, computed right after the expansion, the best is "
+        f"{best.replace('_', ' ')}, with ρ = {mean(prediction['spearman'], best)}, the worst has {number(found.min())}."
     )
 
 
@@ -256,7 +267,7 @@ def _goals(relation: xr.Dataset, prediction: xr.Dataset, choice: xr.Dataset) -> 
          least <= choices.GOAL_REGRET),
     ]  # fmt: skip
     lines = [f"| {goal} | {value} | {'reached' if met else 'missed'} |" for goal, value, met in rows]
-    return "\n".join(["| goal, set beforehand | measured | |", "|---|---|---|", *lines])
+    return "\n".join(["| goal | measured | |", "|---|---|---|", *lines])
 
 
 def _anchored(name: str, rho: xr.DataArray, total: xr.DataArray) -> list[tuple[str, str, bool]]:

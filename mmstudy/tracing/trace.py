@@ -31,7 +31,8 @@ def register_rule(operation: Any, rule: Any) -> None:
     Args:
         operation: of ATen, in one overload (`torch.ops.aten.cumsum.default`) or in all (`torch.ops.aten.cumsum`), or a
             custom one. Reasons in `couplings.fixed` and coverage reports name it.
-        rule: (trace, shape of the result, *arguments of the operation) → a `Value`, or a list of them; see `graph`.
+        rule: (trace, shape, *arguments of the operation) → a `Value`, or a list of them; see `graph`. The shape is that
+            of the result, a tuple of integers, and the Value has one axis for each of them.
 
     Raises:
         TypeError: no operation, as functions of torch and modules are none, or no function that takes its arguments.
