@@ -72,9 +72,6 @@ def coverage(
 
     Returns:
         A report that prints, shows in a notebook and has a `table`: by location units, exact operators, refusals.
-
-    Raises:
-        ValueError: what `couplings` refuses.
     """
     network, batch, call = fit(network, batch, loss_fn, output)
     more = [each for _, each in further(network, also, loss_fn, output)]
