@@ -68,13 +68,19 @@ def cost(
         counting = FlopCounterMode(display=False)
         counting.mod_tracker = _AllModules()  # type: ignore[assignment]  # of a tracker of modules, this is what counts
         with torch.no_grad(), torch.random.fork_rng(), attention(device), counting as flops, _Allocated() as memory:
-            before = torch.get_rng_state()
+            before = _dice(device)
             loss = loss_of(network, loss_fn)(*first, batch)
-            draws = not torch.equal(before, torch.get_rng_state())
+            draws = not torch.equal(before, _dice(device))
         plain = None if network.training and draws else loss
         batches = _batches(network, loss_fn, first, batch, shared, plain)
         known[key] = Cost(flops.get_total_flops(), memory.total, batches)
     return known[key]
+
+
+def _dice(device: torch.device) -> Tensor:
+    """The state of torch's random numbers, of the CPU and of the device."""
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    return torch.cat(states)
 
 
 def _batches(
