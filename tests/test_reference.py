@@ -9,6 +9,7 @@ import pytest
 from mmstudy.core import results
 from mmstudy.expansion.operators import EXACTLY, OPERATORS
 from mmstudy.study import abstract, choices, claims, predictions, statistics
+from mmstudy.study.protocol import Protocol
 
 ROOT = Path(__file__).parent.parent
 README, REFERENCE = ROOT / "README.md", ROOT / "outputs" / "reference"
@@ -134,6 +135,8 @@ def test_a_look_costs_what_notebook_4_says(stored):
     perceptron = (pool["task"] == "mnist1d 4000, 16-16, seed 1") & (pool["role"] == "expansion")
     share = (100 * pool["cost"] / pool["full_cost"]).isel(candidate=perceptron.values).mean("candidate")
     found = [round(float(share.sel(expense=name))) for name in ("children", "children's rays", "random rays")]
-    text = (ROOT / "notebooks" / "4_experiment.ipynb").read_text()
-    said = re.search(r"children (\d+)%, their rays (\d+)% and random rays (\d+)%", text)
-    assert found == [*map(int, said.groups())]
+    study = Protocol()
+    costs = study.costs(4000, 1000)
+    assert found == [
+        round(100 * costs[name] / study.full_cost) for name in ("children", "children's rays", "random rays")
+    ]

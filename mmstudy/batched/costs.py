@@ -67,9 +67,10 @@ def cost(
         first = [{name: t[0].detach().clone() for name, t in tensors.items()} for tensors in (parameters, buffers)]
         counting = FlopCounterMode(display=False)
         counting.mod_tracker = _AllModules()  # type: ignore[assignment]  # of a tracker of modules, this is what counts
-        with torch.no_grad(), torch.random.fork_rng(), attention(device), counting as flops, _Allocated() as memory:
+        with torch.no_grad(), torch.random.fork_rng():
             before = _dice(device)
-            loss = loss_of(network, loss_fn)(*first, batch)
+            with attention(device), counting as flops, _Allocated() as memory:
+                loss = loss_of(network, loss_fn)(*first, batch)
             draws = not torch.equal(before, _dice(device))
         plain = None if network.training and draws else loss
         batches = _batches(network, loss_fn, first, batch, shared, plain)

@@ -85,9 +85,9 @@ def advice(told: xr.Dataset) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.yaxis.set_major_locator(MaxNLocator(5))
         if j == 0:
-            axis.set_ylabel("expected gain (validation)")
+            axis.set_ylabel("expected gain")
         if i + 1 == len(cases):
-            axis.set_xlabel("gain in the end (validation)")
+            axis.set_xlabel("gain (validation)")
     marks: dict[str, Any] = {str(mark.get_label()): mark for mark in operator_marks(told["operator"].values.tolist())}
     expected = [Line2D([], [], color=NEUTRAL, ls="", marker=mark, ms=size) for mark, size in (("o", 3), ("|", 7))]
     marks[f"expected, {INTERVAL}"] = tuple(expected)

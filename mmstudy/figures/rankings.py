@@ -109,6 +109,6 @@ def tasks(dataset: xr.Dataset, named: Mapping[str, str]) -> Figure:
     axis.xaxis.tick_top()
     axis.set_xticks(range(len(names) + 1), [*names, "noise ceiling"], rotation=90)
     axis.tick_params(length=0, labelsize=NUMBER)
-    legend = "numbers: ρ (hatched: negative); tasks: dataset, examples, flipped labels, widths"
+    legend = "numbers: ρ (hatched: < 0); tasks: examples, flipped, widths"
     figure.supxlabel(legend, fontsize=NUMBER)
     return figure

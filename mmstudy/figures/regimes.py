@@ -109,7 +109,7 @@ def scratch(dataset: xr.Dataset) -> Figure:
     first.set_xlim(-1.1 * far, 1.1 * far)
     first.set_yticks([0, *np.arange(len(names)) + 1.4], ["mean over tasks", *short_tasks(names)])
     first.set_ylim(len(names) + 1, -0.8)
-    figure.supxlabel("lead of the expansion (points of test accuracy, scale of roots; small ticks: 5)", fontsize=7)
+    figure.supxlabel("lead of the expansion (points of test accuracy; root scale)", fontsize=7)
     marks = [Line2D([], [], ls="", label=budget.replace("flops", "FLOPs"), **b) for budget, b in BUDGET_LOOKS.items()]
     figure.legend(handles=marks, loc="outside upper center", ncols=2)
     return figure

@@ -12,12 +12,14 @@ import numpy as np
 import xarray as xr
 
 from mmstudy.study import choices, intervals
+from mmstudy.study.predictors import PREDICTORS
 from mmstudy.study.summaries import BASE
 from mmstudy.study.wording import interval, mean, number, pair, points, signed, tested, verdict
 
 LOSS, COUNT, ACCURACY = "final training loss", "parameter count", "validation_accuracy @100%"
 EARLY = (choices.HEADLINE, choices.RIVAL, choices.VALIDATION_RIVAL, choices.COMBINED)
 ANCHORED = ("anchored size", "anchored loss, 5%")
+FREE = ("parameters", "flops", "loss")  # no statistics that others have proposed
 SCRATCH = "scratch"
 BEGIN, END = "<!-- answer -->\n", "<!-- end of the answer -->\n"
 
@@ -206,17 +208,19 @@ def _prediction(prediction: xr.Dataset) -> str:
         f"{mean(rho, choices.VALIDATION_RIVAL)}; and validation accuracy combined with that loss and the {COUNT}, "
         f"weighted by their agreement, for {cost[choices.COMBINED]}, {mean(rho, choices.COMBINED)}. Size minus the "
         f"{COUNT}: {pair(rho, choices.HEADLINE, 'parameters')}; size minus the early loss with the {COUNT}: "
-        f"{pair(rho, choices.HEADLINE, choices.RIVAL)}. {_literature(prediction)}"
+        f"{pair(rho, choices.HEADLINE, choices.RIVAL)}.{_literature(prediction)}"
     )
 
 
 def _literature(prediction: xr.Dataset) -> str:
     """How the statistics that others have proposed do, which look at the expanded network before any training."""
-    static = (prediction["family"] == "static") & ~prediction["predictor"].isin(["parameters", "flops", "loss"])
-    found = prediction["spearman"].isel(predictor=static.values).mean("task")
+    names = [name for name in prediction["predictor"].values.tolist() if name in PREDICTORS and name not in FREE]
+    if not names:
+        return ""
+    found = prediction["spearman"].sel(predictor=names).mean("task")
     best = str(found.idxmax().item())
     return (
-        f"Of {found.size} statistics of the literature, computed right after the expansion, the best is "
+        f" Of {found.size} statistics of the literature, computed right after the expansion, the best is "
         f"{best.replace('_', ' ')}, with ρ = {mean(prediction['spearman'], best)}, the worst has {number(found.min())}."
     )
 

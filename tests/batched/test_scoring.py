@@ -5,8 +5,8 @@ import pytest
 import torch
 from cases import batch, mlp
 
+from mmstudy.batched import costs, scoring
 from mmstudy.batched import ensemble as en
-from mmstudy.batched import scoring
 from mmstudy.core.networks import Decoder, initialize
 from mmstudy.core.seeds import generator
 

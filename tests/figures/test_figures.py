@@ -446,6 +446,6 @@ def test_advice_is_shown_against_what_came_for_each_case_and_budget(rng):
     points = [sum(line.get_marker() in shapes and line.get_fillstyle() == "full" for line in axis.lines)
               for axis in figure.axes]  # fmt: skip
     assert points == [2, 1, 2, 1]  # what was trained to the end is no prediction
-    titles = {"digits 200, 4-4\n10% of the training", "convolutional\n25% of the training"}
+    titles = {"digits 200, 4-4\n10%, 0 to the end", "convolutional\n25%, 1 to the end"}
     assert titles | {"net2net", "random", "chosen", "best", "expected, 80% interval"} <= {*texts(figure)}
     assert_legible(figure)

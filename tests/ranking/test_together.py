@@ -8,6 +8,7 @@ from torch import nn, optim
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
+from mmstudy.batched import costs
 from mmstudy.batched.ensemble import classification
 from mmstudy.ranking import together
 from mmstudy.ranking import training as tr
