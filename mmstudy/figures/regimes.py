@@ -103,13 +103,12 @@ def scratch(dataset: xr.Dataset) -> Figure:
     first, far = np.ravel(axes)[0], float(np.abs(dataset[["lower", "upper"]].to_array()).max())
     root_scale(first.xaxis)
     end = max(tick for tick in (1, 5, 25) if tick <= max(far, 1))
-    ticks = sorted({-end, -1, 0, 1, end})
-    first.set_xticks(ticks, [f"{tick}".replace("-", "−") for tick in ticks])
-    first.set_xticks([-5, 5], minor=True)
+    first.set_xticks([-end, 0, end], [f"−{end}", "0", f"{end}"])
+    first.set_xticks([-5, -1, 1, 5], minor=True)
     first.set_xlim(-1.1 * far, 1.1 * far)
     first.set_yticks([0, *np.arange(len(names)) + 1.4], ["mean over tasks", *short_tasks(names)])
     first.set_ylim(len(names) + 1, -0.8)
-    figure.supxlabel("lead of the expansion (points of test accuracy; root scale)", fontsize=7)
+    figure.supxlabel("lead of the expansion (points, root scale; small ticks: 1, 5)", fontsize=7)
     marks = [Line2D([], [], ls="", label=budget.replace("flops", "FLOPs"), **b) for budget, b in BUDGET_LOOKS.items()]
     figure.legend(handles=marks, loc="outside upper center", ncols=2)
     return figure
