@@ -290,7 +290,7 @@ def _rescale_eps(network: nn.Module, plan: Plan, old: nn.Module, batch: Any) -> 
 def _sizes(network: nn.Module, plans: Sequence[Plan], batch: Any) -> list[attributes.Size]:
     plain = _grown(network, [(plan, None) for plan in plans], batch)
     chosen = sizes.found(plain, network, [(plan.coupling, plan.size) for plan in plans], called(network, batch))
-    if sum(parameter.nbytes for parameter in plain.parameters()) > LARGE:
+    if plans[0].coupling.confirms and sum(parameter.nbytes for parameter in plain.parameters()) > LARGE:
         del plain
-        gc.collect()  # a trace leaves cycles behind that hold the network
+        gc.collect()  # a trace, which confirms, leaves cycles behind that hold the network
     return chosen
