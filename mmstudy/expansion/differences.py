@@ -10,6 +10,7 @@ from torch import Tensor
 from mmstudy.tracing.trees import tensors
 
 APART = 10  # powers of two between numbers of two scales
+_Parts = tuple[Tensor, list[tuple[Tensor | None, float, float]]]
 LOWEST = -2000  # a power of two below those of all numbers
 
 
@@ -29,26 +30,50 @@ def changes(before: Any, after: Any, like: Any = None) -> list[tuple[float, floa
     Raises:
         ValueError: there is no number to compare, or the shapes differ.
     """
-    pair = [
-        [t.detach() for t in tensors(outputs) if t.numel()] for outputs in (before, after, like) if outputs is not None
-    ]
-    if any(t.is_floating_point() or t.is_complex() for some in pair for t in some):
-        pair = [[t for t in some if t.is_floating_point() or t.is_complex()] for some in pair]
-    shapes = [[tuple(t.shape) for t in some] for some in pair]
-    if not shapes[0] or shapes[0] != shapes[1]:
-        raise ValueError(f"outputs of shapes {shapes[0] or 'of no tensor'} cannot be compared with {shapes[1]}")
-    found = []
-    for old, new, *scaled in zip(*pair, strict=True):
-        a, b, *scaled = (_real(t) for t in (old, new, *scaled))
-        gap = (b - a).abs()
-        if not float(gap.max()) < inf:  # the difference of equal infinities, and of what is NaN in both, is NaN
-            gap = gap.masked_fill((a == b) | (a.isnan() & b.isnan()), 0)
-        finite = a.where(a.isfinite(), 0)
-        for part in _scales(*scaled or [finite]):
-            inside = finite if part is None else finite[part]
-            spread = _spread(finite) if part is None else _spread_within(finite, part)
-            found.append((float((gap if part is None else gap[part]).max()), spread, float(inside.abs().max())))
-    return found
+    return Seen(before, like).changes(after)
+
+
+class Seen:
+    """What a network put out, looked at once however often it is compared; see `changes`."""
+
+    def __init__(self, outputs: Any, like: Any = None):
+        self.outputs, self._parts, self._like = outputs, dict[bool, list[_Parts]](), like
+
+    def changes(self, after: Any) -> list[tuple[float, float, float]]:
+        """The rows of `changes` for what was put out afterwards.
+
+        Raises:
+            ValueError: as there.
+        """
+        pair = [[t.detach() for t in tensors(outputs) if t.numel()] for outputs in (self.outputs, after)]
+        real = any(t.is_floating_point() or t.is_complex() for some in pair for t in some)
+        old, new = ([t for t in some if t.is_floating_point() or t.is_complex() or not real] for some in pair)
+        shapes = [[tuple(t.shape) for t in some] for some in (old, new)]
+        if not shapes[0] or shapes[0] != shapes[1]:
+            raise ValueError(f"outputs of shapes {shapes[0] or 'of no tensor'} cannot be compared with {shapes[1]}")
+        if real not in self._parts:
+            like = old if self._like is None else [t.detach() for t in tensors(self._like) if t.numel()]
+            like = [t for t in like if t.is_floating_point() or t.is_complex() or not real]
+            self._parts[real] = [_parts(*pair) for pair in zip(old, like, strict=True)]
+        found = []
+        for (a, parts), b in zip(self._parts[real], map(_real, new), strict=True):
+            gap = (b - a).abs()
+            if not float(gap.max()) < inf:  # the difference of equal infinities, and of what is NaN in both, is NaN
+                gap = gap.masked_fill((a == b) | (a.isnan() & b.isnan()), 0)
+            for part, spread, largest in parts:
+                found.append((float((gap if part is None else gap[part]).max()), spread, largest))
+        return found
+
+
+def _parts(old: Tensor, like: Tensor) -> _Parts:
+    """The numbers, and of each part of one scale its mask (None for all), how much it varies, its largest value."""
+    a, found = _real(old), []
+    finite = a.where(a.isfinite(), 0)
+    for part in _scales(finite if like is old else _real(like)):
+        inside = finite if part is None else finite[part]
+        spread = _spread(finite) if part is None else _spread_within(finite, part)
+        found.append((part, spread, float(inside.abs().max())))
+    return a, found
 
 
 def _real(values: Tensor) -> Tensor:

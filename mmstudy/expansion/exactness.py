@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmstudy.core import precision
 from mmstudy.core.networks import evaluating, named_tensors
 from mmstudy.core.states import seeded
-from mmstudy.expansion.differences import changes
+from mmstudy.expansion.differences import Seen, changes
 from mmstudy.expansion.doubled import Outside, doubled, rounded, watchable
 from mmstudy.tracing.calls import Call, resized
 from mmstudy.tracing.graph import Trace
@@ -80,6 +80,11 @@ class Reference:
     def double(self) -> Any:
         """The outputs in float64; None where the network, or its device, does not compute in it, or `roughly`."""
         return None if self.roughly else self._watched[0]
+
+    @cached_property
+    def seen(self) -> Seen:
+        """The outputs that others are held against: in float64 if there are such, else in its own types of numbers."""
+        return Seen(self.plain if self.double is None else self.double)
 
     @property
     def outside(self) -> tuple[str, ...]:
@@ -196,10 +201,10 @@ class Grown:
         eps = max(self.eps, PRECISION)
         if reference.double is not None:
             try:
-                return _said(reference.double, in_double, eps, torch.finfo(torch.float64).eps)
+                return _said(reference.seen, in_double, eps, torch.finfo(torch.float64).eps)
             except Exception:  # not every network computes in float64
                 pass
-        return _said(reference.plain, in_own, eps, self.eps)
+        return _said(reference.seen if reference.double is None else Seen(reference.plain), in_own, eps, self.eps)
 
     @cached_property
     def _doubled(self) -> nn.Module:
@@ -210,13 +215,13 @@ class Grown:
         return doubled(self.network, self.replaced, self.made, max(self.eps, PRECISION))
 
 
-def _said(before: Any, run: Callable[[bool], Any], eps: float, least: float) -> str | None:
+def _said(before: Seen, run: Callable[[bool], Any], eps: float, least: float) -> str | None:
     """What is to be said of outputs; `run`: whether the new numbers are moved as if by rounding → the new outputs."""
     after, moved = run(False), None
-    for place, (gap, spread, largest) in enumerate(changes(before, after)):
+    for place, (gap, spread, largest) in enumerate(before.changes(after)):
         allowed = max(eps * spread, CALL * least * largest)
         if not gap <= allowed:  # it may be NaN
-            moved = moved or changes(after, run(True), before)
+            moved = moved or changes(after, run(True), before.outputs)
             allowed = max(allowed, SLACK * moved[place][0])
         if not gap <= allowed:
             size = spread or largest or 1.0
