@@ -219,7 +219,7 @@ def _compared(
     rounding: float = ROUNDING,
 ) -> None:
     for k, (a, b) in enumerate(zip(plain, measured.tolist(), strict=True)):
-        if (isfinite(a) or isfinite(b)) and not abs(a - b) <= rounding * max(abs(a), abs(b)) + 1e-6:
+        if (isfinite(a) or isfinite(b)) and not close(a, b, rounding):
             with untouched([networks[k]]), suppress(RuntimeError):
                 check(networks[k], batch, loss_fn)  # which names what is random, keeps a state, or is no mean
             raise ValueError(
@@ -228,6 +228,11 @@ def _compared(
                 "the model for more than a call (an attribute, `training`): give loss_fn(model, batch) that only calls "
                 "the model, and modules that own what they use"
             )
+
+
+def close(one: float, other: float, rounding: float = ROUNDING, beyond: float = 0.0) -> bool:
+    """Whether two losses are one but for rounding, a share of them, and what is allowed `beyond` it; NaN is none."""
+    return abs(one - other) <= beyond + rounding * max(abs(one), abs(other)) + 1e-6
 
 
 def tried(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, normalization: str = "frozen") -> list[float]:

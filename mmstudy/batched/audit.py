@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from mmstudy.batched.asked import ROUNDING, called, untouched
+from mmstudy.batched.asked import called, close, untouched
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import Ensemble, at
 from mmstudy.batched.objective import Objective
@@ -100,4 +100,4 @@ def _near(plain: float, measured: float, parent: float, level: float) -> bool:
     gap = max(level - parent, 0.0)
     if min(plain, measured) > level + gap:
         return True
-    return abs(plain - measured) <= DRIFT * gap + ROUNDING * max(abs(plain), abs(measured)) + 1e-6
+    return close(plain, measured, beyond=DRIFT * gap)

@@ -10,8 +10,9 @@ from torch import Tensor
 from mmstudy.tracing.trees import tensors
 
 APART = 10  # powers of two between numbers of two scales
-_Parts = tuple[Tensor, list[tuple[Tensor | None, float, float]]]
 LOWEST = -2000  # a power of two below those of all numbers
+
+_Parts = tuple[Tensor, list[tuple[Tensor | None, float, float]]]  # see `_parts`
 
 
 def changes(before: Any, after: Any, like: Any = None) -> list[tuple[float, float, float]]:

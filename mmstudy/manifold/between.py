@@ -150,7 +150,7 @@ def _meets(found: Tensor, networks: Ensemble, names: str, batch: Batch, loss_fn:
         ValueError: a loss on it is not that of the network there.
     """
     for name, there, own in zip(names, found.tolist(), losses(networks, batch, loss_fn, how).tolist(), strict=True):
-        if not abs(there - own) <= asked.ROUNDING * max(abs(there), abs(own)) + 1e-6:
+        if not asked.close(there, own):
             whole = [key for key, b in networks.buffers.items() if not b.is_floating_point() and not b.is_complex()]
             differ = [
                 key for key in whole if any(not torch.equal(b, networks.buffers[key][0]) for b in networks.buffers[key])
