@@ -21,11 +21,11 @@ def together(parameters: Mapping[str, Tensor]) -> list[list[str]]:
     """The names of tensors that begin at one place in memory, where there are several."""
     groups: dict[object, list[str]] = {}
     for name, tensor in parameters.items():
-        groups.setdefault(_place(tensor) or id(tensor), []).append(name)
+        groups.setdefault(place(tensor) or id(tensor), []).append(name)
     return [names for names in groups.values() if len(names) > 1]
 
 
-def _place(tensor: Tensor) -> object:
+def place(tensor: Tensor) -> object:
     """Where a tensor lies; None: nowhere."""
     if is_lazy(tensor) or tensor.is_meta or not tensor.numel():
         return None

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from mmstudy.core.memory import place
+
 HELD = (list, dict, set, OrderedDict, deque)  # what a module may write into
 
 
@@ -71,7 +73,7 @@ def restored(network: nn.Module, but: Collection[nn.Module] = (), parameters: bo
                 _refill(value, content)
         with torch.no_grad():
             for tensor, memory, numbers in tensors:
-                if tensor.layout == torch.strided and not _at_one_place(tensor, memory):
+                if tensor.layout == torch.strided and place(tensor) != place(memory):
                     tensor.data = memory
                 if not torch.equal(tensor, numbers):
                     tensor.copy_(numbers)
@@ -105,10 +107,6 @@ def _restorable(key: str, value: Any) -> bool:
 
 def _known(tensor: Tensor) -> bool:
     return not is_lazy(tensor) and not tensor.is_meta and not tensor.is_inference()
-
-
-def _at_one_place(one: Tensor, other: Tensor) -> bool:
-    return one.device == other.device and one.data_ptr() == other.data_ptr()
 
 
 def _content(value: Any) -> list[Any]:
