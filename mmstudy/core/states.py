@@ -2,7 +2,7 @@
 
 import random
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,7 +45,9 @@ def seeded(network: nn.Module, seed: int | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def restored(network: nn.Module, but: Collection[nn.Module] = (), parameters: bool = False) -> Iterator[None]:
+def restored(
+    network: nn.Module, but: Collection[nn.Module] = (), parameters: bool = False
+) -> Iterator[Mapping[int, Tensor]]:
     """Whatever calls of the network do to its buffers and its modules' attributes is undone, and to random numbers.
 
     Lists, dicts and sets that modules keep get back what was in them; other objects that they change stay changed.
@@ -53,6 +55,9 @@ def restored(network: nn.Module, but: Collection[nn.Module] = (), parameters: bo
     Args:
         but: modules whose buffers may change.
         parameters: undo changes of parameters too, which takes a copy of them.
+
+    Yields:
+        The number (`id`) of each tensor that gets back what was in it → that.
     """
     own = [module for module in network.modules() if module not in but]
     states = [(vars(module), dict(vars(module))) for module in own]
@@ -62,7 +67,7 @@ def restored(network: nn.Module, but: Collection[nn.Module] = (), parameters: bo
     tensors = [(t, t.data, t.detach().clone()) for t in named if t is not None and _known(t)]
     try:
         with seeded(network):
-            yield
+            yield {id(tensor): numbers for tensor, _, numbers in tensors}
     finally:
         for state, before in states:
             for key in state.keys() - before.keys():
@@ -87,12 +92,12 @@ def changed_by_mode(network: nn.Module) -> str:
     own = [m for m in network.modules() if type(m).train is not nn.Module.train or type(m).eval is not nn.Module.eval]
     if not own:
         return ""
-    with restored(network, parameters=True):
-        before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    with restored(network, parameters=True) as known:
+        before = {name: known[id(p)] for name, p in network.named_parameters() if id(p) in known}
         for mode in (True, False):
             network.train(mode)
             for name, now in network.named_parameters():
-                if not torch.equal(now, before[name]):
+                if name in before and not torch.equal(now, before[name]):
                     return (
                         f"{name} changes when the network changes between training and evaluation mode, by a train() "
                         f"of {', '.join(sorted({type(m).__name__ for m in own}))}: merge what is added there for good, "

@@ -30,7 +30,8 @@ class Rows:
             return _summed(self.matrix, units)
         entries, device = self.matrix.gather(1, self.source).to(units), units.device
         copies = _selected(units, self.source.squeeze(1).to(device))
-        product = torch.addcmul(units.new_zeros(()), copies, entries.view(-1, *[1] * (units.ndim - 1)))
+        entries, into = entries.view(-1, *[1] * (units.ndim - 1)), None if copies.requires_grad else copies
+        product = torch.addcmul(units.new_zeros(()), copies, entries, out=into)  # in place, where that can be
         if len(self.several):
             product[self.several.to(device)] = _summed(self.different, units)[self.which.to(device)]
         return product

@@ -12,7 +12,7 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from mmstudy.expansion.attributes import fewest, name, stays
@@ -20,6 +20,7 @@ from mmstudy.expansion.counts import Longer
 from mmstudy.expansion.slots import Path, alike, is_configuration, slots
 
 BUILDS = 64  # ways to change a configuration that are built
+DRAWS = {name for name in vars(nn.init) if name.endswith("_")}  # names of functions and methods that draw
 
 Shapes = dict[str, tuple[int, ...]]
 Choice = Mapping[Path, Any]  # the values that change → what they become
@@ -108,13 +109,16 @@ def _loaded(config: Any) -> Any:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Parameters are not drawn, which takes most of the time of building: others are put in their place."""
+    """Parameters are not drawn, which takes most of the time of building: others are put in their place.
+
+    What draws is known by its name: a package may have put functions of its own in the place of those of `nn.init`.
+    """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         drawn = args[0] if args else kwargs.get("tensor")
-        draws = getattr(function, "__module__", "") == nn.init.__name__ or function in (Tensor.normal_, Tensor.uniform_)
-        return drawn if draws and isinstance(drawn, nn.Parameter) else function(*args, **kwargs)
+        draws = getattr(function, "__name__", "") in DRAWS and isinstance(drawn, nn.Parameter)
+        return drawn if draws else function(*args, **kwargs)
 
 
 def built(kind: type[nn.Module], config: Any, device: str) -> nn.Module | None:

@@ -288,3 +288,24 @@ def test_a_tuple_that_has_names_keeps_them():
     new = Candidate("lemon", ("layers.2",), (18,)).grow(old, inputs()).network
     assert new.settings.widths.branch == new.shape.branch == 18
     assert change(old, new, inputs()) < 1e-13
+
+
+def test_nothing_is_drawn_for_what_is_only_built_whoever_puts_functions_in_the_place_of_torch_s(monkeypatch):
+    drawn, torch_s = [], nn.init.normal_
+
+    def normal_(tensor, mean=0.0, std=1.0, generator=None):
+        return torch_s(tensor, mean, std, generator)
+
+    class Drawing(nn.Module):
+        def __init__(self, sizes: Sizes):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(sizes.width))
+            nn.init.normal_(self.weight)
+            self.register_buffer("phases", nn.init.normal_(torch.zeros(2)))
+            drawn.append(bool(self.weight.any()))
+
+    monkeypatch.setattr(nn.init, "normal_", normal_)
+    assert Drawing(Sizes()).weight.any()
+    module = rebuilding.built(Drawing, Sizes(), "cpu")
+    assert drawn == [True, False]
+    assert module.phases.all()  # which may be no parameters, and not be saved
