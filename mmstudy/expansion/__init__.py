@@ -7,6 +7,7 @@ __all__ = [
     "candidate",
     "checking",
     "checkpoints",
+    "choices",
     "configurations",
     "copies",
     "counts",

@@ -14,9 +14,10 @@ from torch import nn
 
 from mmstudy.expansion import blocks
 from mmstudy.expansion.attributes import name, stays
+from mmstudy.expansion.choices import choices
 from mmstudy.expansion.counts import Longer
 from mmstudy.expansion.differences import change
-from mmstudy.expansion.rebuilding import Choice, Configured, built, choices, configured, origins, shapes_of
+from mmstudy.expansion.rebuilding import Choice, Configured, built, configured, origins, shapes_of
 from mmstudy.expansion.slots import slots
 from mmstudy.tracing.calls import Call
 

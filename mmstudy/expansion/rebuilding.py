@@ -1,23 +1,20 @@
-"""Which changes of a configuration let a class build tensors of given names and shapes: found by building.
+"""Modules that their classes build from a configuration: found, and built anew.
 
 Nothing is known of any class or name. What is built to see its shapes takes no memory for its tensors.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain, combinations
-from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from mmstudy.expansion.attributes import fewest, name, stays
+from mmstudy.expansion.attributes import name
 from mmstudy.expansion.counts import Longer
-from mmstudy.expansion.slots import Path, alike, is_configuration, slots
+from mmstudy.expansion.slots import Path, is_configuration, slots
 
 BUILDS = 64  # ways to change a configuration that are built
 DRAWS = {name for name in vars(nn.init) if name.endswith("_")}  # names of functions and methods that draw
@@ -148,144 +145,3 @@ def origins(old: nn.Module, new: nn.Module, longer: Sequence[Longer]) -> dict[st
 
     follow(new, old, "", "")
     return found
-
-
-def choices(
-    part: Configured, new: nn.Module, longer: Sequence[Longer], old: nn.Module, protected: Sequence[str]
-) -> Iterator[Choice]:
-    """Which values of a configuration to change, so that it builds tensors of the shapes of the new module.
-
-    A value that was that of a module's attribute which is another number now (the eps of a normalization) becomes that
-    number, if the class sets the attribute by it; others that are equal to it by chance stay.
-
-    Yields:
-        Choices that do so, those that change fewer values first, as far as the tries go.
-    """
-    target, before = shapes_of(new), shapes_of(old)
-    values = {slot.path: slot.value for slot in slots(part.config)}
-    values = {p: value for p, value in values.items() if not stays(protected, name(part.path, part.key, *p))}
-    ratios = {(a, b) for key in before.keys() & target.keys() for a, b in _lengths(before[key], target[key])}
-    turned = _turned(old, new, origins(old, new, longer))
-    ways = {now: {then for before, then in turned.values() if before == now} for now, _ in turned.values()}
-    numbers = {now: min(some) for now, some in ways.items() if len(some) == 1}  # what changed in two ways is left out
-    moved = {path: numbers[value] for path, value in values.items() if type(value) is float and value in numbers}
-
-    def few(choice: Choice) -> Choice:
-        """The fewest of the values that move by which the class sets as many attributes right as by all of them."""
-
-        def right(some: Choice) -> int:
-            made = built(part.kind, part.changed({**choice, **some}), "meta")
-            modules = {} if made is None else dict(made.named_modules())
-            return sum(vars(modules[at]).get(key) == turned[at, key][1] for at, key in turned if at in modules)
-
-        most = right(moved)
-        return {} if most == right({}) else _fewest(moved, lambda some: right(some) == most)
-
-    def options(choice: Choice) -> Iterator[list[tuple[Path, Any]]]:
-        """Values that may change next, the likelier first: counts and lengths, their divisors, gaps."""
-        made = part.shapes(choice) or {}
-        wrong = {(a, b) for key in made.keys() & target.keys() for a, b in _lengths(made[key], target[key])}
-        free = {path: value for path, value in values.items() if path not in choice}
-        first = [(path, then) for path, value in free.items() for one in longer for then in one.then(value)]
-        first += [(path, b) for path, value in free.items() for a, b in wrong if type(value) is int and value == a]
-        yield first
-        scaled = [(path, then) for path, value in free.items() for then in _scaled(value, wrong)]
-        yield [option for option in scaled if option not in first and free[option[0]] is not None]
-        yield [option for option in scaled if free[option[0]] is None]
-
-    def wrong(choice: Choice) -> int | None:
-        shapes = part.shapes(choice)
-        return None if shapes is None else len(dict(shapes.items() ^ target.items()))
-
-    def together(choice: Choice, here: int | None) -> Iterator[Choice]:
-        """Values that go with a list that has got longer and must change at once: all, or all sequences and a count."""
-
-        def no_worse(some: Choice, most: int) -> bool:
-            count = wrong({**choice, **some})
-            return count is not None and count <= most
-
-        for one in longer:
-            thens = {path: one.then(value) for path, value in values.items() if path not in choice}
-            every = {path: some[0] for path, some in thens.items() if some}
-            sequences = {path: then for path, then in every.items() if type(then) is not int}
-            for some in (every, *({**sequences, path: then} for path, then in every.items() if path not in sequences)):
-                most = wrong({**choice, **some})
-                if some and most is not None and (here is None or most < here):
-                    yield {**choice, **_fewest(some, partial(no_worse, most=most))}
-
-    def search(choice: Choice) -> Iterator[Choice]:
-        here = wrong(choice)
-        if here == 0:
-            yield choice
-            return
-        refused: list[Choice] = []
-        for some in options(choice):
-            after = [(wrong(more), more) for path, then in some for more in ({**choice, path: then},)]
-            better = [(count, more) for count, more in after if count is not None and (here is None or count < here)]
-            if better:  # the best first; shapes alone do not tell the number of heads from their width
-                for _, more in sorted(better, key=itemgetter(0)):
-                    yield from search(more)
-                return
-            refused += [more for count, more in after if count is None]
-        for several in together(choice, here):
-            yield from search(several)
-        for one, other in combinations(refused, 2):  # numbers that go together
-            count = wrong({**one, **other})
-            if count is not None and (here is None or count < here):
-                yield from search({**one, **other})
-
-    seen: list[Choice] = []
-    for choice in search({}):
-        for full in ({**choice, **few(choice)}, {**choice, **moved}, choice) if moved else (choice,):
-            if full not in seen:
-                seen.append(full)
-                yield full
-    for choice in list(seen):  # numbers that no shape shows, as one of heads, or of heads and of heads of keys
-        given, unset = list[Choice](), list[Choice]()
-        for path, value in values.items():
-            if path not in choice:
-                (unset if value is None else given).extend({**choice, path: then} for then in _scaled(value, ratios))
-        fit = [more for more in given if part.shapes(more) == target]
-        broken = [more for more in given if more not in fit]
-        pairs = ({**one, **other} for one, other in combinations(broken, 2) if one.keys() != other.keys())
-        yield from chain(fit, (more for more in chain(pairs, unset) if part.shapes(more) == target))
-
-
-def _fewest(values: Choice, good: Callable[[Choice], bool]) -> Choice:
-    """The fewest of the values that are good, if all of them are."""
-    paths = tuple(values)
-
-    def some(chosen: frozenset[int]) -> Choice:
-        return {paths[i]: values[paths[i]] for i in sorted(chosen)}
-
-    return some(fewest(frozenset(), False, tuple(range(len(paths))), lambda chosen: good(some(chosen))))
-
-
-def _turned(old: nn.Module, new: nn.Module, before: Mapping[str, str]) -> dict[tuple[str, str], tuple[float, float]]:
-    """The fractions that modules keep and that have changed: (module, attribute) → (then, now); `before`: `origins`."""
-    others, modules = (dict(network.named_modules(remove_duplicate=False)) for network in (old, new))
-    return {
-        (path, key): (then, now)
-        for path, origin in before.items()
-        for key, now in vars(modules[path]).items()
-        for then in (vars(others[origin]).get(key),)
-        if type(now) is float and type(then) is float and now != then
-    }
-
-
-def _lengths(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[int, int]]:
-    return [(a, b) for a, b in zip(before, after, strict=False) if a != b]
-
-
-def _scaled(value: Any, lengths: set[tuple[int, int]]) -> list[Any]:
-    """What a value may become where lengths of axes change: a number that divides one, or is a multiple, as it does."""
-    if value is None:
-        return sorted({b for _, b in lengths})
-    if type(value) is int and value > 0:
-        fit = [(a, b) for a, b in lengths if (a % value == 0 or value % a == 0) and (value * b) % a == 0]
-        return sorted({value * b // a for a, b in fit} - {value})
-    if isinstance(value, list | tuple) and all(type(v) is int for v in value):
-        whole = [[v * b // a for v in value] for a, b in lengths if all(v * b % a == 0 for v in value)]
-        single = [[*value[:i], then, *value[i + 1 :]] for i, v in enumerate(value) for then in _scaled(v, lengths)]
-        return [alike(value, each) for each in (*single, *whole)]
-    return []
