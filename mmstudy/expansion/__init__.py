@@ -27,6 +27,7 @@ __all__ = [
     "rebuilding",
     "receipt",
     "replacing",
+    "running",
     "silencing",
     "sizes",
     "slots",

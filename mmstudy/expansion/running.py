@@ -1,0 +1,169 @@
+"""What was inserted into a network is seen to run, in its turn, and to do nothing where that is promised."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmstudy.expansion import blocks, configurations, counts
+from mmstudy.expansion.counts import Longer
+from mmstudy.expansion.deeper import Block, Way
+from mmstudy.expansion.differences import change
+from mmstudy.tracing.calls import Call
+from mmstudy.tracing.graph import MEAN, SCALE, SHIFT, VARIANCE
+
+STILL = 1e-6  # a change of the stream, as a share of how it varies, that is rounding
+
+Made = Sequence[tuple[nn.Module, Block]]  # what was inserted, each with its model
+
+
+def all_run(
+    network: nn.Module,
+    new: nn.Module,
+    inserted: Made,
+    call: Call,
+    modules: Mapping[str, nn.Module],
+    way: Way,
+    longer: Sequence[Longer],
+    protected: Sequence[str],
+) -> list[str]:
+    """See that all that was inserted runs, and all that ran; numbers that say how long these lists are may follow.
+
+    Returns:
+        Those that did, in words.
+
+    Raises:
+        ValueError: something does not run, or the class would build another function with the numbers that followed.
+    """
+    before, hooks = blocks.counting(dict(network.named_modules()))
+    blocks.run(network, call, hooks)
+
+    def wrong() -> ValueError | None:
+        return _wrong(new, inserted, call, before, modules, way.fits)
+
+    problem, followed = wrong(), list[str]()
+    if problem and longer:
+        followed = counts.followed(new, network, longer, lambda: wrong() is None, protected)
+        problem = wrong()
+        if followed and not problem and (off := configurations.astray(network, new, call)):
+            raise ValueError(f"{', '.join(followed)}: {off}")
+    if problem:
+        raise problem
+    return followed
+
+
+def in_turn(network: nn.Module, inserted: Made, call: Call) -> None:
+    """See that what is inserted works on what the member before it puts out, by changing that.
+
+    Raises:
+        ValueError: it does not.
+    """
+    paths = {module: path for path, module in network.named_modules()}
+    lists = [[m for m in each._modules.values() if m is not None] for each in network.modules()]  # some have no truth
+    before = {two: one for members in lists for one, two in pairwise(members)}
+    known = blocks.following(network, {module: before[module] for module, _ in inserted}, call)
+    for module, block in inserted:
+        if module in known:
+            continue
+        place, previous = paths[module], before[module]
+        given = blocks.overheard(network, place, call)
+        try:
+            with blocks.moved(previous):
+                after = blocks.overheard(network, place, call)
+        except Exception:  # a network that fails on it works on it
+            continue
+        pairs = zip(given.tensors, after.tensors, strict=True)
+        if all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
+            raise ValueError(
+                f"{place}, a copy of {block.path}, is inserted, but does not work on what {paths[previous]} puts out: "
+                "the members of that list are not called one after another, each on what the one before puts out"
+            )
+
+
+def silent(network: nn.Module, inserted: Made, call: Call) -> None:
+    """Refuse blocks that do something although their branches end in zeros; the message names the module that does.
+
+    And those that would always do nothing.
+
+    Raises:
+        ValueError: one changes what runs through, or no gradient arrives where its branches end.
+    """
+    paths = {module: path for path, module in network.named_modules()}
+    silent = blocks.silent(network, [module for module, _ in inserted], call, STILL)
+    for module, block in inserted:
+        if module in silent:
+            continue
+        before, after, last = blocks.passed(module, blocks.overheard(network, paths[module], call))
+        if before.shape == after.shape and change(before, after) <= STILL:
+            continue
+        behind = f"{block.path}.{last} stands behind its branches, and" if last else "it"
+        raise ValueError(
+            f"no copy of {block.path} does nothing: {behind} changes what runs through even where they add nothing. "
+            "stack, interleave and deeper_random insert one that changes the function"
+        )
+    for module, block in {block.path: (module, block) for module, block in inserted}.values():
+        if not blocks.learns(module, block.branches, blocks.overheard(network, paths[module], call)):
+            raise ValueError(
+                f"a copy of {block.path} that does nothing would never learn on this batch: where its branches end "
+                f"({', '.join(block.branches)}), all gradients are zero"
+            )
+
+
+def _wrong(
+    network: nn.Module,
+    inserted: Made,
+    call: Call,
+    before: Counter[str],  # how often each old module was called in the old network, by its name there
+    old: Mapping[str, nn.Module],  # these modules in the new network
+    fit: bool,
+) -> ValueError | None:
+    """Run the new network once: what is wrong, if not all that was inserted runs and keeps shapes, or not all that ran.
+
+    Normalizations of layers that do nothing are fitted to their inputs meanwhile.
+    """
+
+    def check(module: nn.Module, given: tuple, options: dict, output: Any) -> None:
+        now, then = blocks.stream((given, options), output)
+        if now.shape != then.shape:
+            raise RuntimeError(f"it turns {tuple(now.shape)} into {tuple(then.shape)}")
+
+    paths = {module: path for path, module in network.named_modules()}
+    copies = {paths[module]: block.path for module, block in inserted}
+    new, new_hooks = blocks.counting({paths[module]: module for module, _ in inserted})
+    still, old_hooks = blocks.counting(old)
+    hooks = [*new_hooks, *old_hooks, *(m.register_forward_hook(check, with_kwargs=True) for m, _ in inserted)]
+    if fit:
+        hooks += [m.register_forward_pre_hook(lambda m, args, b=block: _fit(m, b, args[0])) for m, block in inserted]
+    try:
+        blocks.run(network, call, hooks, [module for module, _ in inserted] if fit else ())
+    except Exception as error:  # whatever a network does when there is one member more than it expects
+        wrong = ValueError(f"a copy of {inserted[0][1].path} does not fit where it was to be inserted: {error}")
+        wrong.__cause__ = error
+        return wrong
+    idle = [f"{path}, a copy of {copied}, is inserted and" for path, copied in copies.items() if not new[path]]
+    idle += [f"{path}, which runs in the old network," for path, count in before.items() if still[path] < count]
+    if not idle:
+        return None
+    return ValueError(
+        f"{idle[0]} does not run in the new network: the network does not call each member of that list once in "
+        "turn. It may count them, call one by its number, or go through two lists side by side"
+    )
+
+
+def _fit(module: nn.Module, block: Block, x: Tensor) -> None:
+    """Let a layer that does nothing but normalize undo that: statistics of x, their inverse as scale and shift."""
+    state = module.state_dict()  # shares its memory with the module
+    roles = {note.role: state[name] for name, note in block.notes.items() if name in state}
+    if not {MEAN, VARIANCE, SCALE, SHIFT} <= roles.keys():
+        return
+    others = [d for d in range(x.ndim) if d != 1]
+    mean, variance = x.mean(others), x.var(others, correction=0)
+    roles[MEAN].copy_(mean)
+    roles[VARIANCE].copy_(variance)
+    level = mean.view(-1, *[1] * (x.ndim - 2)).expand_as(x[:1])
+    slope = module.forward(level + 1) - module.forward(level)  # 1 / √(variance + eps), whatever eps is
+    roles[SCALE].copy_(1 / slope.mean(others))
+    roles[SHIFT].copy_(mean)
