@@ -16,6 +16,7 @@ and memory are left out.
 import heapq
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -300,6 +301,7 @@ def draw(found: xr.Dataset) -> Figure:
 def main() -> None:
     """Measure, simulate, write and print."""
     options = arguments(__doc__, "few short pieces; numbers for show only").parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the cluster ends too
     lengths, count = ((0.002, 0.01), 20) if options.quick else ((0.01, 0.05, 0.1), 1000)
     with tempfile.TemporaryDirectory() as place, local_cluster(Path(place)) as (address, scheduler):
         wait_for_workers(address)
