@@ -82,9 +82,10 @@ class Coupling:
         return [norm for norm in self._trace.normalizations if norm not in self.normalizations]
 
     @property
-    def operations(self) -> tuple[str, ...]:
-        """The operations of the call whose results have the units, in order."""
-        return tuple(name for name, axes in self._trace.shapes if any(self._axis in leaves(axis) for axis in axes))
+    def operations(self) -> tuple[tuple[str, tuple[float, ...]], ...]:
+        """The operations of the call whose results have the units, in order, each with the numbers that it is given."""
+        having = (each for each in self._trace.results if any(self._axis in leaves(axis) for axis in each.axes))
+        return tuple((each.operation, each.numbers) for each in having)
 
     def parameters(self, size: int) -> int:
         """How many parameters the network would have with `size` units."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -80,6 +81,14 @@ class Pairing:
     scaled: bool  # the sum is divided by the root of the number of units
 
 
+class Result(NamedTuple):
+    """What an operation gives."""
+
+    operation: str
+    axes: list[Axis]
+    numbers: tuple[float, ...]  # that the operation is given beside tensors, but for places and sizes
+
+
 @dataclass
 class Trace:
     """All that the walk through the graph noted."""
@@ -91,7 +100,7 @@ class Trace:
     pairings: list[Pairing] = field(default_factory=list)
     sums: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)  # (module path, silencers of one summand)
     seen: dict[str, list[Axis]] = field(default_factory=dict)  # module path → axes of all that it touches
-    shapes: list[tuple[str, list[Axis]]] = field(default_factory=list)  # (operation, axes of its result), in order
+    results: list[Result] = field(default_factory=list)  # of all operations, in order
     kept: dict[Axis, dict[int, list]] = field(default_factory=dict)  # see `couplings.Coupling.kept`
     unread: dict[str, tuple[int, ...]] = field(default_factory=dict)  # tensors that no operation reads, their shapes
     padding: dict[str, int] = field(default_factory=dict)  # embedding → its row that stays zero and never learns
@@ -103,7 +112,7 @@ class Trace:
 
     def structure(self, sizes: Mapping[Axis, int] = NONE) -> list[tuple[str, tuple[Structure, ...]]]:
         """(operation or tensor, its axes as made of the finest ones), in order; some may be given other sizes."""
-        every = (*self.shapes, *self.tensors.items())
+        every = (*((result.operation, result.axes) for result in self.results), *self.tensors.items())
         return [(name, tuple(structure(axis, sizes) for axis in axes)) for name, axes in every]
 
     def fix(self, *axes: Axis, why: str) -> None:

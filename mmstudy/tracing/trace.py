@@ -18,7 +18,7 @@ from mmstudy.core.networks import evaluating
 from mmstudy.tracing.axes import Axis, fix
 from mmstudy.tracing.calls import called, unnoticed
 from mmstudy.tracing.exporting import PREFIX, exported
-from mmstudy.tracing.graph import SIZE, UNKNOWN, Normalization, Rules, Trace, Value, data
+from mmstudy.tracing.graph import SIZE, UNKNOWN, Normalization, Result, Rules, Trace, Value, data
 from mmstudy.tracing.rules import contractions, layers, norms, pieces, views
 from mmstudy.tracing.settling import settle
 
@@ -207,8 +207,14 @@ def _follow(result: Trace, node: fx.Node, values: Mapping[fx.Node, Any], by_hand
         if learned and given and made.is_floating_point():
             result.coarsest = max(result.coarsest, torch.finfo(made.dtype).eps)
         result.seen.setdefault(result.module, []).extend(one.axes)
-        result.shapes.append((str(node.target), one.axes))
+        result.results.append(Result(str(node.target), one.axes, _numbers(node)))
     return value
+
+
+def _numbers(node: fx.Node) -> tuple[float, ...]:
+    """The numbers that an operation is given: fractions, and whole ones too if it computes with each element."""
+    kinds = (int, float) if torch.Tag.pointwise in getattr(node.target, "tags", ()) else (float,)
+    return tuple(each for each in tree_leaves((node.args, node.kwargs)) if type(each) in kinds)
 
 
 def _arguments(node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -147,6 +147,20 @@ def test_groups_among_other_operations_are_tried_each():
     assert ["zero_incoming" in found[f"layers.{i}.up"].exact for i in range(3)] == [True, False, True]
 
 
+@pytest.mark.parametrize("shifts", [(0.0, 0.5, 0.0), (0, 1, 0)])
+def test_groups_of_which_another_number_is_taken_are_tried_each(shifts):
+    torch.manual_seed(0)
+    layers = nn.ModuleList(nn.ModuleDict({"up": nn.Linear(3, 4), "down": nn.Linear(4, 2)}) for _ in shifts)
+    network = Wired(
+        lambda net, x: sum(
+            layer["down"](torch.relu(layer["up"](x)) + shift) for layer, shift in zip(net.layers, shifts, strict=True)
+        ),
+        layers=layers,
+    )
+    found = mm.coverage(network, torch.randn(5, 3))
+    assert ["zero_incoming" in found[f"layers.{i}.up"].exact for i in range(3)] == [True, False, True]
+
+
 @pytest.mark.parametrize("name", ["MLP, batch norm", "ViT"])
 def test_a_large_network_is_tried_roughly_and_says_the_same(name, monkeypatch):
     _, network, inputs, targets = of_family(name)

@@ -47,11 +47,11 @@ def test_axes_have_the_sizes_of_the_tensors(name):
     else:
         _, network, inputs, _ = of_family(name, 3)
     traced = trace(network, inputs)
-    found = [(operation, tuple(axis.size for axis in axes)) for operation, axes in traced.shapes]
+    found = [(operation, tuple(axis.size for axis in axes)) for operation, axes, _ in traced.results]
     assert found == shapes_of_the_graph(network, inputs)
     for tensor, axes in traced.tensors.items():
         assert [axis.size for axis in axes] == list(network.state_dict()[tensor].shape)
-    for axes in (*traced.tensors.values(), *(axes for _, axes in traced.shapes)):
+    for axes in (*traced.tensors.values(), *(each.axes for each in traced.results)):
         for axis in axes:
             assert length(axis, {}) == axis.size
             assert len({leaf for leaf in leaves(axis) if leaf.parts or leaf.ranges or leaf.same_as}) == 0
