@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import uuid
@@ -23,11 +24,18 @@ from mmstudy import __version__
 LARGE = 10_000  # numbers in an array that is compressed
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LITTLE = 2**20  # bytes on a disk that is as good as full
+CPU_INFO = Path("/proc/cpuinfo")
 PACKAGES = ("torch", "numpy", "scipy", "xarray", "scikit-learn", "mnist1d")
 
 
 def _processor() -> str:
-    return f"cpu ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"  # torch's kernels differ by both
+    """What the rounding of a processor depends on, as far as the system tells."""
+    try:
+        told = re.search(r"^model name\s*:\s*(.+?)\s*$", CPU_INFO.read_text(), re.MULTILINE)
+    except OSError:  # no Linux
+        told = None
+    parts = told and told.group(1), platform.machine(), torch.backends.cpu.get_cpu_capability()
+    return f"cpu ({', '.join(filter(None, parts))})"
 
 
 def provenance(parameters: dict, device: str = "cpu") -> dict[str, str]:

@@ -11,7 +11,7 @@ class Rows:
     """A matrix (new, old) that has been looked at: which of its rows are copies."""
 
     matrix: Tensor
-    source: Tensor  # the place of the largest entry of each row, (new, 1)
+    source: Tensor  # the place of an entry of each row, (new, 1); 0 where it has none
     several: Tensor  # the rows that have more than one, (some,)
     different: Tensor  # those that are not the same, (different, old): averages are
     which: Tensor  # and which of them each is, (some,)
@@ -20,9 +20,12 @@ class Rows:
     def of(matrix: Tensor) -> "Rows":
         """The rows of a matrix."""
         entries = matrix.detach()
-        several = ((entries != 0).sum(1) > 1).nonzero().squeeze(1)
+        row, column = entries.nonzero().T
+        source = torch.zeros(len(entries), 1, dtype=torch.long, device=entries.device)
+        source[row, 0] = column  # rows that have several are taken whole below
+        several = (row.bincount(minlength=len(entries)) > 1).nonzero().squeeze(1)
         different, which = entries[several].unique(dim=0, return_inverse=True)
-        return Rows(matrix, entries.abs().argmax(1, keepdim=True), several, different, which)
+        return Rows(matrix, source, several, different, which)
 
     def times(self, units: Tensor) -> Tensor:
         """The product with (old, ...): (new, ...); a matrix that is learned is one."""

@@ -1,11 +1,13 @@
 import json
 import os
+import platform
 import resource
 import subprocess
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 import mmstudy
@@ -142,3 +144,14 @@ def test_the_commit_is_that_of_the_source_and_says_when_the_source_differs(tmp_p
 def test_packages_that_are_not_installed_have_no_version(monkeypatch):
     monkeypatch.setattr(results, "PACKAGES", ("torch", "no-such-package"))
     assert results.versions().keys() == {"torch", "mmstudy", "python"}
+
+
+@pytest.mark.parametrize("told", ["flags\t: sse\nmodel name\t: Some Processor 7 \n" * 2, None])
+def test_results_name_the_processor_that_rounded_them_where_the_system_tells(told, tmp_path, monkeypatch):
+    info = tmp_path / "cpuinfo"
+    monkeypatch.setattr(results, "CPU_INFO", info)
+    if told:
+        info.write_text(told)
+    found = results.provenance({})["device"]
+    assert found.startswith("cpu (Some Processor 7, " if told else f"cpu ({platform.machine()}, ")
+    assert torch.backends.cpu.get_cpu_capability() in found
