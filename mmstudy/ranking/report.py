@@ -217,6 +217,19 @@ def in_words(data: xr.Dataset) -> str:
     return "\n".join(lines)
 
 
+def _next(data: xr.Dataset) -> str:
+    """What is to be said of the first candidate where the network itself comes before it; nothing if it diverged."""
+    row = data.isel(candidate=data["candidate"].values != OWN).isel(candidate=0)
+    name, gain, low, high = row["candidate"].item(), *(float(row[each]) for each in ("gain", "low", "high"))
+    if not np.isfinite(gain):
+        return ""
+    if row["status"].item() == "trained":
+        return f" “{name}”, trained to the end, comes next, with a gain of {_number(gain)}."
+    interval = f"[{_number(low)}, {_number(high)}] ({LEVEL:.0%} interval)"
+    zero = ", which holds zero: whether expanding is worth it is open" if low <= 0 <= high else ""
+    return f" “{name}” comes next, with an expected gain of {_number(gain)} {interval}{zero}."
+
+
 def _advice(data: xr.Dataset) -> list[str]:
     """What to do, and how probable it is that this is the best."""
     first = data.isel(candidate=0)
@@ -232,7 +245,9 @@ def _advice(data: xr.Dataset) -> list[str]:
             "round."
         )
     if label == OWN and not unknown:
-        lines.append("Train the network on as it is: no candidate is expected to end with a higher score.")
+        lines.append(
+            f"Train the network on as it is: no candidate is expected to end with a higher score. {_next(data)}"
+        )
     elif label == OWN and trained:
         lines.append("Train the network on as it is: no candidate that was trained to the end has a higher score.")
     elif trained:
