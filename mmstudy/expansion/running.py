@@ -32,6 +32,10 @@ def all_run(
 ) -> list[str]:
     """See that all that was inserted runs, and all that ran; numbers that say how long these lists are may follow.
 
+    Args:
+        modules: what stands for the old network's modules in the new one, by their names in the old one.
+        longer: the lists whose counts may follow.
+
     Returns:
         Those that did, in words.
 

@@ -217,24 +217,30 @@ def in_words(data: xr.Dataset) -> str:
     return "\n".join(lines)
 
 
-def _next(data: xr.Dataset) -> str:
-    """What is to be said of the first candidate where the network itself comes before it; nothing if it diverged."""
-    row = data.isel(candidate=data["candidate"].values != OWN).isel(candidate=0)
-    name, gain, low, high = row["candidate"].item(), *(float(row[each]) for each in ("gain", "low", "high"))
-    if not np.isfinite(gain):
-        return ""
+def _expected(words: str, row: xr.Dataset) -> list[str]:
+    """What a candidate that was not trained to the end is expected to gain; and whether that may be nothing."""
+    gain, low, high = (float(row[name]) for name in ("gain", "low", "high"))
+    interval = f"[{_number(low)}, {_number(high)}]"
+    lines = [f"{words} {_number(gain)} {interval} over training the network on as it is ({LEVEL:.0%} interval)."]
+    if low <= 0 <= high:
+        lines.append("That interval holds zero: whether expanding is worth it at all is open.")
+    return lines
+
+
+def _next(row: xr.Dataset) -> list[str]:
+    """What is to be said of the first candidate behind the network itself; nothing if it diverged."""
+    name = row["candidate"].item()
     if row["status"].item() == "trained":
-        return f" “{name}”, trained to the end, comes next, with a gain of {_number(gain)}."
-    interval = f"[{_number(low)}, {_number(high)}] ({LEVEL:.0%} interval)"
-    zero = ", which holds zero: whether expanding is worth it is open" if low <= 0 <= high else ""
-    return f" “{name}” comes next, with an expected gain of {_number(gain)} {interval}{zero}."
+        gain = _number(float(row["gain"]))
+        return [f"“{name}”, trained to the end, comes next: its score gains {gain} over that."]
+    return _expected(f"“{name}” comes next: its score is expected to gain", row) if np.isfinite(row["gain"]) else []
 
 
 def _advice(data: xr.Dataset) -> list[str]:
     """What to do, and how probable it is that this is the best."""
     first = data.isel(candidate=0)
-    label, low, high = str(first["candidate"].values), float(first["low"]), float(first["high"])
-    gain, interval = _number(float(first["gain"])), f"[{_number(low)}, {_number(high)}]"
+    label, gain = str(first["candidate"].values), _number(float(first["gain"]))
+    others = data.isel(candidate=data["candidate"].values != label)
     lines = []
     trained = str(first["status"].values) == "trained"
     unknown = bool(np.isnan(data["chance"]).any())
@@ -245,9 +251,8 @@ def _advice(data: xr.Dataset) -> list[str]:
             "round."
         )
     if label == OWN and not unknown:
-        lines.append(
-            f"Train the network on as it is: no candidate is expected to end with a higher score. {_next(data)}"
-        )
+        lines.append("Train the network on as it is: no candidate is expected to end with a higher score.")
+        lines += _next(others.isel(candidate=0))
     elif label == OWN and trained:
         lines.append("Train the network on as it is: no candidate that was trained to the end has a higher score.")
     elif trained:
@@ -255,14 +260,8 @@ def _advice(data: xr.Dataset) -> list[str]:
             f"Take “{label}”: trained to the end, its score gains {gain} over training the network on as it is."
         )
     elif not unknown:
-        lines.append(
-            f"Train “{label}”: its score is expected to gain {gain} {interval} over training the network on as it "
-            f"is ({LEVEL:.0%} interval)."
-        )
-        if low <= 0 <= high:
-            lines.append("That interval holds zero: whether expanding is worth it at all is open.")
+        lines += _expected(f"Train “{label}”: its score is expected to gain", first)
     if not unknown:
-        others = data.isel(candidate=data["candidate"].values != label)
         best = others.isel(candidate=int(others["chance"].values.argmax()))
         name, chance = best["candidate"].item(), float(best["chance"])
         lines.append(

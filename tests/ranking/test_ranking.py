@@ -76,12 +76,10 @@ def ranked(tmp_path_factory):
 
 
 def test_it_says_what_it_will_cost_before_it_trains(ranked):
-    _, _, said = ranked
+    ranking, _, said = ranked
     assert "6 candidates, and the network as it is, are trained for 11 of 40 steps: " in said
     assert "of training all to the end, looks at validation data included. At " in said
-    assert said.index("a step (measured on 3 steps") < said.index(
-        "expected ", said.index("looks at validation data included")
-    )
+    assert said.index("a step (measured on 3 steps") < said.index(ranking.summary)
 
 
 def test_the_table_has_all_candidates_and_the_network_itself(ranked):
@@ -109,6 +107,23 @@ def test_it_reads_well(ranked):
     assert "probability that it is the best" in ranking.summary
     assert "<table" in ranking._repr_html_()
     assert str(ranking.data["candidate"].values[0]) in str(ranking)
+
+
+@pytest.mark.parametrize("status", ["probed", "trained", "diverged"])
+def test_where_the_network_itself_comes_first_it_says_what_the_next_one_gains(ranked, status):
+    whole = ranked[0].data
+    data = whole.sel(candidate=[OWN, *(label for label in whole["candidate"].values if label != OWN)]).copy(deep=True)
+    for name, value in {"gain": -0.02, "low": -0.05, "high": 0.01}.items():
+        data[name][1:] = np.nan if status == "diverged" else value
+    data["status"] = "candidate", ["probed", *[status] * (data.sizes["candidate"] - 1)]
+    first, second, third, *_ = in_words(data).splitlines()
+    assert first == "Train the network on as it is: no candidate is expected to end with a higher score."
+    label = data["candidate"].values[1]
+    assert ("comes next" in in_words(data)) == (status != "diverged")
+    if status == "diverged":
+        return
+    assert second.startswith(f"“{label}”") and "gain" in second and "−0.02" in second and "  " not in second
+    assert ("80% interval" in second) == ("That interval holds zero" in third) == (status == "probed")
 
 
 @pytest.mark.parametrize("training", [True, False])
