@@ -15,10 +15,10 @@ from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import FAR, MEANS, Ensemble, classification, losses, stack, vectors
 from mmstudy.batched.modes import measuring
 from mmstudy.batched.objective import of_networks
-from mmstudy.batched.replay import ALONE
 from mmstudy.core import arguments
 from mmstudy.core.memory import one_storage
 from mmstudy.core.states import restored
+from mmstudy.core.threads import ALONE
 
 ROUNDING = 1e-4  # how far losses may lie apart that are the same up to rounding, as a share
 ROUGHLY = 0.02  # the same of gradients

@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mmstudy.batched import hooks
 from mmstudy.batched.derivatives import PaddingKept, trusted
-from mmstudy.batched.replay import ALONE, recorded
+from mmstudy.batched.replay import recorded
 from mmstudy.batched.tape import Function
 from mmstudy.core import arguments
+from mmstudy.core.threads import ALONE
 
 Batch = Any  # a tree (tuple, dict, …) of tensors whose first axis counts examples
 Model = Callable[..., Any]  # what a loss function may call as it would call the module

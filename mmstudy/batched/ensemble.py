@@ -18,6 +18,7 @@ from mmstudy.batched.likeness import difference, tensors_differ
 from mmstudy.batched.modes import measuring
 from mmstudy.core import arguments
 from mmstudy.core.networks import named_tensors
+from mmstudy.core.threads import alone
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Ensemble:
         return Ensemble(self.network, parameters, buffers)
 
 
+@alone
 def stack(networks: nn.Module | Sequence[nn.Module]) -> Ensemble:
     """The ensemble of the given networks, or of one, which must have one shape; tied tensors stay one.
 

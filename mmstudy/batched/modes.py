@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from mmstudy.batched.replay import ALONE
 from mmstudy.core import precision
 from mmstudy.core.networks import evaluating
+from mmstudy.core.threads import ALONE
 
 NORMALIZATION = ("frozen", "recomputed")
 

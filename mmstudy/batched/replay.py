@@ -7,7 +7,6 @@ as long as nothing changes that the Python reads. Where that is in doubt, the fu
 
 import os
 import random
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,13 +22,13 @@ from torch.utils._pytree import tree_leaves
 from mmstudy.batched.tape import Function, Tape, refuse_what_no_list_can_say
 from mmstudy.batched.watch import Opaque, watch
 from mmstudy.core import precision
+from mmstudy.core.threads import ALONE
 
 AFTER = 20  # calls on tensors of the same shapes; to take down one takes as long as about so many save
 MOST_SHAPES = 64  # for which one function is kept
 SEED = 7_203_915_624_108_837_351  # none that a function sets itself
 MOST_CHANGES = 8  # of what a function reads, after which it is recorded no more
 
-ALONE = threading.RLock()  # networks are changed while they run, torch's settings too: one thread at a time
 _switch = {"on": os.environ.get("MMSTUDY_REPLAY", "1") != "0"}
 
 

@@ -10,9 +10,9 @@ from mmstudy.batched import engine
 from mmstudy.batched.augmentation import Take
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import Ensemble, at, at_once, classification, vectors
-from mmstudy.batched.replay import ALONE
 from mmstudy.core import arguments
 from mmstudy.core.networks import evaluating
+from mmstudy.core.threads import ALONE
 
 # (points, step) → the loss at each, stochastic where it draws on the step, and its gradient
 Gradient = Callable[[Float[Tensor, "n dim"], int], tuple[Float[Tensor, " n"], Float[Tensor, "n dim"]]]

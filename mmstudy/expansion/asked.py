@@ -14,6 +14,7 @@ from mmstudy.batched.ensemble import classification
 from mmstudy.batched.modes import measuring
 from mmstudy.core import arguments
 from mmstudy.core.states import changed_by_mode, restored
+from mmstudy.core.threads import alone
 from mmstudy.expansion import attributes, pools
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.configurations import UNLOADABLE
@@ -28,7 +29,7 @@ from mmstudy.tracing.trees import tensors
 Step = tuple[str, Mapping[str, int]]  # (operator, location → its new size, or the number of layers to insert there)
 
 
-@torch.inference_mode(False)  # with gradients, in whichever mode it is called
+@alone
 def couplings(
     network: nn.Module, batch: Batch | Call, loss_fn: LossFn = classification, *, output: Output = None
 ) -> dict[str, Coupling]:
@@ -51,7 +52,7 @@ def couplings(
     return traced.couplings(network, call)
 
 
-@torch.inference_mode(False)
+@alone
 def coverage(
     network: nn.Module,
     batch: Batch | Call,
@@ -78,7 +79,7 @@ def coverage(
     return of_network(network, batch, call, trace(network, call), loss_fn, more)
 
 
-@torch.inference_mode(False)
+@alone
 def candidate_pool(
     network: nn.Module,
     batch: Batch | Call,
@@ -117,7 +118,7 @@ def candidate_pool(
     return pool
 
 
-@torch.inference_mode(False)
+@alone
 def pool_table(
     network: nn.Module,
     batch: Batch | Call,
@@ -149,7 +150,7 @@ def pool_table(
     return pools.pool_table(pool, network, batch, loss_fn, output)
 
 
-@torch.inference_mode(False)
+@alone
 def expand(
     network: nn.Module,
     batch: Batch,

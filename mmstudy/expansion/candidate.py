@@ -16,6 +16,7 @@ from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
 from mmstudy.core.seeds import generator as substream
+from mmstudy.core.threads import alone
 from mmstudy.expansion import checking, configurations, estimates, insertion, surgery, widening
 from mmstudy.expansion.exactness import Reference
 from mmstudy.expansion.operators import OPERATORS, named
@@ -118,7 +119,7 @@ class Candidate:
         """The expanded network; see `grow`."""
         return self.grow(network, batch, loss_fn, **options).network
 
-    @torch.inference_mode(False)  # with gradients, in whichever mode it is called
+    @alone
     def grow(
         self,
         network: nn.Module,

@@ -18,6 +18,7 @@ from mmstudy.core import arguments, precision
 from mmstudy.core.networks import count_flops, evaluating
 from mmstudy.core.seeds import generator
 from mmstudy.core.states import restored, seeded
+from mmstudy.core.threads import alone
 from mmstudy.expansion import asked, unchanged
 from mmstudy.expansion.differences import changes, largest
 from mmstudy.expansion.replacing import sharing
@@ -85,7 +86,7 @@ class Receipt:
         return f"<table>{head}{cells}</table>" + (f"<p>Changed:</p><ul>{changed}</ul>" if changed else "")
 
 
-@torch.inference_mode(False)  # with gradients, in whichever mode it is called
+@alone
 def receipt(
     old: nn.Module,
     new: nn.Module,

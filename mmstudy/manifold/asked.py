@@ -18,6 +18,7 @@ from mmstudy.batched.ensemble import Ensemble, classification, stack, vectors
 from mmstudy.batched.objective import MINIBATCH, Objective, of_networks
 from mmstudy.core import arguments
 from mmstudy.core.seeds import generator
+from mmstudy.core.threads import alone
 from mmstudy.manifold.estimators import ESTIMATORS
 
 MARGIN = 0.1  # nats above the first network's loss: the default level
@@ -26,7 +27,7 @@ DEFAULT = "extent"
 COLUMNS = ("size", "size_se", "status", "cost")
 
 
-@torch.inference_mode(False)  # with gradients, in whichever mode it is called
+@alone
 def size(
     network: nn.Module | Sequence[nn.Module],
     batch: Batch,
@@ -70,7 +71,7 @@ def size(
     return found
 
 
-@torch.inference_mode(False)
+@alone
 def sizes(
     network: nn.Module | Sequence[nn.Module],
     batch: Batch,
@@ -104,7 +105,7 @@ def sizes(
     return whole.assign(level=found[0]["level"]).assign_coords(estimator=list(methods), **units).assign_attrs(about)
 
 
-@torch.inference_mode(False)
+@alone
 def check(
     network: nn.Module | Sequence[nn.Module],
     batch: Batch,

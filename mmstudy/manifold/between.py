@@ -14,6 +14,7 @@ from mmstudy.batched import asked, connectivity
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import Ensemble, classification, losses, stack, vectors
 from mmstudy.core import arguments
+from mmstudy.core.threads import alone
 from mmstudy.tracing.calls import of_loss
 from mmstudy.tracing.matching import matched
 
@@ -22,6 +23,7 @@ MARGIN = 0.2  # of the corners' extent, around them
 USED = {"recomputed": "statistics of the batch at every point", "frozen": "running statistics, interpolated"}
 
 
+@alone
 def line(
     a: nn.Module,
     b: nn.Module,
@@ -67,6 +69,7 @@ def line(
     return xr.Dataset({"loss": ("alpha", along.cpu().numpy())}, {"alpha": alphas.numpy()}, {"normalization": used})
 
 
+@alone
 def barrier(
     a: nn.Module,
     b: nn.Module,
@@ -89,6 +92,7 @@ def barrier(
     return connectivity.barrier(*(torch.tensor(along[name].values) for name in ("loss", "alpha"))).item()
 
 
+@alone
 def plane(
     a: nn.Module, b: nn.Module, c: nn.Module, batch: Batch, points: int = POINTS, loss_fn: LossFn = classification
 ) -> xr.Dataset:

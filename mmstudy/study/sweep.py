@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import xarray as xr
 
-from mmstudy.batched.replay import ALONE
 from mmstudy.core import cluster, progress, results, sources, tasks
 from mmstudy.core.datasets import Data, Split
 from mmstudy.core.tasks import Task, load
+from mmstudy.core.threads import ALONE
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS
 from mmstudy.expansion.pools import architectures
