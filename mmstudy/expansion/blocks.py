@@ -5,7 +5,6 @@ A place is a member of a `ModuleList`, `Sequential` or `ModuleDict`, e.g. "block
 
 import copy
 import sys
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmstudy.core.networks import evaluating
-from mmstudy.core.states import restored
+from mmstudy.core.states import restored, seeded
 from mmstudy.expansion.differences import change
 from mmstudy.expansion.silencing import learning, silencers, unread
 from mmstudy.tracing.calls import Call
@@ -63,23 +62,25 @@ def _uncompiled() -> AbstractContextManager[Any]:
 
 
 def run(
-    network: nn.Module, call: Call, hooks: Sequence[RemovableHandle] = (), fitted: Collection[nn.Module] = ()
+    network: nn.Module,
+    call: Call,
+    hooks: Sequence[RemovableHandle] = (),
+    fitted: Collection[nn.Module] = (),
+    training: int | None = None,
 ) -> Any:
-    """Call the network once in evaluation mode, and take the hooks off; only modules that they fit are changed."""
+    """Call the network once, and take the hooks off; only modules that they fit are changed.
+
+    Args:
+        training: in training mode, random numbers from this seed; by default in evaluation mode.
+    """
     own = {inner for module in fitted for inner in module.modules()}
     try:
-        with evaluating(network), torch.no_grad(), restored(network, own), _uncompiled():
+        with evaluating(network), torch.no_grad(), restored(network, own), seeded(network, training), _uncompiled():
+            network.train(training is not None)
             return call.mapped(Tensor.clone).directly(network)
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def counting(modules: Mapping[str, nn.Module]) -> tuple[Counter[str], list[RemovableHandle]]:
-    """How often modules are called, by name, as it will stand after a run with these hooks."""
-    counts: Counter[str] = Counter()
-    hooks = [m.register_forward_pre_hook(lambda m, args, n=name: counts.update([n])) for name, m in modules.items()]
-    return counts, hooks
 
 
 def stream(given: Any, output: Any) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mmstudy.expansion import blocks, configurations, counts
 from mmstudy.expansion.counts import Longer
@@ -15,6 +16,11 @@ from mmstudy.expansion.differences import change
 from mmstudy.tracing.calls import Call
 from mmstudy.tracing.graph import MEAN, SCALE, SHIFT, VARIANCE
 
+NOT_IN_TURN = (
+    "the network does not call each member of that list once in turn. It may count them, call one by its number, or go "
+    "through two lists side by side"
+)
+TRIES = 8  # runs in training mode, before something is said to be left out for good
 STILL = 1e-6  # a change of the stream, as a share of how it varies, that is rounding
 
 Made = Sequence[tuple[nn.Module, Block]]  # what was inserted, each with its model
@@ -42,7 +48,7 @@ def all_run(
     Raises:
         ValueError: something does not run, or the class would build another function with the numbers that followed.
     """
-    before, hooks = blocks.counting(dict(network.named_modules()))
+    before, hooks = _counting(dict(network.named_modules()))
     blocks.run(network, call, hooks)
 
     def wrong() -> ValueError | None:
@@ -54,9 +60,54 @@ def all_run(
         problem = wrong()
         if followed and not problem and (off := configurations.astray(network, new, call)):
             raise ValueError(f"{', '.join(followed)}: {off}")
-    if problem:
+    if problem := problem or _idle_in_training(network, new, inserted, call, modules):
         raise problem
     return followed
+
+
+def _idle_in_training(
+    network: nn.Module, new: nn.Module, inserted: Made, call: Call, old: Mapping[str, nn.Module]
+) -> ValueError | None:
+    """What is wrong, if something runs in training mode as often as it may in the old network alone.
+
+    Blocks may be left out at random (stochastic depth), so that the most calls of several runs count, and in the old
+    network the fewest; as long as something seems to be left out.
+    """
+    own, paths = dict(network.named_modules()), {module: path for path, module in new.named_modules()}
+    copies = {paths[module]: block.path for module, block in inserted}
+    fewest, most, most_new = Counter[str](), Counter[str](), Counter[str]()
+    for seed in range(TRIES):
+        before, hooks = _counting(own)
+        try:
+            blocks.run(network, call, hooks, training=seed)
+        except Exception:  # not every network can be trained on every batch
+            return None
+        still, hooks = _counting(old)
+        ours, more = _counting({path: new.get_submodule(path) for path in copies})
+        try:
+            blocks.run(new, call, [*hooks, *more], training=seed)
+        except Exception as error:  # whatever a network does when there is one member more than it expects
+            wrong = ValueError(f"a copy of {inserted[0][1].path} does not fit in training mode: {error}")
+            wrong.__cause__ = error
+            return wrong
+        fewest = before & fewest if seed else before
+        most, most_new = most | still, most_new | ours
+        if not (idle := _idle(fewest, most, most_new, {path: one for path, one in copies.items() if fewest[one]})):
+            return None
+    return ValueError(f"in training mode {idle[0]} does not run in the new network: {NOT_IN_TURN}")
+
+
+def _idle(before: Counter[str], still: Counter[str], new: Counter[str], copies: Mapping[str, str]) -> list[str]:
+    """What does not run, in words: of what was inserted, and of what ran before."""
+    idle = [f"{path}, a copy of {old}, is inserted and" for path, old in copies.items() if not new[path]]
+    return idle + [f"{path}, which runs in the old network," for path, n in before.items() if still[path] < n]
+
+
+def _counting(modules: Mapping[str, nn.Module]) -> tuple[Counter[str], list[RemovableHandle]]:
+    """How often modules are called, by name, as it will stand after a run with these hooks."""
+    counts: Counter[str] = Counter()
+    hooks = [m.register_forward_pre_hook(lambda m, args, n=name: counts.update([n])) for name, m in modules.items()]
+    return counts, hooks
 
 
 def in_turn(network: nn.Module, inserted: Made, call: Call) -> None:
@@ -136,8 +187,8 @@ def _wrong(
 
     paths = {module: path for path, module in network.named_modules()}
     copies = {paths[module]: block.path for module, block in inserted}
-    new, new_hooks = blocks.counting({paths[module]: module for module, _ in inserted})
-    still, old_hooks = blocks.counting(old)
+    new, new_hooks = _counting({paths[module]: module for module, _ in inserted})
+    still, old_hooks = _counting(old)
     hooks = [*new_hooks, *old_hooks, *(m.register_forward_hook(check, with_kwargs=True) for m, _ in inserted)]
     if fit:
         hooks += [m.register_forward_pre_hook(lambda m, args, b=block: _fit(m, b, args[0])) for m, block in inserted]
@@ -147,14 +198,8 @@ def _wrong(
         wrong = ValueError(f"a copy of {inserted[0][1].path} does not fit where it was to be inserted: {error}")
         wrong.__cause__ = error
         return wrong
-    idle = [f"{path}, a copy of {copied}, is inserted and" for path, copied in copies.items() if not new[path]]
-    idle += [f"{path}, which runs in the old network," for path, count in before.items() if still[path] < count]
-    if not idle:
-        return None
-    return ValueError(
-        f"{idle[0]} does not run in the new network: the network does not call each member of that list once in "
-        "turn. It may count them, call one by its number, or go through two lists side by side"
-    )
+    idle = _idle(before, still, new, copies)
+    return ValueError(f"{idle[0]} does not run in the new network: {NOT_IN_TURN}") if idle else None
 
 
 def _fit(module: nn.Module, block: Block, x: Tensor) -> None:

@@ -293,6 +293,12 @@ def _counted_by_a_literal(net, x):
     return net.head(x)
 
 
+def _counted_in_training(net, x):
+    for layer in net.layers[:3] if net.training else net.layers:
+        x = layer(x).relu()
+    return net.head(x)
+
+
 def _first_again(net, x):
     for _ in net.layers:
         x = net.layers[0](x).relu()
@@ -306,6 +312,8 @@ LOOPS = {  # how the list is called, where a layer is inserted, the member that 
     "by number, at the end": (_by_number, "layers.2", "layers.3, a copy of layers.2, is inserted and"),
     "counted": (_counted_by_a_literal, "layers.0", "layers.2, which runs"),
     "counted, at the end": (_counted_by_a_literal, "layers.2", "layers.3, a copy of layers.2, is inserted and"),
+    "counted in training": (_counted_in_training, "layers.0", "in training mode layers.2, which runs"),
+    "counted in training, at the end": (_counted_in_training, "layers.2", "mode layers.3, a copy of layers.2, is"),
     "the first again and again": (_first_again, "layers.0", "layers.1, a copy of layers.0, is inserted and"),
 }
 
@@ -321,6 +329,22 @@ def test_a_member_that_does_not_run_is_no_deeper_network(loop, operator):
     with pytest.raises(ValueError, match=message):
         grown(operator, (place,), (1,), network, batch()[0])
     assert [dict(module._forward_pre_hooks) for module in network.modules()] == hooks
+
+
+@pytest.mark.parametrize("operator", ["stack", "deeper_random"])
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_blocks_may_be_left_out_at_random_in_training(operator, rate):
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382)."""
+
+    def forward(net, x):
+        for layer in net.layers:
+            x = x if net.training and torch.rand(()) < rate else layer(x).relu()
+        return net.head(x)
+
+    for seed in range(5):
+        torch.manual_seed(seed)
+        network = Wired(forward, layers=_layers((7, 7), (7, 7), (7, 7)), head=nn.Linear(7, 2))
+        assert len(grown(operator, ("layers.1",), (1,), network, batch()[0]).network.layers) == 4
 
 
 def test_what_never_ran_need_not_run_and_a_list_may_be_called_twice():
