@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -28,7 +28,7 @@ WORDS = {
     "low": ("score", f"lower end of its {LEVEL:.0%} interval"),
     "high": ("score", f"upper end of its {LEVEL:.0%} interval"),
     "chance": ("1", "probability to have the highest final score of the pool"),
-    "worth": ("score", "what training it to the end too is expected to add to the score of the choice"),
+    "worth": ("score", "what training it, and no other, to the end too is expected to add to the score of the choice"),
     "early_score": ("score", "validation score after the first part of the training"),
     "early_loss": ("nat", "mean minibatch loss at the end of that part"),
     "final_score": ("score", "validation score after the full training, where it was done"),
@@ -66,14 +66,20 @@ class Seen:
         return ["diverged" if (last or first).diverged else "trained" if last else "probed" for first, last in pairs]
 
     @property
-    def chosen(self) -> int:
-        """The best of those that were trained to the end; of the expected scores, where none was.
+    def eligible(self) -> Bool[np.ndarray, " row"]:
+        """Among which rows one chooses: those trained to the end; where none was, those of which something is expected.
 
         Where nothing is expected, the network itself.
         """
-        whole = [i for i, status in enumerate(self.status) if status == "trained"]
-        known = whole or [i for i, s in enumerate(self.status) if s == "probed" and np.isfinite(self.told.mean[i])]
-        return max(known, key=lambda i: self.told.mean[i], default=len(self.early) - 1)
+        status = np.array(self.status)
+        whole, open_ones = status == "trained", (status == "probed") & np.isfinite(self.told.mean)
+        own = np.arange(len(status)) == len(status) - 1
+        return next(rows for rows in (whole, open_ones, own) if rows.any())
+
+    @property
+    def chosen(self) -> int:
+        """The row with the highest score, known or expected, of those among which one chooses."""
+        return max(np.flatnonzero(self.eligible).tolist(), key=lambda i: self.told.mean[i])
 
 
 def early_order(
@@ -103,7 +109,7 @@ def concluded(rows: Rows, how: Plan, full_steps: int, seen: Seen, refused: Mappi
         "low": low,
         "high": high,
         "chance": np.where(np.isnan(draws).any() & ~diverged, np.nan, chance),
-        "worth": np.maximum(draws, draws[:, [chosen]]).mean(0) - draws[:, chosen].mean(),
+        "worth": np.where(diverged, 0.0, told.worth(seen.eligible)),
         "early_score": score,
         "early_loss": loss,
         "final_score": np.array([math.nan if row is None or row.diverged else row.score for row in final]),
@@ -210,9 +216,10 @@ def in_words(data: xr.Dataset) -> str:
     if np.isfinite(open_ones["worth"]).any():
         ask = open_ones.isel(candidate=int(np.nanargmax(open_ones["worth"].values)))
         more = " as well" if (data["status"].values == "trained").any() else ""
+        left = (1 - float(ask["steps"]) / data.attrs["full_steps"]) / data.sizes["candidate"]
         lines.append(
-            f"To train “{ask['candidate'].item()}” to the end{more} ({1 / data.sizes['candidate']:.1%} of the pool) "
-            f"is expected to add {float(ask['worth']):.2g} to the score of the choice."
+            f"To train “{ask['candidate'].item()}” to the end{more}, {left:.1%} of the pool's steps more, is expected "
+            f"to add {_number(float(ask['worth']), '.2g')} to the score of the choice."
         )
     return "\n".join(lines)
 

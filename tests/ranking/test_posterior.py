@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mmstudy.ranking.posterior import Pool, Prior, _model, fit, log_likelihood, posterior, standardized
+from mmstudy.ranking.posterior import Pool, Posterior, Prior, _model, fit, log_likelihood, posterior, standardized
 
 OPERATORS = ("net2net", "random", "lemon")
 TRUE = Prior(2.0, 0.8, -1.0, -1.0, -1.0, -2.0, -2.0, -1.0, 2.0, 1.5)
@@ -109,3 +109,33 @@ def test_equal_values_are_zeros():
 def test_scores_of_another_pool_are_refused():
     with pytest.raises(ValueError, match="3 final scores for a pool of 5"):
         posterior(pool(5), np.zeros(3), TRUE)
+
+
+def told_of(trained: int, seed: int = 0) -> tuple[Posterior, np.ndarray]:
+    """A distribution of six final scores of which some are known, and among which rows one chooses."""
+    of = pool(6, seed)
+    final = np.where(np.arange(6) < trained, drawn(TRUE, of, seed), np.nan)
+    return posterior(of, final, TRUE), np.isfinite(final) if trained else np.full(6, True)
+
+
+@pytest.mark.parametrize("trained", [0, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_worth_is_what_the_choice_gains_once_one_more_score_is_known(trained, seed):
+    told, choice = told_of(trained, seed)
+    scores, now = told.draws(100_000), told.mean[choice].max()
+    for i in range(6):
+        among = np.flatnonzero(choice | (np.arange(6) == i))
+        expected = scores[:, among].copy()
+        for alike in np.array_split(np.argsort(scores[:, i]), 200):  # draws in which this row comes to about the same
+            expected[alike] = scores[np.ix_(alike, among)].mean(0)
+        taken = scores[np.arange(len(scores)), among[expected.argmax(1)]]
+        gained = taken - scores[:, told.mean == now][:, 0]
+        assert abs(told.worth(choice)[i] - gained.mean()) < 5 * gained.std() / len(scores) ** 0.5 + 1e-5
+
+
+def test_worth_is_never_negative_and_nothing_for_what_is_known():
+    told, choice = told_of(2)
+    worth = told.worth(choice)
+    assert (worth >= 0).all()
+    assert not worth[:2].any()
+    assert worth[2:].all()

@@ -109,6 +109,12 @@ def test_it_reads_well(ranked):
     assert str(ranking.data["candidate"].values[0]) in str(ranking)
 
 
+def test_what_more_training_would_tell_counts_only_the_steps_that_are_left(ranked):
+    ranking, _, _ = ranked
+    left = (STEPS - 11) / STEPS / len(ranking.table)
+    assert f"” to the end, {left:.1%} of the pool's steps more, is expected to add" in ranking.summary
+
+
 @pytest.mark.parametrize("status", ["probed", "trained", "diverged"])
 def test_where_the_network_itself_comes_first_it_says_what_the_next_one_gains(ranked, status):
     whole = ranked[0].data
