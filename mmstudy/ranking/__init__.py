@@ -16,4 +16,5 @@ __all__ = [
     "settings",
     "together",
     "training",
+    "words",
 ]

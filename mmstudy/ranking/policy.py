@@ -17,6 +17,7 @@ from scipy import stats
 PROBE = 0.05  # of the training, before anchors are chosen
 PLACES = (0.0, 0.5, 1.0)  # of the anchors, in the early order
 WINDOW = 0.2  # the last part of a training whose minibatch losses are averaged
+PERMUTATIONS = 10_000
 DISAGREE = 0.3  # a flag below which the training loss is not to be trusted
 
 
@@ -82,6 +83,15 @@ def flag(score: Float[np.ndarray, " row"], loss: Float[np.ndarray, " row"]) -> f
     if known.sum() < 3 or np.ptp(score[known]) == 0 or np.ptp(loss[known]) == 0:
         return math.nan
     return float(stats.spearmanr(score[known], -loss[known]).statistic)
+
+
+def chance_of(flag: float, count: int) -> float:
+    """The probability of a flag as low as this where scores and losses of so many rows are unrelated (permutations)."""
+    random = np.random.default_rng(0)
+    ranks = np.arange(count)
+    apart = (random.permuted(np.tile(ranks, (PERMUTATIONS, 1)), axis=1) - ranks) ** 2
+    found = 1 - 6 * apart.sum(1) / (count * (count**2 - 1))  # Spearman's ρ
+    return float((found <= flag + 1e-9).mean())
 
 
 def order(

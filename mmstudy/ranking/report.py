@@ -1,4 +1,4 @@
-"""What a ranking says: as a Dataset, a table, and in words; and the network to go on with."""
+"""What a ranking says: as a Dataset and a table; and the network to go on with."""
 
 import json
 import math
@@ -20,9 +20,8 @@ from mmstudy.ranking import policy
 from mmstudy.ranking.policy import Plan
 from mmstudy.ranking.posterior import Posterior
 from mmstudy.ranking.rows import Row, Rows
+from mmstudy.ranking.words import LEVEL, OWN, in_words
 
-OWN = "train on"  # the network as it is, trained like its candidates
-LEVEL = 0.8  # the probability of the intervals
 WORDS = {
     "gain": ("score", "expected gain in the final validation score over training the network on as it is"),
     "low": ("score", f"lower end of its {LEVEL:.0%} interval"),
@@ -98,7 +97,8 @@ def concluded(rows: Rows, how: Plan, full_steps: int, seen: Seen, refused: Mappi
     """What follows for every row, best first."""
     early, final, told, status, chosen = seen.early, seen.final, seen.told, seen.status, seen.chosen
     diverged = np.array([each == "diverged" for each in status])
-    gain, low, high = (np.where(diverged, np.nan, each) for each in told.gains(LEVEL))
+    gain, low, high = (np.where(diverged | diverged[-1], np.nan, each) for each in told.gains(LEVEL))
+    expected = told.mean - told.mean[-1]
     draws = np.where(diverged, -np.inf, told.draws())
     best = draws == draws.max(1, keepdims=True)  # several, where they are known to be equal
     chance = (best / np.maximum(best.sum(1, keepdims=True), 1)).mean(0)
@@ -127,7 +127,7 @@ def concluded(rows: Rows, how: Plan, full_steps: int, seen: Seen, refused: Mappi
             "status": ("candidate", status),
         },
     )
-    places = sorted(range(len(early)), key=lambda i: (i != chosen, diverged[i], -np.nan_to_num(gain[i])))
+    places = sorted(range(len(early)), key=lambda i: (i != chosen, diverged[i], -np.nan_to_num(expected[i])))
     data = results.describe(data.isel(candidate=places), WORDS)
     data.attrs = {
         **results.provenance({"full_steps": full_steps, "seed": rows.training.seed}),
@@ -194,94 +194,3 @@ class Ranking:
     def _repr_html_(self) -> str:
         paragraphs = "".join(f"<p>{line}</p>" for line in self.summary.splitlines())
         return paragraphs + self.table.to_html(float_format=lambda value: f"{value:.4g}")
-
-
-def in_words(data: xr.Dataset) -> str:
-    """What to do, how sure that is, whether the early order can be trusted, and what more training would tell."""
-    lines = _advice(data)
-    flag, open_ones = data.attrs["flag"], data.isel(candidate=data["status"].values == "probed")
-    if math.isnan(flag):
-        lines.append(
-            "Whether training losses and validation scores agree in this pool is unknown: all of one kind are equal, "
-            "or fewer than three are known."
-        )
-    elif flag < policy.DISAGREE:
-        lines.append(
-            f"Lower training loss and higher validation scores hardly agree in this pool (ρ = {_number(flag, '.2f')}). "
-            "This is typical of noisy labels, where a low training loss can mean that noise was learnt. Do not trust "
-            "the order of those that were not trained to the end."
-        )
-    else:
-        lines.append(f"Training losses and validation scores agree in this pool (ρ = {_number(flag, '.2f')}).")
-    if np.isfinite(open_ones["worth"]).any():
-        ask = open_ones.isel(candidate=int(np.nanargmax(open_ones["worth"].values)))
-        more = " as well" if (data["status"].values == "trained").any() else ""
-        left = (1 - float(ask["steps"]) / data.attrs["full_steps"]) / data.sizes["candidate"]
-        lines.append(
-            f"To train “{ask['candidate'].item()}” to the end{more}, {left:.1%} of the pool's steps more, is expected "
-            f"to add {_number(float(ask['worth']), '.2g')} to the score of the choice."
-        )
-    return "\n".join(lines)
-
-
-def _expected(words: str, row: xr.Dataset) -> list[str]:
-    """What a candidate that was not trained to the end is expected to gain; and whether that may be nothing."""
-    gain, low, high = (float(row[name]) for name in ("gain", "low", "high"))
-    interval = f"[{_number(low)}, {_number(high)}]"
-    lines = [f"{words} {_number(gain)} {interval} over training the network on as it is ({LEVEL:.0%} interval)."]
-    if low <= 0 <= high:
-        lines.append("That interval holds zero: whether expanding is worth it at all is open.")
-    return lines
-
-
-def _next(row: xr.Dataset) -> list[str]:
-    """What is to be said of the first candidate behind the network itself; nothing if it diverged."""
-    name = row["candidate"].item()
-    if row["status"].item() == "trained":
-        gain = _number(float(row["gain"]))
-        return [f"“{name}”, trained to the end, comes next: its score gains {gain} over that."]
-    return _expected(f"“{name}” comes next: its score is expected to gain", row) if np.isfinite(row["gain"]) else []
-
-
-def _advice(data: xr.Dataset) -> list[str]:
-    """What to do, and how probable it is that this is the best."""
-    first = data.isel(candidate=0)
-    label, gain = str(first["candidate"].values), _number(float(first["gain"]))
-    others = data.isel(candidate=data["candidate"].values != label)
-    lines = []
-    trained = str(first["status"].values) == "trained"
-    unknown = bool(np.isnan(data["chance"]).any())
-    if unknown:
-        lines.append(
-            "The early scores tell nothing, as all are equal or fewer than two are known: no gain can be expected of "
-            "any candidate that was not trained to the end. Give more steps or a finer metric, such as the loss turned "
-            "round."
-        )
-    if label == OWN and not unknown:
-        lines.append("Train the network on as it is: no candidate is expected to end with a higher score.")
-        lines += _next(others.isel(candidate=0))
-    elif label == OWN and trained:
-        lines.append("Train the network on as it is: no candidate that was trained to the end has a higher score.")
-    elif trained:
-        lines.append(
-            f"Take “{label}”: trained to the end, its score gains {gain} over training the network on as it is."
-        )
-    elif not unknown:
-        lines += _expected(f"Train “{label}”: its score is expected to gain", first)
-    if not unknown:
-        best = others.isel(candidate=int(others["chance"].values.argmax()))
-        name, chance = best["candidate"].item(), float(best["chance"])
-        lines.append(
-            f"The probability that it is the best of the pool is {float(first['chance']):.0%}; of all others "
-            f"“{name}” has the highest, {chance:.0%}."
-        )
-        if chance > first["chance"] and best["gain"] < first["gain"]:
-            lines.append(
-                f"“{label}” has the higher expected gain; “{name}” is less certain, so that it is the best more often."
-            )
-    return lines
-
-
-def _number(value: float, digits: str = ".3g") -> str:
-    """So many digits, three by default, and a sign that is no hyphen."""
-    return f"{value:{digits}}".replace("-", "\u2212")

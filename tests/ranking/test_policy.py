@@ -1,3 +1,5 @@
+from itertools import permutations
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -85,6 +87,14 @@ def test_the_flag_says_whether_losses_and_scores_agree():
     assert np.isnan(policy.flag(np.zeros(6), loss))
     assert np.isnan(policy.flag(np.full(6, np.nan), loss))
     assert np.isnan(policy.flag(np.arange(2.0), loss[:2]))
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_the_probability_of_a_flag_is_that_among_all_orders(count):
+    ranks = np.arange(count)
+    every = np.array([np.corrcoef(ranks, order)[0, 1] for order in permutations(ranks)])
+    for flag in (-1.0, -0.5, 0.2, 1.0):
+        assert policy.chance_of(flag, count) == pytest.approx((every <= flag + 1e-9).mean(), abs=0.02)
 
 
 def test_an_unknown_flag_leaves_the_order_to_the_scores():

@@ -21,11 +21,12 @@ from mmstudy.batched.ensemble import classification, regression
 from mmstudy.core import results
 from mmstudy.core.networks import MLP, count_parameters
 from mmstudy.expansion.candidate import Candidate
+from mmstudy.ranking import policy, training
 from mmstudy.ranking import rows as ranking_rows
-from mmstudy.ranking import training
 from mmstudy.ranking.asked import scores_of, spread_of
 from mmstudy.ranking.report import OWN, in_words
 from mmstudy.ranking.rows import Row
+from mmstudy.ranking.words import spent
 
 STEPS = 40
 
@@ -341,7 +342,65 @@ def test_who_is_best_more_often_and_is_not_taken_is_explained(ranked):
 def test_a_flag_is_said_in_two_digits(ranked):
     data = ranked[0].data.copy()
     data.attrs["flag"] = -0.0909
-    assert "hardly agree in this pool (ρ = −0.09). This is typical of noisy labels" in in_words(data)
+    assert "hardly agree in this pool (ρ = −0.09)" in in_words(data)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"), [(-0.9, "may mean noisy labels"), (0.2, f"so do {policy.chance_of(0.2, 6):.0%} of pools of 6")]
+)
+def test_noisy_labels_are_suspected_only_where_chance_does_not_explain_it(flag, said, ranked):
+    data = ranked[0].data.copy()
+    data.attrs["flag"] = flag
+    assert said in in_words(data)
+    assert ("noisy labels" in in_words(data)) == (flag < 0)
+    warning = "Do not trust the order of those that were not trained to the end."
+    assert warning in in_words(data)
+    data["status"] = "candidate", ["trained"] * data.sizes["candidate"]
+    assert warning not in in_words(data)
+
+
+def test_where_the_network_itself_comes_first_among_the_trained_an_open_one_may_be_expected_above_it(ranked):
+    data = ranked[0].data.copy(deep=True)
+    data = data.sel(candidate=[OWN, *(label for label in data["candidate"].values if label != OWN)])
+    data["status"] = "candidate", ["trained", *["probed"] * (data.sizes["candidate"] - 1)]
+    for gain, who in ((0.01, "that was trained to the end has"), (-0.01, "is expected to end with")):
+        data["gain"] = "candidate", [0.0, *[gain] * (data.sizes["candidate"] - 1)]
+        assert in_words(data).startswith(f"Train the network on as it is: no candidate {who} a higher score.")
+
+
+@pytest.mark.parametrize("budget", [0.3, 0.9, 1.0])
+def test_where_the_network_itself_diverges_no_gain_over_it_is_known(budget, tmp_path):
+    def fails(model, b):
+        size = sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else 0
+        loss = classification(model, b)
+        return loss * torch.inf if torch.is_grad_enabled() and size == own else loss
+
+    own = count_parameters(mlp())
+    ranking = asked(tmp_path / "r", loss_fn=fails, budget=budget)
+    data, words = ranking.data, ranking.summary
+    assert data["status"].sel(candidate=OWN) == "diverged"
+    assert np.isnan(data[["gain", "low", "high"]].to_array()).all()
+    assert "The network itself, trained on as it is, diverged: no gain over it is known." in words
+    assert "over training the network on" not in words
+    assert (
+        "trained to the end, it has the highest score" if budget > 0.3 else "expected to end with the highest"
+    ) in words
+    assert "nan" not in words
+    assert float(data["chance"].sum()) == pytest.approx(1)
+    if budget == 1.0:
+        scores = data["final_score"].values[:-1]
+        assert (np.diff(scores) <= 0).all()
+
+
+def test_what_it_took_is_told_in_steps_and_in_operations(tmp_path):
+    data = asked(tmp_path / "r", budget=0.9).data
+    whole = data["flops"].sum() * STEPS
+    assert spent(data, "steps") == pytest.approx(data["steps"].mean().item() / STEPS)
+    assert spent(data, "flops") == pytest.approx(((data["flops"] * data["steps"]).sum() / whole).item())
+    assert spent(data, "steps") != spent(data, "flops")
+    assert f"took {spent(data, 'steps'):.1%} of the steps, and {spent(data, 'flops'):.1%} of the floating" in in_words(
+        data
+    )
 
 
 def test_where_every_training_diverges_the_step_size_is_named(tmp_path):
@@ -520,7 +579,7 @@ KILLED = """
 import sys
 sys.path[:0] = [{tests!r}, {here!r}]
 import test_ranking
-from mmstudy.ranking import training
+from mmstudy.ranking import policy, training
 training.KEEP_EVERY = 0.0
 print("ready", flush=True)
 test_ranking.asked({folder!r}, budget=0.9)
