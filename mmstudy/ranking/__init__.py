@@ -5,6 +5,7 @@ __all__ = [
     "files",
     "fingerprints",
     "given",
+    "loops",
     "places",
     "policy",
     "pool",

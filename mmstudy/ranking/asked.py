@@ -22,13 +22,14 @@ from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.pools import Size, size_of
 from mmstudy.ranking import given, places, policy, settings
 from mmstudy.ranking import pool as pools
+from mmstudy.ranking.loops import Loop
 from mmstudy.ranking.places import Looks
 from mmstudy.ranking.policy import Plan
 from mmstudy.ranking.posterior import Pool, posterior, standardized
 from mmstudy.ranking.priors import PRIORS
 from mmstudy.ranking.report import OWN, Ranking, Seen, concluded, early_order
 from mmstudy.ranking.rows import Metric, Row, Rows, accuracy
-from mmstudy.ranking.training import Loop, Training, device_of, moved
+from mmstudy.ranking.training import Training, device_of, moved
 
 OUTLIER = 100  # scaled median absolute deviations; the pools of which the priors know had no score beyond 68
 TRIED = 3  # steps by which the time of a step is measured
@@ -81,7 +82,10 @@ def rank_expansions(
         metric: (model, batch) → a score, a mean over examples, larger is better; by default the accuracy for the
             default loss (`ensemble.classification`), for others the loss, turned round.
         train: a loop of one's own, (network, optimizer_state, steps, seed) → (network, losses), or (network, losses,
-            optimizer_state) to get that state back (tensors and plain values) when the training goes on.
+            optimizer_state) to get that state back (tensors and plain values) when the training goes on. It is called
+            once or more for each network; the seed is `seed` plus the steps that the network has behind it, so that a
+            loop that draws its i-th batch by seed + i draws the same however the steps are parted. What is kept is what
+            a call returns: killed within one, that call is made again. No schedule, clip, autocast or accumulate then.
         clip: the largest norm of a gradient.
         autocast: a type such as `torch.bfloat16` to train in; what is measured is measured without.
         accumulate: batches of the loader that make one step.

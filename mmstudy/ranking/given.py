@@ -24,6 +24,7 @@ from mmstudy.ranking.training import Training, epoch_of, moved
 
 SAME = 4  # batches that are read twice to see whether the loader gives the same under one seed
 MOST_BATCHES, MOST_STEPS = 10_000, 10**9  # that make one step, or one training
+OURS = ("schedule", "clip", "autocast", "accumulate")  # of a training, not of a loop of the user's own
 KEPT = ("step", "state_dict", "load_state_dict")  # what a schedule must have, to be gone on with
 
 
@@ -55,7 +56,7 @@ def functions(network: nn.Module, training: Training, metric: Any, say: Any) -> 
 
     Raises:
         TypeError: no function, or an optimizer or a schedule that is none.
-        ValueError: one that fails, or a step size that is not finite.
+        ValueError: one that fails, a step size that is not finite, or options that a loop of one's own does not use.
     """
     arguments.function(say, "say", "a function of a text, such as print; lambda text: None says nothing")
     if metric is not None:
@@ -65,6 +66,10 @@ def functions(network: nn.Module, training: Training, metric: Any, say: Any) -> 
         arguments.function(training.train, "train", wanted)
         if not _takes(training.train, 4):
             raise TypeError(f"train must be {wanted}; it takes {inspect.signature(training.train)}")
+        if ignored := [name for name in OURS if getattr(training, name) != getattr(Training, name)]:
+            raise ValueError(
+                f"train= trains in its own way: do there what {', '.join(ignored)} should do, and leave out"
+            )
         return
     if training.optimizer is None:
         raise TypeError("give an optimizer, e.g. lambda parameters: torch.optim.AdamW(parameters, lr=3e-4), or train=")

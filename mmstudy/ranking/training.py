@@ -5,7 +5,6 @@ same examples.
 """
 
 import contextlib
-import io
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,20 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.core import arguments, results
 from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import seed_of
+from mmstudy.ranking import loops
+from mmstudy.ranking.loops import Loop
 from mmstudy.ranking.randomness import random_kept, random_state, seed_all, set_random_state
 from mmstudy.ranking.together import Together
 
 KEEP_EVERY = 60.0  # seconds between two states on disk
-
-# A loop of the user's own: (network, state of its optimizer, None at first, steps, seed) → the network, its minibatch
-# losses and, to be handed back at the next call, the state: tensors, numbers and strings in lists, tuples and dicts.
-Loop = Callable[[nn.Module, Any, int, int], tuple]
 
 
 @dataclass(frozen=True)
@@ -143,47 +140,12 @@ def _stepper(
 
 def _own_loop(run: Run, training: Training, missing: int) -> None:
     assert training.train is not None
+    behind = len(run.losses)
     with random_kept():
-        seed_all(seed_of(training.seed, "own loop", len(run.losses)))
-        shapes = {name: value.shape for name, value in run.network.state_dict().items()}
-        found = training.train(run.network, run.own, missing, training.seed)
-    if not isinstance(found, tuple) or len(found) not in (2, 3) or not isinstance(found[0], nn.Module):
-        wanted = "(network, losses) or (network, losses, optimizer_state)"
-        raise ValueError(f"train must return {wanted}; got {arguments.described(found)}")
-    if {name: value.shape for name, value in found[0].state_dict().items()} != shapes:
-        raise ValueError(f"train must return the network that it was given; got another, {type(found[0]).__name__}")
-    try:
-        losses = [loss.item() if isinstance(loss, Tensor) else float(loss) for loss in found[1]]
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"train must return a number for each step; got {arguments.described(found[1])}") from error
-    if len(losses) != missing:
-        raise ValueError(f"train was asked for {missing} steps and returned {len(losses)} losses: one for each step")
-    state = found[2] if len(found) == 3 else None
-    _storable(state)
-    run.network, run.own = found[0], state
+        seed_all(seed_of(training.seed, "own loop", behind))
+        found = loops.called(training.train, run.network, run.own, missing, training.seed + behind)
+    run.network, losses, run.own = found
     run.losses += losses
-
-
-def _storable(state: Any) -> None:
-    """Refuse a state that could be written, but not read again.
-
-    Raises:
-        ValueError: something in it is no tensor and no plain value.
-    """
-    for place, part in tree_flatten_with_path(state)[0]:
-        if type(part) in (Tensor, nn.Parameter):
-            continue  # these can be read, however large
-        kept = io.BytesIO()
-        try:
-            torch.save(part, kept)
-            torch.load(io.BytesIO(kept.getvalue()), weights_only=True)
-        except Exception as error:  # pickle and torch each raise their own
-            where = f" at {keystr(place)}" if place else ""
-            wanted = "tensors and plain values (numbers, texts, in lists, tuples and dicts)"
-            raise ValueError(
-                f"train must hand back {wanted} as its state; got {arguments.described(part)}, of type "
-                f"{type(part).__name__},{where}"
-            ) from error
 
 
 def _step(run: Run, training: Training, batches: Sequence[Batch]) -> float:

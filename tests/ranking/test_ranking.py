@@ -277,6 +277,36 @@ def test_a_loop_of_ones_own_trains(tmp_path):
     assert ranking.best().optimizer is None
 
 
+def seeded_loop(network, state, steps, seed):
+    """Its i-th batch is drawn by seed + i."""
+    optimizer, losses = torch.optim.SGD(network.parameters(), 0.1), []
+    for i in range(steps):
+        optimizer.zero_grad()
+        losses.append(classification(network, batch(16, (seed + i) % 23)))
+        losses[-1].backward()
+        optimizer.step()
+    return network, losses
+
+
+def test_a_loop_seeded_step_by_step_goes_on_as_if_it_had_not_stopped(tmp_path):
+    seeds = set()
+
+    def noted(network, state, steps, seed):
+        seeds.add(seed)
+        return seeded_loop(network, state, steps, seed)
+
+    options = {"optimizer": None, "train": noted}
+    assert set(asked(tmp_path / "one", budget=0.4, **options).data["status"].values) == {"probed"}
+    identical(asked(tmp_path / "one", budget=1.0, **options), asked(tmp_path / "fresh", budget=1.0, **options))
+    assert seeds >= {0, 2, 15}  # steps behind it: none, the probe, and what the smaller budget allowed
+
+
+@pytest.mark.parametrize("option", [{"clip": 1.0}, {"accumulate": 2}, {"autocast": torch.bfloat16}, {"schedule": sgd}])
+def test_what_a_loop_of_ones_own_would_not_use_is_refused(option, tmp_path):
+    with pytest.raises(ValueError, match=f"train= trains in its own way: do there what {next(iter(option))} should do"):
+        asked(tmp_path / "r", optimizer=None, train=own_loop, **option)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_mixed_precision_trains_and_is_not_measured_in(accumulate, tmp_path):
     ranking = asked(tmp_path / "r", autocast=torch.bfloat16, accumulate=accumulate, budget=1.0, clip=1.0)

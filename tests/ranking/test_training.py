@@ -199,6 +199,10 @@ def test_a_loop_of_ones_own_gets_its_state_back(tmp_path):
             lambda network, state, steps, seed: (nn.Linear(3, 3), [0.1] * steps),
             "must return the network .* got another",
         ),
+        (
+            lambda network, state, steps, seed: (network.double(), [0.1] * steps),
+            "must return the network in its type and place: .* was torch.float32 on cpu, and is torch.float64 on cpu",
+        ),
     ],
 )
 def test_a_loop_that_returns_something_else_is_refused(returned, message, tmp_path):
