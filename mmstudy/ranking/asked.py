@@ -71,8 +71,9 @@ def rank_expansions(
         network: a trained network; it is left as it is.
         loss_fn: (model, batch) → mean loss.
         train_loader: batches for training, read anew for each epoch; with `train`, a few, to check the network.
-        validation_loader: batches of which `measured_examples` are read once, and by which all are compared. These data
-            are used up by the choice: report what the chosen network does on others.
+        validation_loader: batches that are read once, and of which `measured_examples`, spread evenly over them, are
+            what all are compared by; the first ones where it has no length. These data are used up by the choice:
+            report what the chosen network does on others.
         pool: candidates by label; by default those of `pool.default`.
         budget: the share of training all of them, and the network itself, to the end.
         full_steps: what training to the end means.
@@ -121,7 +122,7 @@ def rank_expansions(
     seen = given.first_batches(train_loader, seed, "train_loader")
     with arguments.naming("train_loader"):
         batch = arguments.batch(moved(seen[0], device))
-    measured = given.measured_part(validation_loader, measured_examples, seed, device)
+    measured = given.measured_part(validation_loader, measured_examples, seed, device, say)
     given.fit(network, batch, loss_fn, "train_loader")
     measurable([network], measured, loss_fn, given.fit(network, measured, loss_fn, "validation_loader"))
     check(network, measured, loss_fn)

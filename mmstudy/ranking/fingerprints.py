@@ -64,10 +64,10 @@ def of_loader(loader: Iterable[Batch], seed: int) -> str:
             if size >= READ_BYTES:
                 break
     dataset = getattr(loader, "dataset", None)
-    return of(found, _length(loader), _length(dataset), *_numbers_in(dataset))
+    return of(found, length(loader), length(dataset), *_numbers_in(dataset))
 
 
-def _length(part: Any) -> int | None:
+def length(part: Any) -> int | None:
     """How long it is, if it says so: the loader of a stream does not."""
     try:
         return len(part)

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -182,18 +182,34 @@ def first_batches(loader: Iterable[Batch], seed: int, name: str) -> list[Batch]:
     return one
 
 
-def measured_part(loader: Iterable[Batch], examples: int, seed: int, device: torch.device) -> Batch:
+def measured_part(
+    loader: Iterable[Batch], examples: int, seed: int, device: torch.device, say: Callable[[str], object]
+) -> Batch:
     """So many examples of the validation data, or as many as there are, as one batch.
+
+    They are spread evenly over the loader, which may be sorted; one without a length may have no end, and is read from
+    its beginning only.
 
     Raises:
         ValueError: as `first_batches`; or batches that do not fit together.
     """
     first_batches(loader, seed, "validation_loader")
+    endless = fingerprints.length(loader) is None
     parts: list[Batch] = []
-    with random_kept():
+    kept, seen, every = 0, 0, 1  # one of so many examples is kept
+    with random_kept(), arguments.naming("validation_loader"):
         for part in epoch_of(loader, seed, "validation"):
-            parts.append(moved(part, device))
-            if sum(map(engine.count, parts)) >= examples:
+            here = moved(part, device)
+            count, first = engine.count(here), -seen % every
+            if first < count:
+                parts.append(here if every == 1 else engine.take(here, torch.arange(first, count, every)))
+                kept += engine.count(parts[-1])
+            seen += count
+            if endless and kept >= examples:
+                say(f"validation_loader has no length: networks are compared by its first {examples} examples")
                 break
-    with arguments.naming("validation_loader"):
-        return arguments.batch(engine.take(engine.joined(parts), slice(examples)))
+            while kept > 2 * examples:
+                parts, every = [engine.take(engine.joined(parts), torch.arange(0, kept, 2))], 2 * every
+                kept = engine.count(parts[0])
+        spread = slice(examples) if endless or kept <= examples else torch.arange(examples) * kept // examples
+        return arguments.batch(engine.take(engine.joined(parts), spread))
