@@ -4,6 +4,7 @@ __all__ = [
     "asked",
     "files",
     "fingerprints",
+    "foretold",
     "given",
     "loops",
     "places",

@@ -22,6 +22,7 @@ from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.pools import Size, size_of
 from mmstudy.ranking import given, places, policy, settings
 from mmstudy.ranking import pool as pools
+from mmstudy.ranking.foretold import foretold
 from mmstudy.ranking.loops import Loop
 from mmstudy.ranking.places import Looks
 from mmstudy.ranking.policy import Plan
@@ -32,7 +33,6 @@ from mmstudy.ranking.rows import Metric, Row, Rows, accuracy
 from mmstudy.ranking.training import Training, device_of, moved
 
 OUTLIER = 100  # scaled median absolute deviations; the pools of which the priors know had no score beyond 68
-TRIED = 3  # steps by which the time of a step is measured
 
 
 @torch.inference_mode(False)  # with gradients, in whichever mode it is called
@@ -75,7 +75,8 @@ def rank_expansions(
             what all are compared by; the first ones where it has no length. These data are used up by the choice:
             report what the chosen network does on others.
         pool: candidates by label; by default those of `pool.default`.
-        budget: the share of training all of them, and the network itself, to the end.
+        budget: the share of the steps of training all of them, and the network itself, to the end. As a step of a large
+            candidate takes longer than that of a small one, it may be another share of the time.
         full_steps: what training to the end means.
         optimizer: of parameters, e.g. `lambda p: torch.optim.AdamW(p, lr=3e-4)`; or the network's own, whose state is
             then carried over to each candidate. Needed, but for `train`, with which it is not used.
@@ -142,8 +143,9 @@ def rank_expansions(
     candidates: dict[str, Candidate | None] = {label: chosen[label] for label in sizes} | {OWN: None}
     rows = Rows(network, training, batch, measured, score, candidates, folder / "runs", traced)
     look = engine.count(measured) / (3 * accumulate * engine.count(batch))  # a step costs three passes, a look one
-    how = policy.plan(len(sizes), full_steps, budget, look * (1 if score is None else 2))
-    say(_foretold(how, len(sizes), full_steps, rows.seconds_a_step(TRIED), [own, *sizes.values()]))
+    look *= 1 if score is None else 2
+    how = policy.plan(len(sizes), full_steps, budget, look)
+    say(foretold(rows, how, full_steps, [*sizes.values(), own], look))
 
     with places.looking(rows, scheduler, say) as looks:
         seen_of = _carried_out(rows, how, full_steps, [*sizes.values(), own], looks)
@@ -237,26 +239,3 @@ def _default(network: nn.Module, batch: Batch, loss_fn: LossFn, say: Callable[[s
     covered = expansion.coverage(network, batch, loss_fn)
     say(f"What can grow:\n{covered}\n")
     return pools.default(network, batch, loss_fn, covered)
-
-
-def _foretold(how: Plan, count: int, full_steps: int, seconds: float, sizes: list[Size]) -> str:
-    """What it will cost, in words."""
-    flops = np.array([size.flops for size in sizes], float)
-    each = seconds * (flops[1:].mean() / flops[0] if flops[0] else 1.0)
-    whole = (count + 1) * full_steps * each
-    parts = [f"{count} candidates, and the network as it is, are trained for {how.probe_steps} of {full_steps} steps"]
-    if how.anchored:
-        parts.append(f"{how.finished} of them to the end")
-    spent = f"{how.share:.1%} of training all to the end, looks at validation data included"
-    return (
-        f"{', '.join(parts)}: {spent}. At {1e3 * each:.3g} ms a step (measured on {TRIED} steps of the network, scaled "
-        f"by FLOPs) that takes about {duration(how.share * whole)}; all would take {duration(whole)}."
-    )
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.2g} seconds"

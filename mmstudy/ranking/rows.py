@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -98,15 +99,19 @@ class Rows:
             return self._begun(unchanged(self.network))
         return self._begun(candidate.grow(self.network, self.batch, self.training.loss_fn, self.traced))
 
-    def seconds_a_step(self, steps: int) -> float:
-        """How long a step of the network itself takes, measured on a few; nothing of it is kept."""
-        run = self._begun(unchanged(self.network))
-        path = self.folder / ".timed"
-        advance([run], self.training, 1, path)  # the first is slower
-        began = time.perf_counter()
-        advance([run], self.training, 1 + steps, path)
+    def paced(self, labels: Sequence[str], steps: int) -> tuple[float, float]:
+        """Seconds until the rows have made their first step together, and for each of some more; nothing is kept.
+
+        A loop of the user's own is called once, so that its steps are not told apart.
+        """
+        path, began = self.folder / ".timed", time.perf_counter()
+        runs = [self.start(label) for label in labels]
+        times = [time.perf_counter()]
+        advance(runs, self.training, 1 + steps, path, lambda count: times.append(time.perf_counter()))
         path.unlink(missing_ok=True)
-        return (time.perf_counter() - began) / steps
+        if len(times) <= 2:
+            times = [times[0], *np.linspace(times[0], times[-1], 2 + steps)[1:].tolist()]
+        return times[1] - began, (times[-1] - times[1]) / (len(times) - 2)
 
     def _begun(self, grown: Expansion) -> Run:
         return begun(grown.network, self._optimizer(grown), self.training)

@@ -79,8 +79,14 @@ def ranked(tmp_path_factory):
 def test_it_says_what_it_will_cost_before_it_trains(ranked):
     ranking, _, said = ranked
     assert "6 candidates, and the network as it is, are trained for 11 of 40 steps: " in said
-    assert "of training all to the end, looks at validation data included. At " in said
-    assert said.index("a step (measured on 3 steps") < said.index(ranking.summary)
+    assert "% of the steps of training all to the end, looks at validation data included; " in said
+    assert said.index("As 3 steps of the smallest and of the largest network tell") < said.index(ranking.summary)
+
+
+def test_with_the_whole_budget_all_are_said_to_be_trained_to_the_end(tmp_path):
+    said: list[str] = []
+    asked(tmp_path / "r", budget=1.0, say=said.append)
+    assert said[0].startswith("6 candidates, and the network as it is, are trained to the end, for 40 steps: 100.0% of")
 
 
 def test_the_table_has_all_candidates_and_the_network_itself(ranked):
