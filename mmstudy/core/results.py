@@ -24,6 +24,7 @@ from mmstudy import __version__
 LARGE = 10_000  # numbers in an array that is compressed
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LITTLE = 2**20  # bytes on a disk that is as good as full
+HALTED = ("inline_container", "basic_ios::clear")  # what torch says where a file could not grow
 CPU_INFO = Path("/proc/cpuinfo")
 PACKAGES = ("torch", "numpy", "scipy", "xarray", "scikit-learn", "mnist1d")
 
@@ -127,7 +128,8 @@ def atomically(path: str | Path) -> Iterator[Path]:
         yield beside
         os.replace(beside, path)
     except Exception as error:  # not every library says that the disk is full, or by this error
-        if getattr(error, "errno", None) in NO_ROOM or shutil.disk_usage(path.parent).free < LITTLE:
+        full = getattr(error, "errno", None) in NO_ROOM or any(words in str(error) for words in HALTED)
+        if full or shutil.disk_usage(path.parent).free < LITTLE:
             raise OSError(
                 errno.ENOSPC,
                 f"no room for {path}: free some, and run again. What was written before is whole ({error})",

@@ -104,6 +104,18 @@ def test_a_library_that_does_not_say_that_the_disk_is_full_is_understood(tmp_pat
         raise RuntimeError("failed writing file data/0")
 
 
+@pytest.mark.parametrize("limit", [500, 2000, 6000, 20_000])
+def test_where_torch_may_write_no_more_it_is_said_that_there_is_no_room(limit, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"no room for .*state"), results.atomically(tmp_path / "state") as beside:
+            torch.save({str(i): torch.zeros(500) for i in range(40)}, beside)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_result_is_not_saved(dataset, tmp_path):
     with pytest.raises(ValueError, match="no attribute 'parameters'"):
         results.save(dataset.drop_attrs(deep=False), tmp_path / "gain.nc")
