@@ -297,6 +297,34 @@ CALLS += [
 ]  # fmt: skip
 
 
+GROWS = Candidate("lemon", ("hidden.0",), (9,))
+ON_A_CANDIDATE = [
+    *(lambda each=each: GROWS.expand(each, BATCH) for each in (None, "x", 3, [])),
+    *(lambda each=each: GROWS.grow(NETWORK, each) for each in (None, "x", X[:, :3], X.long(), torch.tensor(1.0))),
+    *(lambda each=each: GROWS.grow(NETWORK, BATCH, each) for each in (None, "x")),
+    lambda: GROWS.grow(NETWORK, BATCH, keep="*.horizon"), lambda: GROWS.grow(NETWORK, BATCH, also=X),
+    *(lambda each=each: GROWS.cost(each) for each in (None, "x", -1, 2.5)),
+    *(lambda each=each: Candidate.from_dict(each) for each in (None, "x", 3, {}, {"operator": "lemon"})),
+]  # fmt: skip
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("made", ON_A_CANDIDATE, ids=range(len(ON_A_CANDIDATE)))
+def test_a_candidate_that_is_carried_out_checks_its_arguments(made):
+    with pytest.raises((ValueError, TypeError)) as caught:
+        made()
+    assert type(caught.value) in (ValueError, TypeError)
+    assert not str(caught.value).startswith(("mat1", "dictionary", "expected"))
+
+
+@pytest.mark.parametrize("name", ["size", "couplings", "expand", "check"])
+def test_another_type_of_numbers_is_named(name):
+    double = MLP(INPUTS, (5,), CLASSES).double()
+    more = ("lemon", {"hidden.0": 9}) if name == "expand" else ()
+    with pytest.raises(ValueError, match=r"The network is float64 and the batch float32: convert one of them"):
+        getattr(mm, name)(double, BATCH, *more)
+
+
 def test_shapes_are_checked_while_tests_run():
     with pytest.raises(jaxtyping.TypeCheckError):
         deviation(torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool))

@@ -245,7 +245,7 @@ def tried(networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn, normaliz
     for network in networks:
         before = _versions(batch)
         with (
-            arguments.explained(batch),
+            arguments.explained(batch, network),
             torch.no_grad(),
             restored(network, parameters=True),
             measuring(network, normalization),
@@ -281,7 +281,7 @@ def classes(network: nn.Module, batch: Batch) -> None:
         wanted = "(inputs, targets); for any other batch pass loss_fn(model, batch)"
         raise TypeError(f"the default loss, cross-entropy, takes {wanted}. Got {arguments.described(batch)}")
     inputs, targets = batch
-    with arguments.explained(batch), torch.no_grad(), restored(network, parameters=True), measuring(network):
+    with arguments.explained(batch, network), torch.no_grad(), restored(network, parameters=True), measuring(network):
         outputs = network(inputs)
     if not isinstance(outputs, Tensor) or outputs.ndim < 2:
         raise ValueError(f"the default loss takes outputs (batch, classes); got {arguments.described(outputs)}")

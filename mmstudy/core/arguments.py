@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from mmstudy.core import precision
+
 MOST_BYTES = 2**33  # what a call may plan to hold in memory
 MOST_WHOLE = 2**63 - 1  # what torch holds of a whole number
 
@@ -233,8 +235,8 @@ def fits(bytes_needed: int, what: str) -> None:
 
 
 @contextmanager
-def explained(given: Any) -> Iterator[None]:
-    """What torch says of a first call, with the batch's tensors.
+def explained(given: Any, network: nn.Module | None = None) -> Iterator[None]:
+    """What torch says of a first call, with the batch's tensors, and what may help.
 
     Raises:
         ValueError: the call fails.
@@ -242,10 +244,8 @@ def explained(given: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever a user's own code raises
-        raise ValueError(
-            f"the loss of the network on this batch ({described(given)}) fails: {first_line(error)}. Check shapes, "
-            "types and values of inputs and targets, and how loss_fn calls the model"
-        ) from error
+        fails = f"the loss of the network on this batch ({described(given)}) fails: {first_line(error)}"
+        raise ValueError(f"{fails}. {precision.advice(network, given)}") from error
 
 
 @contextmanager

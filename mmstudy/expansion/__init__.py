@@ -17,6 +17,7 @@ __all__ = [
     "doubled",
     "estimates",
     "exactness",
+    "given",
     "growth",
     "insertion",
     "new_units",

@@ -5,26 +5,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mmstudy.batched import asked
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
-from mmstudy.batched.modes import measuring
 from mmstudy.core import arguments
-from mmstudy.core.states import changed_by_mode, restored
 from mmstudy.core.threads import alone
-from mmstudy.expansion import attributes, pools
+from mmstudy.expansion import pools
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.configurations import UNLOADABLE
 from mmstudy.expansion.coverage import Coverage, of_network
+from mmstudy.expansion.given import fit, further
 from mmstudy.expansion.operators import OPERATORS
 from mmstudy.tracing import couplings as traced
-from mmstudy.tracing.calls import Call, Output, of_loss
+from mmstudy.tracing.calls import Call, Output
 from mmstudy.tracing.couplings import Coupling
 from mmstudy.tracing.trace import trace
-from mmstudy.tracing.trees import tensors
 
 Step = tuple[str, Mapping[str, int]]  # (operator, location → its new size, or the number of layers to insert there)
 
@@ -188,93 +184,10 @@ def expand(
         NotImplementedError: torch.export cannot follow the network.
     """
     candidate = _candidate(how, where, arguments.whole(seed, "seed"))
-    network, batch, _ = fit(network, batch, loss_fn, output)
-    _listed(also, "also")
-    if strange := [pattern for pattern in _listed(keep, "keep") if not isinstance(pattern, str)]:
-        raise TypeError(f"keep holds patterns of paths such as '*.layer_idx'; got {arguments.described(strange[0])}")
-    attributes.check_protected(network, keep)
-    more = [each for each, _ in further(network, also, loss_fn, output)]
-    grown = candidate.grow(network, batch, loss_fn, keep=keep, also=more, output=output)
+    grown = candidate.grow(network, batch, loss_fn, keep=keep, also=also, output=output)
     if UNLOADABLE in grown.configuration:
         warnings.warn(grown.configuration, stacklevel=3)  # of the caller, behind the decorator
     return grown.network
-
-
-def fit(network: Any, batch: Any, loss_fn: Any, output: Output = None) -> tuple[nn.Module, Batch | Call, Call]:
-    """The network, the batch, and how one is called on the other, once both are known to be fit for each other.
-
-    Raises:
-        TypeError: one of them is of another kind.
-        ValueError: the call fails, gives no tensor, or an output that does not depend on the network; or parameters
-            change with the mode.
-    """
-    network, batch = arguments.network(network), batch if isinstance(batch, Call) else arguments.batch(batch)
-    if changed := changed_by_mode(network):
-        raise ValueError(changed)
-    loss_fn = arguments.function(loss_fn)
-    if loss_fn is classification and not isinstance(batch, Tensor | Call | Mapping):
-        asked.classes(network, batch)
-    call = of_loss(network, batch, loss_fn, output)
-    try:
-        asked.tried([network], batch, lambda model, _: _probe(call.of(model)))
-    except ValueError as error:
-        if isinstance(error.__cause__, TypeError) and str(error.__cause__).startswith("output="):
-            raise error.__cause__ from None
-        raise
-    if output is not None:
-        with torch.no_grad(), restored(network), measuring(network):
-            _depends(network(*call.arguments, **call.options), output)
-    return network, batch, call
-
-
-def _probe(outputs: Any) -> Tensor:
-    found = [torch.view_as_real(t) if t.is_complex() else t for t in tensors(outputs) if t.numel()]
-    if not found:
-        raise ValueError(f"what counts of the network's output has no number in it: {arguments.described(outputs)}")
-    return sum((t.double().mean() for t in found), torch.zeros((), dtype=torch.float64))
-
-
-def _depends(returned: Any, output: Output) -> None:
-    """Refuse an output that stays the same whatever the network returns: any expansion would be exact.
-
-    Raises:
-        ValueError: it does.
-    """
-
-    def other(tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point() or tensor.is_complex():
-            return tensor.flip(0) + torch.rand_like(tensor) if tensor.ndim else tensor + 1
-        return ~tensor if tensor.dtype == torch.bool else tensor + 1
-
-    one = tensors(Call((), {}, output).of(lambda: returned))
-    if not tensors(returned):  # it is of a kind that is not known
-        return
-    try:
-        two = tensors(Call((), {}, output).of(lambda: Call((returned,)).mapped(other).arguments[0]))
-    except Exception:  # a function that fails on other numbers looks at them
-        return
-    if len(one) == len(two) and all(map(torch.equal, one, two)):
-        raise ValueError(f"output={output!r} does not depend on what the network returns, so that nothing must stay")
-
-
-def further(network: nn.Module, also: Any, loss_fn: LossFn, output: Output) -> list[tuple[Batch | Call, Call]]:
-    """More batches, each with how the network is called on it, as `fit` gives them.
-
-    Raises:
-        TypeError: no list, or what `fit` refuses; the message says which of them.
-        ValueError: as `fit`.
-    """
-    found = []
-    for i, each in enumerate(_listed(also, "also")):
-        with arguments.naming(f"also[{i}]"):
-            found.append(fit(network, each, loss_fn, output)[1:])
-    return found
-
-
-def _listed(given: Any, name: str) -> Sequence[Any]:
-    if not isinstance(given, list | tuple):
-        raise TypeError(f"{name} must be a list; got {arguments.described(given)}")
-    return given
 
 
 def _candidate(how: Any, where: Any, seed: int) -> Candidate:

@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
 from mmstudy.core.seeds import generator as substream
 from mmstudy.core.threads import alone
-from mmstudy.expansion import checking, configurations, estimates, insertion, surgery, widening
+from mmstudy.expansion import checking, configurations, estimates, given, insertion, surgery, widening
 from mmstudy.expansion.exactness import Reference
 from mmstudy.expansion.operators import OPERATORS, named
 from mmstudy.expansion.replacing import parted
@@ -65,9 +64,9 @@ class Candidate:
             raise ValueError(f"unknown operator {self.operator!r}; known: {', '.join(OPERATORS)}")
         if isinstance(self.locations, str):
             raise ValueError(f"locations must be a tuple of names, e.g. ({self.locations!r},); got {self.locations!r}")
-        for name, given in (("locations", self.locations), ("sizes", self.sizes)):
-            if given and not isinstance(given, tuple | list):
-                raise TypeError(f"{name} must be a tuple, e.g. ({given!r},); got {arguments.described(given)}")
+        for name, items in (("locations", self.locations), ("sizes", self.sizes)):
+            if items and not isinstance(items, tuple | list):
+                raise TypeError(f"{name} must be a tuple, e.g. ({items!r},); got {arguments.described(items)}")
         if strange := [each for each in self.locations or () if not isinstance(each, str)]:
             raise TypeError(f"locations must be names; got {arguments.described(strange[0])}")
         if self.then is not None and not isinstance(self.then, Candidate):
@@ -91,7 +90,7 @@ class Candidate:
 
     def cost(self, examples: int) -> int:
         """Example-evaluations of the expansion itself, with so many examples to learn from."""
-        here = OPERATORS[self.operator].cost(examples) * len(self.locations)
+        here = OPERATORS[self.operator].cost(arguments.whole(examples, "examples", 0)) * len(self.locations)
         return here + (self.then.cost(examples) if self.then else 0)
 
     def as_dict(self) -> dict[str, Any]:
@@ -106,7 +105,7 @@ class Candidate:
             ValueError: a field is missing or unknown.
         """
         try:
-            plain = dict(description)
+            plain = dict(**description)
             then = plain.pop("then", None)
             plain |= {key: tuple(plain[key]) for key in ("locations", "sizes") if not isinstance(plain[key], str)}
             return Candidate(**plain, then=Candidate.from_dict(then) if then else None)
@@ -138,7 +137,8 @@ class Candidate:
                 calls it on, e.g. (inputs, targets). Operators that learn do so from them; inserted normalizations are
                 fitted to them; and the promise of those that are exact is checked on them.
             loss_fn: (model, batch) → mean loss.
-            traced: the trace of the network on such a batch, if there is one already.
+            traced: the trace of the network on such a batch, if there is one already: the network and the batch are
+                known to be fit for each other, and are not looked at again.
             keep: numbers that modules keep and that must stay, as patterns of paths: "blocks.0.horizon", "*.layer_idx".
             also: more batches, of other sizes and lengths: the network must have the same units on them, and what is
                 exact is checked on them too.
@@ -149,16 +149,18 @@ class Candidate:
             The expanded network, and how its parameters come from the old ones.
 
         Raises:
-            ValueError: a location is unknown, a size does not expand, the operator does not fit the location, or it
-                would break its promise there.
+            TypeError: an argument of another kind.
+            ValueError: the network cannot be called on the batch, a location is unknown, a size does not expand, the
+                operator does not fit the location, or it would break its promise there.
             NotImplementedError: torch.export cannot follow the network.
         """
-        device = next(network.parameters()).device
-        if elsewhere := {str(t.device) for t in tree_leaves(batch) if isinstance(t, Tensor)} - {str(device)}:
-            raise ValueError(f"the network is on {device} and its inputs on {', '.join(elsewhere)}; move one of them")
-        loss_fn = arguments.function(loss_fn)
-        batch = batch if isinstance(batch, Tensor | Call) else arguments.batch(batch)
-        references = [Reference(network, of_loss(network, each, loss_fn, output)) for each in (batch, *also)]
+        if traced is None:
+            network, batch, call = given.fit(network, batch, loss_fn, output)
+            given.protected(network, keep)
+        else:
+            call = of_loss(network, batch, loss_fn, output)
+        more = [each for _, each in given.further(network, also, loss_fn, output)]
+        references = [Reference(network, each) for each in (call, *more)]
         grown = _judged(self, references, batch, loss_fn, traced, keep)
         grown = replace(grown, network=parted(grown.network, network))
         if self.then is None:

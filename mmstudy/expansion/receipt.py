@@ -19,7 +19,7 @@ from mmstudy.core.networks import count_flops, evaluating
 from mmstudy.core.seeds import generator
 from mmstudy.core.states import restored, seeded
 from mmstudy.core.threads import alone
-from mmstudy.expansion import asked, unchanged
+from mmstudy.expansion import given, unchanged
 from mmstudy.expansion.differences import changes, largest
 from mmstudy.expansion.replacing import sharing
 from mmstudy.expansion.surgery import units_first
@@ -122,9 +122,9 @@ def receipt(
             raise ValueError(f"{name} has complex parameters, and a receipt compares real numbers: {type(network)}")
         with arguments.naming(name):
             sharing(network)  # which is refused where there is no copy
-    new, _, _ = asked.fit(new, batch, loss_fn, output)
-    old, batch, call = asked.fit(old, batch, loss_fn, output)
-    more = [each for _, each in asked.further(old, also, loss_fn, output)]
+    new, _, _ = given.fit(new, batch, loss_fn, output)
+    old, batch, call = given.fit(old, batch, loss_fn, output)
+    more = [each for _, each in given.further(old, also, loss_fn, output)]
     differences = {
         (str(kind).removeprefix("torch."), mode): _difference(old, new, call, kind, mode)
         for kind in TYPES

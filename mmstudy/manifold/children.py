@@ -37,7 +37,7 @@ def children(
         with minibatches that hold all examples.
     """
     k = budget.samples
-    start, _ = estimate.starting(objective, parents, level)
+    start, _ = estimate.starting(objective, parents, level, generator)
     family, alphas = grown(objective, parents, budget, generator), torch.tensor(ALPHAS)
     family = family.where(family.isfinite(), math.nan)
     inside = (segment(objective, parents.unsqueeze(1).expand_as(family), family, alphas) <= level).all(-1)

@@ -72,7 +72,8 @@ def crossings(
         origin: the parents' losses, where they are known.
 
     Raises:
-        ValueError: no direction, one of length zero or one that is not finite; another argument out of range.
+        ValueError: no direction, one of length zero or one that is not finite; parents, directions or losses that do
+            not belong together; another argument out of range.
     """
     if math.isnan(level):
         raise ValueError("level must be a number; got nan")
@@ -86,6 +87,13 @@ def crossings(
         raise ValueError(f"there is no direction: directions has the shape {tuple(directions.shape)}")
     if wrong := int((~length.isfinite() | (length == 0)).sum()):
         raise ValueError(f"{wrong} of {length.numel()} directions have length zero or are not finite")
+    many, dim = parents.shape
+    if directions.shape != (many, directions.shape[1], dim) or (origin is not None and origin.shape != (many,)):
+        losses = "" if origin is None else f" and losses of the shape {tuple(origin.shape)}"
+        raise ValueError(
+            f"{many} parents of {dim} parameters need directions of the shape ({many}, rays, {dim}), and one loss each;"
+            f" got directions of the shape {tuple(directions.shape)}{losses}"
+        )
     origin = objective(parents) if origin is None else origin
     search = _Search(objective, parents, directions, level, origin, first, max_multiple, tolerance)
     search.run(evaluations - checks, max(COARSE, tolerance))

@@ -57,7 +57,7 @@ def curvature(
     """
     if iterations < 0:
         raise ValueError(f"the power method needs iterations ≥ 0; got {iterations}")
-    status, loss = estimate.starting(objective, parents, level)
+    status, loss = estimate.starting(objective, parents, level, generator)
     count, dim = budget.samples, parents.shape[1]
     samples, product = quadratic_forms(objective, parents, count, generator)
     trace, trace_se = samples.mean(1), estimate.standard_error(samples)

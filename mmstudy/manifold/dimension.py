@@ -64,7 +64,7 @@ def dimension(
     """
     if radius is not None and not 0 < radius < math.inf:
         raise ValueError(f"the starts' radius must be positive and finite; got {radius}")
-    status, loss = estimate.starting(objective, parents, level)
+    status, loss = estimate.starting(objective, parents, level, generator)
     count, dim = budget.samples, parents.shape[1]
     draw = torch.randn((count, dim), generator=generator, dtype=torch.float64)
     unit = (draw / draw.norm(dim=1, keepdim=True)).to(parents)

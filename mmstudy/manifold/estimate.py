@@ -43,15 +43,20 @@ class Budget:
 
 
 def starting(
-    objective: Objective, parents: Float[Tensor, "m dim"], level: float
+    objective: Objective, parents: Float[Tensor, "m dim"], level: float, generator: torch.Generator
 ) -> tuple[np.ndarray, Float[Tensor, " m"]]:
     """Each parent's status before anything is measured, and its loss.
 
     The status: ok, outside (its loss is above the level) or nan.
 
+    Args:
+        generator: of the draws that follow.
+
     Raises:
+        TypeError: the generator is none.
         ValueError: no parent, or a level that is not a number.
     """
+    arguments.generator(generator)
     if not len(parents):
         raise ValueError("nothing to measure: no parents")
     if not np.isfinite(level):

@@ -49,7 +49,7 @@ def extent(
         level); nan.
     """
     k = budget.samples
-    start, _ = estimate.starting(objective, parents, level)
+    start, _ = estimate.starting(objective, parents, level, generator)
     family = grown(objective, parents, budget, generator)
     ways, apart = ways_of(family)
     centre = torch.where(family.isfinite().all(2).all(1, keepdim=True), family.mean(1), parents)

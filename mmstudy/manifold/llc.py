@@ -76,7 +76,7 @@ def llc(
         raise ValueError(f"{budget.steps} steps in leaps of {leaps}: take leaps ≥ 1 and steps ≥ {FEWEST} times as many")
     if not 2 <= reach < np.inf:
         raise ValueError(f"the reach must be finite and ≥ 2, so that the level lies well within it; got {reach}")
-    status, _ = estimate.starting(objective, parents, level)
+    status, _ = estimate.starting(objective, parents, level, generator)
     base, gradient = objective.gradient(parents)
     gap = level - base
     step, looks = _scale(objective, parents, base, level, generator)

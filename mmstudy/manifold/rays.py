@@ -42,7 +42,7 @@ def rays(
         `estimate.report` with the mean radius as size; also `multiple` (mean), `q10`, `median`, `q90` of the radius.
         Its status is the worst that a ray met: nan, unbounded (the size is a lower bound), at_limit, or ok.
     """
-    start, loss = estimate.starting(objective, parents, level)
+    start, loss = estimate.starting(objective, parents, level, generator)
     along = directions(parents, budget.samples, generator)
     lines = crossings(objective, parents, along, level, first, max_multiple, origin=loss)
     radius, bad = lines.radius, ["nan", "unbounded", "at_limit"]

@@ -75,7 +75,7 @@ def simplex(
     if corners < 1 or 2 * points < (corners + 1) * (corners + 2) or not max_radius > 0:
         wanted = f"1 to {dim} corners (the dimension), at least (corners + 1)(corners + 2)/2 points and max_radius > 0"
         raise ValueError(f"needs {wanted}; got corners={corners}, points={points}, max_radius={max_radius}")
-    status, loss = estimate.starting(objective, parents, level)
+    status, loss = estimate.starting(objective, parents, level, generator)
     trained, fresh, others = (barycentric(n, c * points, corners, generator) for c in (1, FRESH, FRESH))
     draw = torch.randn(n, corners, dim, generator=generator, dtype=torch.float64)
     w = (draw / draw.norm(dim=-1, keepdim=True)).to(parents).expand(m, -1, -1, -1)

@@ -40,7 +40,7 @@ def volume(
         max_radius: how far rays go.
         tolerance: as in `crossings`. An error δr of the rays shows as D·δr/r.
     """
-    start, loss = estimate.starting(objective, parents, level)
+    start, loss = estimate.starting(objective, parents, level, generator)
     scale = torch.ones_like(parents) if scale is None else scale
     unit, log_weight = directions(scale, budget.samples, generator)
     options: dict[str, Any] = {

@@ -149,7 +149,7 @@ def _shown(network: nn.Module, batch: Any, loss_fn: LossFn) -> Call:
 
     handle = network.register_forward_pre_hook(watched, prepend=True, with_kwargs=True)
     try:
-        with arguments.explained(batch), torch.no_grad(), restored(network), measuring(network):
+        with arguments.explained(batch, network), torch.no_grad(), restored(network), measuring(network):
             loss_fn(network, batch)
     finally:
         handle.remove()

@@ -9,6 +9,7 @@ from io import StringIO
 import torch
 from torch import Tensor, fx, nn
 
+from mmstudy.core import precision
 from mmstudy.tracing.calls import Call
 from mmstudy.tracing.trees import tensors
 
@@ -34,7 +35,7 @@ def exported(network: nn.Module, call: Call) -> torch.export.ExportedProgram:
         NotImplementedError: the network runs but has no graph.
         ValueError: the network cannot be called so.
     """
-    if _other_type(network, call):  # the shapes that an export computes with do not show it
+    if precision.other_type(network, call.tensors):  # the shapes that an export computes with do not show it
         _try(network, call)
     try:
         with _sources_forgotten(), _quiet():
@@ -77,14 +78,5 @@ def _try(network: nn.Module, call: Call) -> None:
             call.of(network)
     except Exception as error:
         shapes = ", ".join(f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in call.tensors)
-        hint = _other_type(network, call)
-        raise ValueError(f"the network cannot be called on this batch ({shapes}): {error}{hint}") from error
-
-
-def _other_type(network: nn.Module, call: Call) -> str:
-    """What to say of a network and a batch that have one type of numbers each, and not the same; else nothing."""
-    kinds = [{t.dtype for t in some if t.is_floating_point()} for some in (network.parameters(), call.tensors)]
-    if any(len(kind) != 1 for kind in kinds) or kinds[0] == kinds[1]:
-        return ""
-    own, given = (str(*kind).removeprefix("torch.") for kind in kinds)
-    return f". The network is {own} and the batch {given}: convert one of them"
+        helps = precision.advice(network, call.tensors)
+        raise ValueError(f"the network cannot be called on this batch ({shapes}): {error}. {helps}") from error

@@ -196,8 +196,8 @@ def test_bare_operators_take_a_generator():
         (lambda: Candidate("random", ("hidden.0",), (3,)).expand(mlp(), batch()[0]), "6 units; widening to 3"),
         (lambda: Candidate("random", ("hidden.0",), (6,)).expand(mlp(), batch()[0]), "6 units; widening to 6"),
         (lambda: Candidate("random", ("head",), (9,)).expand(mlp(), batch()[0]), "head cannot grow: .*'s output"),
-        (lambda: Candidate("random", ("hidden.0",), (9,)).expand(mlp(), batch()[0].to("meta")),
-         "network is on cpu and its inputs on meta"),
+        (lambda: Candidate("random", ("hidden.0",), (9,)).expand(mlp().to("meta"), batch()[0]),
+         "network is on meta and the batch on cpu: move one of them"),
         (lambda: Candidate("hypercloning", ("hidden.0",), (9,)).expand(mlp(), batch()[0]), "9 is no multiple of 6"),
         *((lambda o=o: Candidate(o, ("hidden.0",), (9,)).expand(mlp(), batch()[0]), "give it inputs and targets")
           for o in OPERATORS if OPERATORS[o].learns),

@@ -9,7 +9,7 @@ from mmstudy.batched.ensemble import stack
 from mmstudy.batched.objective import of_landscape, of_networks
 from mmstudy.batched.training import minibatches
 from mmstudy.manifold.estimate import Budget
-from mmstudy.manifold.rays import rays
+from mmstudy.manifold.estimators import ESTIMATORS
 
 BOWL, ORIGIN = of_landscape(lambda points: points.square().sum(-1), 3), torch.zeros(1, 3, dtype=torch.float64)
 ENSEMBLE = stack([mlp()])
@@ -30,7 +30,15 @@ WRONG = [
         )
         for n in (0, -1, 10**6)
     ),
-    (lambda: rays(BOWL, ORIGIN, 1.0, Budget(), None), TypeError, "a generator must be a torch.Generator"),
+    *(
+        (
+            lambda each=each, given=given: each.measure(BOWL, ORIGIN, 1.0, given),
+            TypeError,
+            "a generator must be a torch.Gen",
+        )
+        for each in ESTIMATORS.values()
+        for given in (None, "x", 3)
+    ),
     (lambda: minibatches([None], 8, 2, 4), TypeError, "a generator must be a torch.Generator.*got None"),
     (lambda: minibatches([torch.Generator()], 8, 2, 2.5), TypeError, "batch must be a whole number; got 2.5"),
 ]

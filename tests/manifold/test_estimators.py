@@ -97,7 +97,7 @@ def test_a_seed_says_which_draws(measurable):
 
 def parameter_norm(objective, parents, level, budget, generator, power=1.0):
     """An estimator of a user's own: ‖θ‖, at the price of a look."""
-    status, _ = estimate.starting(objective, parents, level)
+    status, _ = estimate.starting(objective, parents, level, generator)
     norm = parents.double().norm(dim=1) ** power
     samples = norm.unsqueeze(1).expand(-1, budget.samples)
     return estimate.report(objective, level, norm, 0 * norm, samples, status, objective.examples)

@@ -190,7 +190,7 @@ def test_data_that_are_not_what_their_file_says_are_refused(tmp_path):
 
 def parameter_norm(objective, parents, level, budget, generator):
     """An estimator of a user's own: ‖θ‖."""
-    status, _ = estimate.starting(objective, parents, level)
+    status, _ = estimate.starting(objective, parents, level, generator)
     norm = parents.double().norm(dim=1)
     return estimate.report(objective, level, norm, 0 * norm, norm.unsqueeze(1), status, objective.examples)
 
