@@ -125,6 +125,7 @@ def rank_expansions(
         batch = arguments.batch(moved(seen[0], device))
     measured = given.measured_part(validation_loader, measured_examples, seed, device, say)
     given.fit(network, batch, loss_fn, "train_loader")
+    given.stepped(network, batch, training, full_steps)
     measurable([network], measured, loss_fn, given.fit(network, measured, loss_fn, "validation_loader"))
     check(network, measured, loss_fn)
     given.scored(network, measured, score)
@@ -177,7 +178,7 @@ def _carried_out(rows: Rows, how: Plan, full_steps: int, sizes: list[Size], look
 
         early = seen(rows.groups, how.probe_steps, how.probe_steps)
         if all(row.diverged for row in early):
-            raise ValueError(f"every training diverged within {how.probe_steps} steps: give a smaller step size")
+            raise ValueError(f"every training diverged within {how.probe_steps} steps: {_cure(rows)}")
         known = pool_of(early, sizes, [_operator(each) for each in rows.candidates.values()], how)
         prior = PRIORS[how.anchored]
 
@@ -200,8 +201,14 @@ def _carried_out(rows: Rows, how: Plan, full_steps: int, sizes: list[Size], look
                 finish([max(open_rows, key=lambda i: expected[i])])
         ended = [row for row in final if row is not None]
         if ended and all(row.diverged for row in ended):
-            raise ValueError(f"every training diverged before its end, {full_steps} steps: give a smaller step size")
+            raise ValueError(f"every training diverged before its end, {full_steps} steps: {_cure(rows)}")
     return Seen(sizes, early, final, posterior(known, scores_of(final), prior))
+
+
+def _cure(rows: Rows) -> str:
+    if rows.training.train is None:
+        return "give a smaller step size"
+    return "what train= returned has a loss, its own or on the validation data, that is no finite number"
 
 
 def pool_of(early: list[Row], sizes: list[Size], operators: list[str], how: Plan) -> Pool:

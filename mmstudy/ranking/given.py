@@ -1,5 +1,6 @@
 """What is given to a ranking, looked at before anything is spent: loaders, functions, a pool, a folder, numbers."""
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,13 +17,15 @@ from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.modes import measuring
 from mmstudy.core import arguments
 from mmstudy.expansion import optimizers
-from mmstudy.expansion.candidate import Candidate
+from mmstudy.expansion.candidate import Candidate, Expansion
 from mmstudy.ranking import fingerprints
 from mmstudy.ranking.randomness import random_kept
 from mmstudy.ranking.rows import Metric, unchanged
 from mmstudy.ranking.training import Training, epoch_of, moved
+from mmstudy.ranking.words import OWN
 
 SAME = 4  # batches that are read twice to see whether the loader gives the same under one seed
+TRIED = 100_000  # steps of a schedule, which take a second
 MOST_BATCHES, MOST_STEPS = 10_000, 10**9  # that make one step, or one training
 OURS = ("schedule", "clip", "autocast", "accumulate")  # of a training, not of a loop of the user's own
 KEPT = ("step", "state_dict", "load_state_dict")  # what a schedule must have, to be gone on with
@@ -73,7 +76,7 @@ def functions(network: nn.Module, training: Training, metric: Any, say: Any) -> 
         return
     if training.optimizer is None:
         raise TypeError("give an optimizer, e.g. lambda parameters: torch.optim.AdamW(parameters, lr=3e-4), or train=")
-    optimizer = _made(network, training.optimizer)
+    optimizer = _made(unchanged(network), network, training.optimizer)
     for group in optimizer.param_groups:
         arguments.number(float(group.get("lr", 1.0)), "the optimizer's lr")
     if training.schedule is not None:
@@ -91,9 +94,8 @@ def _takes(function: Any, count: int) -> bool:
     return True
 
 
-def _made(network: nn.Module, given: Any) -> Optimizer:
+def _made(copied: Expansion, network: nn.Module, given: Any) -> Optimizer:
     """The optimizer of a copy of the network."""
-    copied = unchanged(network)
     if isinstance(given, Optimizer):
         return optimizers.carried(given, network, copied)
     arguments.function(given, "optimizer", "a torch.optim.Optimizer, or a function parameters → an optimizer")
@@ -114,6 +116,42 @@ def _scheduled(given: Any, optimizer: Optimizer) -> None:
         raise TypeError(f"schedule must return {wanted}; got {arguments.described(found)}")
     if isinstance(found, ReduceLROnPlateau):
         raise TypeError("schedule must step without a number, once a step: ReduceLROnPlateau waits for a loss")
+
+
+def stepped(network: nn.Module, batch: Batch, training: Training, steps: int) -> None:
+    """Try a step of the optimizer on a copy of the network, and all steps of the schedule, `TRIED` at most.
+
+    Raises:
+        ValueError: one of them fails.
+    """
+    if training.train is not None:
+        return
+    copied = unchanged(network)
+    optimizer = _made(copied, network, training.optimizer)
+    schedule = training.schedule(optimizer) if training.schedule else None
+    with random_kept():
+        with arguments.explained(batch):
+            loss = training.loss_fn(copied.network.train(), batch)
+        if bool(loss.isfinite()):  # a training that diverges is one
+            arguments.slope(loss).backward()
+            wanted = (
+                "Give one whose step() needs gradients alone, such as torch.optim.AdamW, or a loop of your own, train="
+            )
+            with _failing(f"a step of the optimizer {type(optimizer).__name__} fails", wanted):
+                optimizer.step()
+    if schedule is not None:
+        for count in range(1, min(steps, TRIED) + 1):
+            wanted = "It steps once a step: make it as long as the training"
+            with _failing(f"schedule fails at step {count} of full_steps={steps}", wanted):
+                schedule.step()
+
+
+@contextlib.contextmanager
+def _failing(what: str, wanted: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever a user's own code raises
+        raise ValueError(f"{what}: {arguments.first_line(error)}. {wanted}") from error
 
 
 def fit(network: nn.Module, batch: Batch, loss_fn: LossFn, name: str) -> list[float]:
@@ -147,13 +185,17 @@ def pool(given: Any) -> Mapping[str, Candidate]:
 
     Raises:
         TypeError: anything else.
-        ValueError: fewer than two.
+        ValueError: fewer than two, or one with the name of the network itself.
     """
     wanted = 'candidates by label, such as {"wider": mm.Candidate("lemon", ("hidden.0",), (64,)), …}'
     if not isinstance(given, Mapping):
         raise TypeError(f"pool must be {wanted}; got {arguments.described(given)}")
     if strange := [each for each in given.values() if not isinstance(each, Candidate)]:
         raise TypeError(f"pool must be {wanted}; it holds {arguments.described(strange[0])}")
+    if OWN in given:
+        raise ValueError(
+            f"pool has a candidate “{OWN}”, which is the network itself in a ranking: give it another name"
+        )
     if len(given) < 2:
         raise ValueError(f"needs at least two candidates to compare; got {list(given)}")
     return given
@@ -175,6 +217,11 @@ def first_batches(loader: Iterable[Batch], seed: int, name: str) -> list[Batch]:
     if not one:
         raise ValueError(f"{name} gives no batch")
     if fingerprints.of(one) != fingerprints.of(two):
+        if getattr(loader, "persistent_workers", False):
+            raise ValueError(
+                f"{name} gives another order at its first reading than at later ones, as persistent_workers=True keeps "
+                "its workers: leave that out"
+            )
         raise ValueError(
             f"{name} gives other batches at each reading, under one seed of torch, numpy and Python: its dataset or "
             "sampler draws random numbers of its own. Seed them from one of these"

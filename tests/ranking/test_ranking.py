@@ -472,6 +472,12 @@ def test_candidates_that_cannot_be_grown_are_named_and_left_out(tmp_path):
     assert "too small" not in ranking.table.index
 
 
+def spoiled(network) -> nn.Module:
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, math.nan)
+    return network
+
+
 SHIFTED = (batch(16)[0], batch(16)[1] + 9)
 WRONG = [
     ({"budget": 0.0}, ValueError, "budget must be a finite number > 0"),
@@ -515,6 +521,23 @@ WRONG = [
     ({"schedule": lambda o: 1 / 0}, ValueError, "schedule fails when called with the optimizer: division by zero"),
     ({"schedule": ReduceLROnPlateau}, TypeError, "schedule must step without a number"),
     ({"schedule": 3}, TypeError, "schedule must be a function of an optimizer"),
+    (
+        {"schedule": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=30)},
+        ValueError,
+        "schedule fails at step 31 of full_steps=40: Tried to step 31 times",
+    ),
+    ({"optimizer": torch.optim.LBFGS}, ValueError, "a step of the optimizer LBFGS fails: .*closure.*or a loop of your"),
+    ({"optimizer": lambda p: torch.optim.SparseAdam(list(p))}, ValueError, "a step of the optimizer SparseAdam fails"),
+    (
+        {"pool": {OWN: Candidate("random", ("hidden.0",), (9,)), "b": Candidate("lemon", ("hidden.0",), (9,))}},
+        ValueError,
+        "pool has a candidate “train on”, which is the network itself",
+    ),
+    (
+        {"train": lambda n, s, k, i: (n, [1.0] * k) if spoiled(n) else None},
+        ValueError,
+        "every training diverged within 11 steps: what train= returned has a loss, its own or on the validation data",
+    ),
     ({"metric": 3}, TypeError, "metric must be a function metric"),
     ({"metric": lambda model, b: "a"}, ValueError, "metric must return one finite number, a tensor; got 'a'"),
     ({"metric": lambda model, b: model(b[0])}, ValueError, "metric must return one finite number, a tensor; got float"),
@@ -561,6 +584,13 @@ def test_a_loader_that_draws_numbers_of_its_own_is_refused(tmp_path):
     stream = torch.Generator().manual_seed(0)
     with pytest.raises(ValueError, match="gives other batches at each reading"):
         asked(tmp_path / "r", train_loader=Own())
+
+
+def test_workers_that_are_kept_are_named_where_they_change_the_order(tmp_path):
+    data = TensorDataset(*batch(80))
+    options = {"num_workers": 1, "persistent_workers": True}
+    with pytest.raises(ValueError, match=r"train_loader gives another order at its first reading .*persistent_workers"):
+        asked(tmp_path / "r", train_loader=DataLoader(data, 16, shuffle=True, **options))
 
 
 def relabelled() -> DataLoader:
