@@ -7,11 +7,13 @@ what is built is the same function with the same tensors: so what is saved with 
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
+from mmstudy.core.seeds import generator
 from mmstudy.expansion import blocks
 from mmstudy.expansion.attributes import name, stays
 from mmstudy.expansion.choices import choices
@@ -24,6 +26,7 @@ from mmstudy.tracing.calls import Call
 CONFIRMED = 8  # ways to change a configuration that are built with their tensors, and called
 SHOWN = 3  # numbers that a message names
 UNLOADABLE = "what is saved of it cannot be loaded by its class alone"
+FAINT = 1e-3  # a tensor whose entries are all smaller hides what it is multiplied with
 SAME = 1e-6  # a change of the outputs, as a share of how they vary, that is rounding
 
 Place = tuple[str, str]  # of a number: the path of a module, an attribute of it
@@ -77,6 +80,32 @@ def _confirmed(
     protected: Sequence[str],
 ) -> tuple[Choice, list[str]] | None:
     """The first choice that builds the grown network, which then has it; and the numbers of modules that changed."""
+    with _told(new) if not longer else nullcontext():
+        return _first(part, old, new, call, longer, protected)
+
+
+@contextmanager
+def _told(network: nn.Module) -> Iterator[None]:
+    """The network with other numbers, for a while, in all tensors that hide what comes before them, as zeros do."""
+    faint = [p for p in network.parameters() if p.is_floating_point() and p.numel() and p.abs().max() < FAINT]
+    before, stream = [p.data for p in faint], generator("configuration")
+    try:
+        for p in faint:  # other memory: the old network may have the same tensors
+            p.data = (torch.randn(p.shape, generator=stream) / 10).to(p)
+        yield
+    finally:
+        for p, numbers in zip(faint, before, strict=True):
+            p.data = numbers
+
+
+def _first(
+    part: Configured,
+    old: nn.Module,
+    new: nn.Module,
+    call: Call,
+    longer: Sequence[Longer],
+    protected: Sequence[str],
+) -> tuple[Choice, list[str]] | None:
     before = None if longer else blocks.run(new, call)  # a longer network may not run without its configuration
     module, model, tried = new.get_submodule(part.path), old.get_submodule(part.path), 0
     stay = _set_since(part, model, origins(model, module, longer))

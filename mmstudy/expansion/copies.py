@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mmstudy.core import arguments
-from mmstudy.expansion.growth import NOISE, Growth, copied, direction, draw, normal
+from mmstudy.expansion.growth import NOISE, Growth, copied, direction, draw, gradients, normal
 from mmstudy.expansion.surgery import NEW, Plan, Touch, plan, rebuilt, transform, units_first
 from mmstudy.tracing.couplings import Use
 from mmstudy.tracing.graph import CONSUMED, WEIGHT
@@ -152,7 +152,7 @@ def firefly(growth: Growth, noise: float = NOISE, steps: int = SPLIT_STEPS) -> t
     largest: dict[str, Tensor] = {}
     for _ in range(steps):
         split = {name: tensor.requires_grad_() for name, tensor in transform(own, grown, touch).items()}
-        slopes = torch.autograd.grad(growth.loss(network, split), [split[use.tensor] for use in makers])
+        slopes = gradients(growth.loss(network, split), [split[use.tensor] for use in makers])
         for use, slope in zip(makers, slopes, strict=True):
             rows = units_first(slope, use, growth.size)
             signed = rows * sign.to(rows).view(-1, *[1] * (rows.ndim - 1))

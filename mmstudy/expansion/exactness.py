@@ -20,6 +20,7 @@ from mmstudy.expansion.doubled import Outside, doubled, rounded, watchable
 from mmstudy.tracing.calls import Call, resized
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
+from mmstudy.tracing.trees import tensors
 
 SLACK = 4.0  # how many times the change may be what rounding makes, once measured
 PRECISION = 1e-13  # what a long sum in float64 may lose
@@ -60,12 +61,12 @@ class Reference:
 
     @cached_property
     def others(self) -> list["Reference"]:
-        """The same network on batches of other sizes and lengths, made of this one: on those that it takes.
+        """The same network on batches of other sizes and lengths, made of this one: on those on which it gives numbers.
 
         Roughly, if the network is large: there they are to show another way that it takes, not how it rounds.
         """
         made = (Reference(self.network, call, like=self, roughly=self._rough) for call in resized(self.call))
-        return [other for other in made if other.runs]
+        return [other for other in made if other.runs and not any(t.isnan().any() for t in tensors(other.plain))]
 
     @property
     def _rough(self) -> bool:

@@ -4,7 +4,7 @@ A way takes a `Growth` (what grows, by how much, where randomness and data come 
 the plan's matrices do not say it all, a touch that changes the new units in each tensor (see `surgery`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,6 +73,12 @@ class Growth:
         buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}  # a call may write into them
         with evaluating(network), restored(network):
             return arguments.slope(engine.loss_of(network, self.loss_fn)(parameters or {}, buffers, self.batch))
+
+
+def gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of a loss, zero where it does not depend on a tensor; dense, also where an embedding's are not."""
+    found = torch.autograd.grad(loss, list(tensors), allow_unused=True, materialize_grads=True)
+    return [each.to_dense() if each.is_sparse else each for each in found]
 
 
 def copied(growth: Growth, generator: torch.Generator | None = None) -> Tensor:

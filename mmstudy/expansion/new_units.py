@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mmstudy.expansion.growth import NOISE, Growth, copied, direction, draw, normal
+from mmstudy.expansion.growth import NOISE, Growth, copied, direction, draw, gradients, normal
 from mmstudy.expansion.surgery import NEW, Plan, Touch, plan, rebuilt, transform
 from mmstudy.tracing.couplings import Use
 from mmstudy.tracing.graph import BIAS, CONSUMED, WEIGHT
@@ -107,7 +107,7 @@ def gradmax(growth: Growth) -> tuple[Plan, Touch | None]:
     network = rebuilt(growth.network, _unread(both), growth.call, _given(both, lambda old: torch.cat([rows, -rows])))
     name = growth.coupling.of(CONSUMED)[0].tensor
     leaf = network.get_parameter(name).detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(growth.loss(network, {name: leaf}), leaf)
+    (gradient,) = gradients(growth.loss(network, {name: leaf}), [leaf])
     plus, minus = gradient.transpose(0, 1).flatten(1).norm(dim=1)[growth.coupling.size :].split(growth.extra)
     rows = torch.where((plus >= minus).unsqueeze(1), rows, -rows)
     return _unread(growth), _given(growth, lambda old: rows)

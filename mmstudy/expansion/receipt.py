@@ -19,7 +19,7 @@ from mmstudy.core.networks import count_flops, evaluating
 from mmstudy.core.seeds import generator
 from mmstudy.core.states import restored, seeded
 from mmstudy.core.threads import alone
-from mmstudy.expansion import given, unchanged
+from mmstudy.expansion import given, growth, unchanged
 from mmstudy.expansion.differences import changes, largest
 from mmstudy.expansion.replacing import sharing
 from mmstudy.expansion.surgery import units_first
@@ -220,8 +220,7 @@ def _units(network: nn.Module, call: Call, batch: Any, loss_fn: LossFn) -> tuple
         lossless = isinstance(batch, Tensor | Call) or by_name(batch, loss_fn)
         loss = arguments.slope(_sum(copy.deepcopy(call).directly(twin)) if lossless else loss_fn(twin, batch))
     own = dict(twin.named_parameters())
-    slopes = dict(zip(own, torch.autograd.grad(loss, list(own.values()), allow_unused=True), strict=True))
-    gradients = {name: torch.zeros_like(own[name]) if slope is None else slope for name, slope in slopes.items()}
+    gradients = dict(zip(own, growth.gradients(loss, list(own.values())), strict=True))
     still = {name: int((_parts(group, gradients) == 0).all(1).sum()) for name, group in groups.items()}
     return still, {name: _twins(group, own, gradients) for name, group in groups.items()}
 

@@ -202,29 +202,37 @@ def _ordered(returned: Any) -> bool:
 
 
 def resized(call: Call) -> list[Call]:
-    """The call with twice the examples and with half of them; with whole numbers, also with less of their length.
+    """The call with twice the examples and with half of them, and with less of the length that one can have.
 
-    On a CPU, where a position that a network does not have is an error like any other, with twice their length too.
+    A length is that of words, (examples, length) whole numbers; of sequences, (examples, length, features) or
+    (examples, channels, length); the sides of images, and all axes of what has more. Which axes are features, the
+    network says by failing. On a CPU, where a position that a network does not have is an error like any other, with
+    twice the length too.
     """
     given = [t for t in call.tensors if t.ndim]
     if not given:
         return []
-    count, words = len(given[0]), [t for t in given if t.ndim == 2 and not t.is_floating_point()]
-    found = [_along(call, 0, count, 2 * count)] + [_along(call, 0, count, count // 2)] * (count > 1)
-    if words and words[0].dtype != torch.bool:
-        length, safe = words[0].shape[1], words[0].device.type == "cpu"
-        found += [_along(call, 1, length, length // 2)] * (length > 1)
-        found += [_along(call, 1, length, 2 * length)] * safe
+    count = len(given[0])
+    found = [_along(call, {0: count}, 2)] + [_along(call, {0: count}, 1 / 2)] * (count > 1)
+    words = [t for t in given if t.ndim == 2 and not t.is_floating_point() and t.dtype != torch.bool]
+    for tensor in (*words[:1], *[t for t in given if t.ndim > 2][:1]):
+        last = tensor.ndim - 1
+        for axes in {2: [(1,)], 3: [(1,), (2,)]}.get(tensor.ndim, [tuple(range(2, last + 1)), tuple(range(1, last))]):
+            sizes = {axis: tensor.shape[axis] for axis in axes}
+            found += [_along(call, sizes, 1 / 2)] * (min(sizes.values()) > 1)
+            found += [_along(call, sizes, 2)] * (tensor.device.type == "cpu")
     return found
 
 
-def _along(call: Call, axis: int, size: int, then: int) -> Call:
-    """The call with another size of what has `size` on an axis: cut, or repeated."""
+def _along(call: Call, sizes: Mapping[int, int], times: float) -> Call:
+    """The call with other sizes of what has these on these axes: cut, or repeated."""
 
     def other(tensor: Tensor) -> Tensor:
-        if tensor.ndim <= axis or tensor.shape[axis] != size:
+        if any(tensor.ndim <= axis or tensor.shape[axis] != size for axis, size in sizes.items()):
             return tensor
-        return tensor.narrow(axis, 0, then) if then <= size else torch.cat([tensor, tensor], axis)
+        for axis, size in sizes.items():
+            tensor = tensor.narrow(axis, 0, int(size * times)) if times < 1 else torch.cat([tensor, tensor], axis)
+        return tensor
 
     return call.mapped(other)
 

@@ -79,3 +79,32 @@ def test_the_sizes_and_lengths_that_are_tried():
     tokens, mask = torch.zeros(2, 4, dtype=torch.long), torch.ones(2, 4)
     assert shapes(tokens, mask)[2:] == [[(2, 2), (2, 2)], [(2, 8), (2, 8)]]
     assert resized(Call((3.0,))) == []
+    sequence = torch.zeros(2, 4, 3)  # which axis is the length, the network says
+    assert shapes(sequence)[2:] == [[(2, 2, 3)], [(2, 8, 3)], [(2, 4, 1)], [(2, 4, 6)]]
+    assert shapes(torch.zeros(2, 3, 4, 6))[2:] == [[(2, 3, 2, 3)], [(2, 3, 8, 12)], [(2, 1, 2, 6)], [(2, 6, 8, 6)]]
+    assert shapes(torch.zeros(2, 5), tokens, sequence)[2] == [(2, 5), (2, 2), (2, 2, 3)]
+
+
+class Branching(nn.Module):
+    """A layer whose units are divided by their number where the input is long."""
+
+    def __init__(self, layer: nn.Module, axis: int, longest: int):
+        super().__init__()
+        self.layer, self.head, self.axis, self.longest = layer, nn.Linear(6, 2), axis, longest
+
+    def forward(self, x):
+        h = self.layer(x).relu()
+        h = h if self.axis == 1 else h.movedim(1, -1)
+        return self.head(h / h.shape[-1] if x.shape[self.axis] > self.longest else h)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(3, 6), nn.Conv1d(3, 6, 1), nn.Conv2d(3, 6, 1)], ids=lambda each: type(each).__name__
+)
+def test_a_branch_by_the_length_of_a_sequence_or_the_side_of_an_image_is_seen(layer):
+    shape = (4, 10, 3) if isinstance(layer, nn.Linear) else (4, 3, *[10] * (layer.weight.ndim - 2))
+    network = Branching(layer, 1 if isinstance(layer, nn.Linear) else -1, 16)
+    with pytest.raises(ValueError, match=r"not exact here, on a batch of shape .*20"):
+        mm.expand(network, torch.randn(shape), "lemon", {"layer": 12})
+    network.longest = 100
+    mm.expand(network, torch.randn(shape), "lemon", {"layer": 12})

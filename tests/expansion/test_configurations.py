@@ -309,3 +309,46 @@ def test_nothing_is_drawn_for_what_is_only_built_whoever_puts_functions_in_the_p
     module = rebuilding.built(Drawing, Sizes(), "cpu")
     assert drawn == [True, False]
     assert module.phases.all()  # which may be no parameters, and not be saved
+
+
+@dataclass
+class Heads:
+    width: int = 8
+    heads: int = 2
+
+
+class Attending(nn.Module):
+    """Attention whose tensors have the same shapes however many heads there are."""
+
+    def __init__(self, sizes: Heads):
+        super().__init__()
+        self.settings, self.heads, self.each = sizes, sizes.heads, sizes.width // sizes.heads
+        self.stem, self.norm, self.head = (
+            nn.Linear(3, sizes.width),
+            nn.LayerNorm(sizes.width),
+            nn.Linear(sizes.width, 2),
+        )
+        self.q, self.k, self.v, self.out = (nn.Linear(sizes.width, sizes.width) for _ in range(4))
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.norm(x)
+        q, k, v = (
+            layer(y).unflatten(-1, (self.heads, self.each)).transpose(1, 2) for layer in (self.q, self.k, self.v)
+        )
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.head(x + self.out(y))
+
+
+@pytest.mark.parametrize("hidden", [0.0, 1e-7])
+def test_what_zeros_hide_is_counted_in_the_configuration(hidden):
+    """Branches that end in zeros (Goyal et al. 2017, arXiv 1706.02677) show nothing of the number of their heads."""
+    torch.manual_seed(0)
+    old, x = Attending(Heads()).double(), torch.randn(4, 5, 3, dtype=DOUBLE)
+    with torch.no_grad():
+        old.out.weight.mul_(hidden)
+    before, versions = copy.deepcopy(old.state_dict()), [p._version for p in old.parameters()]
+    new = Candidate("lemon", ("stem", "q[0]"), (16, 4)).expand(old, x)
+    assert (new.heads, new.each, new.settings) == (4, 4, Heads(16, 4))
+    assert all(torch.equal(old.state_dict()[name], tensor) for name, tensor in before.items())
+    assert [p._version for p in old.parameters()] == versions  # graphs that need them still have a backward pass

@@ -186,3 +186,11 @@ def test_each_number_that_changed_is_named_once():
     old, new = (nn.Sequential(nn.LayerNorm(4, eps=eps)) for eps in (1e-5, 2e-5))
     old[0]._slack, new[0]._slack = 0.5, 0.25
     assert changed(old, new) == ["0.eps: 1e-05 → 2e-05", "0._slack: 0.5 → 0.25"]
+
+
+def test_an_embedding_with_sparse_gradients_has_a_receipt_and_learns():
+    old = nn.Sequential(nn.Embedding(11, 6, sparse=True), nn.Flatten(), nn.Linear(24, 2)).double()
+    words, targets = torch.randint(11, (5, 4), generator=torch.Generator().manual_seed(0)), torch.arange(5) % 2
+    for operator in ("lemon", "firefly"):
+        new = mm.expand(old, (words, targets), operator, {"0": 9})
+        assert not mm.receipt(old, new, (words, targets)).wrong
