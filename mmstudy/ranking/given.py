@@ -71,7 +71,7 @@ def functions(network: nn.Module, training: Training, metric: Any, say: Any) -> 
             raise TypeError(f"train must be {wanted}; it takes {inspect.signature(training.train)}")
         if ignored := [name for name in OURS if getattr(training, name) != getattr(Training, name)]:
             raise ValueError(
-                f"train= trains in its own way: do there what {', '.join(ignored)} should do, and leave out"
+                f"train= trains in its own way: leave out {', '.join(ignored)}, and do there what that should do"
             )
         return
     if training.optimizer is None:

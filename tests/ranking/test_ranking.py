@@ -313,7 +313,7 @@ def test_a_loop_seeded_step_by_step_goes_on_as_if_it_had_not_stopped(tmp_path):
 
 @pytest.mark.parametrize("option", [{"clip": 1.0}, {"accumulate": 2}, {"autocast": torch.bfloat16}, {"schedule": sgd}])
 def test_what_a_loop_of_ones_own_would_not_use_is_refused(option, tmp_path):
-    with pytest.raises(ValueError, match=f"train= trains in its own way: do there what {next(iter(option))} should do"):
+    with pytest.raises(ValueError, match=f"train= trains in its own way: leave out {next(iter(option))}, and"):
         asked(tmp_path / "r", optimizer=None, train=own_loop, **option)
 
 
