@@ -48,7 +48,8 @@ def _probe(outputs: Any) -> Tensor:
     found = [torch.view_as_real(t) if t.is_complex() else t for t in tensors(outputs) if t.numel()]
     if not found:
         raise ValueError(f"what counts of the network's output has no number in it: {arguments.described(outputs)}")
-    return sum((t.double().mean() for t in found), torch.zeros((), dtype=torch.float64))
+    finite = [t.double().where(~t.isinf(), 0) for t in found]  # what is masked may be infinite, and stays so
+    return sum((t.mean() for t in finite), torch.zeros((), dtype=torch.float64))
 
 
 def _depends(returned: Any, output: Output) -> None:

@@ -59,7 +59,8 @@ def relation(dataset: xr.Dataset) -> Figure:
             _points(axis, dataset.isel(candidate=here & (kinds == kind)), color, KIND_MARKERS[kind])
         axis.plot(dataset["tenth"], one["trend"], "-o", color="w", lw=2.0, ms=3.5)
         axis.plot(dataset["tenth"], one["trend"], "-o", color="k", lw=1.2, ms=2.5)
-        words = f"{int(one['tasks'])} tasks" + f", size 0: {none[here].mean():.0%}" * bool(none[here].any())
+        count = int(one["tasks"])
+        words = f"{count} task{'s' * (count > 1)}" + f", size 0: {none[here].mean():.0%}" * bool(none[here].any())
         axis.set_title(f"{panel}\n{words}\n{_with_interval(one)}", fontsize=NUMBER)
     for axis in axes.flat:
         axis.set_visible(bool(axis.get_title()))

@@ -40,7 +40,7 @@ def ranking(data: xr.Dataset) -> Figure:
     for place, (operator, status) in enumerate(zip(data["operator"].values.tolist(), statuses, strict=True)):
         look = operator_look(operator)
         if status == "diverged":
-            axis.plot(np.nanmin(low), place, "x", color=look["color"])
+            axis.plot(np.nanmin([*low, 0.0]), place, "x", color=look["color"])
             continue
         axis.plot([low[place], high[place]], [place, place], color=look["color"], lw=1)
         axis.plot(gain[place], place, ls="", mfc="w" if status == "probed" else look["color"], **look)

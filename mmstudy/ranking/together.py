@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from mmstudy.batched import engine, hooks
 from mmstudy.batched.engine import Batch, LossFn
 from mmstudy.batched.ensemble import Ensemble, at, at_once, stack, vectors
-from mmstudy.batched.replay import ALONE
 from mmstudy.batched.tape import Function
 from mmstudy.core import arguments
 from mmstudy.core.networks import evaluating
+from mmstudy.core.threads import ALONE
 
 ELEMENTWISE = (
     optim.SGD, optim.Adam, optim.AdamW, optim.NAdam, optim.RAdam, optim.Adamax, optim.RMSprop, optim.Adagrad,

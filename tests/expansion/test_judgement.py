@@ -5,6 +5,7 @@ import torch
 from cases import Wired, batch, mlp, of_family
 from torch import nn
 
+import mmstudy as mm
 from mmstudy.core.seeds import generator
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.differences import change, changes
@@ -73,6 +74,8 @@ def test_masked_outputs_may_be_infinite():
     mask = torch.tensor([0.0, -torch.inf])
     network = Wired(lambda net, x: net.down(net.up(x).relu()) + mask, up=nn.Linear(3, 6), down=nn.Linear(6, 2))
     assert len(Candidate("lemon", ("up",), (9,)).expand(network, INPUTS).up.bias) == 9
+    assert len(mm.expand(network, INPUTS, "lemon", {"up": 9}).up.bias) == 9
+    assert "lemon" in mm.coverage(network, INPUTS)["up"].exact
 
 
 ALLOWED = torch.rand(24, 2, generator=STREAM) < 0.7

@@ -108,7 +108,7 @@ def test_the_relation_has_a_panel_for_each_group_and_a_point_for_each_candidate(
     assert [points(axis) for axis in figure.axes] == [[36, 0], [12, 0]]
     clean, noisy = (axis.get_title() for axis in figure.axes)
     assert "true labels, few\n3 tasks\nρ = ." in clean and "[" in clean
-    assert "flipped, few\n1 tasks" in noisy and "[" not in noisy  # one task has no interval
+    assert "flipped, few\n1 task" in noisy and "[" not in noisy  # one task has no interval
     assert_legible(figure)
 
 
