@@ -21,7 +21,8 @@ WIDER = """
 ## From `transformers`, twice as wide
 
 The numbers of the configuration follow, so that the model can be saved and loaded. Where there are none, no
-configuration of its class has such sizes: the model works, but what is saved of it cannot be loaded by its class alone.
+configuration of its class has such sizes: the model works, but its class does not load what is saved of it: that fails,
+or gives another function.
 
 | model | what gets wider at once | its configuration follows |
 |---|---|---|

@@ -25,7 +25,7 @@ from mmstudy.tracing.calls import Call
 
 CONFIRMED = 8  # ways to change a configuration that are built with their tensors, and called
 SHOWN = 3  # numbers that a message names
-UNLOADABLE = "what is saved of it cannot be loaded by its class alone"
+UNLOADABLE = "its class does not load what is saved of it: that fails, or gives another function"
 FAINT = 1e-3  # a tensor whose entries are all smaller hides what it is multiplied with
 SAME = 1e-6  # a change of the outputs, as a share of how they vary, that is rounding
 

@@ -78,7 +78,8 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
 def configurations(old: nn.Module, new: nn.Module) -> list[tuple[str, str, bool]]:
     """Where the old network is built by its class from a configuration: whether the new one is.
 
-    Where it is not, the network works as it is, but what is saved of it cannot be loaded by its class alone.
+    Where it is not, the network works as it is, but its class does not load what is saved of it: that fails, or gives
+    another function.
     """
     parts = configured(old)[0]
     now = {part.path for part in configured(new)[0]} if parts else set()

@@ -103,7 +103,8 @@ def trace(network: nn.Module, batch: Any) -> Trace:
         if trained:
             result.parameters.add(name)
         if not node.meta["val"].is_floating_point():
-            fix(*axes, why="it holds whole numbers, which are no weights")
+            kind = "complex numbers, which are not followed" if node.meta["val"].is_complex() else WHOLE
+            fix(*axes, why=f"it holds {kind}")
         if node.users:
             read.add(name)
         for alias in (alias for alias, first in canonical.items() if first == name):
@@ -116,6 +117,7 @@ def trace(network: nn.Module, batch: Any) -> Trace:
     return result
 
 
+WHOLE = "whole numbers, which are no weights"
 OUTPUT = "it is an axis of the network's output"
 
 

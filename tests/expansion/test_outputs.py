@@ -79,7 +79,7 @@ def test_who_saves_a_model_is_told_that_no_configuration_fits():
     tokens = {"input_ids": torch.randint(20, (2, 4))}
     heads = "transformer.h.0.attn.c_attn[1]"
     what = "its class builds it from its configuration"
-    with pytest.warns(UserWarning, match="what is saved of it cannot be loaded by its class alone") as told:
+    with pytest.warns(UserWarning, match="its class does not load what is saved of it") as told:
         new = mm.expand(old, tokens, "lemon", {heads: 4}, output="logits")
     assert told[0].filename == __file__
     rows = {row.what: row for row in mm.receipt(old, new, tokens, output="logits").rows}

@@ -60,3 +60,14 @@ def test_a_spectral_norm_is_not_moved_by_looking_at_it():
     new = mm.expand(network, X, "lemon", {"a": 12})
     for state in (network.state_dict(), new.state_dict()):
         assert all(torch.equal(state[name], value) for name, value in before.items() if name.startswith("c."))
+
+
+def test_complex_weights_are_refused_as_such():
+    parts = {
+        "a": nn.Linear(5, 6),
+        "w": nn.ParameterList([torch.ones(6, 4, dtype=torch.complex64)]),
+        "b": nn.Linear(4, 2),
+    }
+    network = Wired(lambda net, x: net.b((net.a(x).to(torch.complex64) @ net.w[0]).real), **parts)
+    found = mm.coverage(network, torch.ones(3, 5))
+    assert all("complex numbers" in found[place].reason for place in ("a", "w"))
