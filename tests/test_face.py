@@ -330,14 +330,6 @@ def test_shapes_are_checked_while_tests_run():
         deviation(torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool))
 
 
-@pytest.fixture
-def unchecked():
-    """As a user calls it, without this suite's checks of annotations, which would answer first."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("name", "args", "options"), CALLS)
 def test_a_bad_call_is_answered_by_a_sentence(name, args, options):

@@ -5,6 +5,7 @@ __all__ = [
     "cluster",
     "datasets",
     "extras",
+    "failing",
     "families",
     "memory",
     "networks",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from mmstudy.core import precision
+from mmstudy.core import failing
 
 MOST_BYTES = 2**33  # what a call may plan to hold in memory
 MOST_WHOLE = 2**63 - 1  # what torch holds of a whole number
@@ -245,7 +245,7 @@ def explained(given: Any, network: nn.Module | None = None) -> Iterator[None]:
         yield
     except Exception as error:  # whatever a user's own code raises
         fails = f"the loss of the network on this batch ({described(given)}) fails: {first_line(error)}"
-        raise ValueError(f"{fails}. {precision.advice(network, given)}") from error
+        raise ValueError(f"{fails}. {failing.advice(network, given)}") from error
 
 
 @contextmanager

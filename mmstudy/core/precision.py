@@ -5,8 +5,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, backends, nn
-from torch.utils._pytree import tree_leaves
+from torch import backends
 
 T = TypeVar("T")
 _SETTINGS: list[Any] = [getattr(backends.mkldnn, name) for name in ("conv", "matmul")]  # what this build of torch has
@@ -43,25 +42,6 @@ def full() -> Iterator[None]:
         if products is not None:
             torch.set_float32_matmul_precision(products)
         _set(before)
-
-
-def advice(network: nn.Module | None, batch: Any) -> str:
-    """What to do where a network fails on a batch."""
-    return other_type(network, batch) or (
-        "Check shapes, types and values of inputs and targets, and how the network is called on them"
-    )
-
-
-def other_type(network: nn.Module | None, batch: Any) -> str:
-    """What to do where a network and a batch have one device or type of real numbers each, and not the same."""
-    own = list(network.parameters()) if network is not None else []
-    given = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
-    for where, kind, what in (("on ", lambda t: t.device, "move"), ("", lambda t: t.dtype, "convert")):
-        kinds = [{kind(t) for t in some if what == "move" or t.is_floating_point()} for some in (own, given)]
-        if kinds[0] != kinds[1] and all(len(each) == 1 for each in kinds):
-            names = [f"{where}{str(*each).removeprefix('torch.')}" for each in kinds]
-            return f"The network is {names[0]} and the batch {names[1]}: {what} one of them"
-    return ""
 
 
 def _set(precisions: Sequence[str]) -> None:

@@ -56,7 +56,8 @@ def fit(
         kind = part.kind.__name__
         if shapes_of(module) == part.shapes({}):
             continue
-        found = _confirmed(part, old, new, call, longer, protected)
+        with nullcontext() if longer else _told(new):
+            found = _confirmed(part, old, new, call, longer, protected)
         if found is None:
             words.append(
                 f"no configuration of {kind} with these numbers changed builds the grown network: it works as it is, "
@@ -80,32 +81,6 @@ def _confirmed(
     protected: Sequence[str],
 ) -> tuple[Choice, list[str]] | None:
     """The first choice that builds the grown network, which then has it; and the numbers of modules that changed."""
-    with _told(new) if not longer else nullcontext():
-        return _first(part, old, new, call, longer, protected)
-
-
-@contextmanager
-def _told(network: nn.Module) -> Iterator[None]:
-    """The network with other numbers, for a while, in all tensors that hide what comes before them, as zeros do."""
-    faint = [p for p in network.parameters() if p.is_floating_point() and p.numel() and p.abs().max() < FAINT]
-    before, stream = [p.data for p in faint], generator("configuration")
-    try:
-        for p in faint:  # other memory: the old network may have the same tensors
-            p.data = (torch.randn(p.shape, generator=stream) / 10).to(p)
-        yield
-    finally:
-        for p, numbers in zip(faint, before, strict=True):
-            p.data = numbers
-
-
-def _first(
-    part: Configured,
-    old: nn.Module,
-    new: nn.Module,
-    call: Call,
-    longer: Sequence[Longer],
-    protected: Sequence[str],
-) -> tuple[Choice, list[str]] | None:
     before = None if longer else blocks.run(new, call)  # a longer network may not run without its configuration
     module, model, tried = new.get_submodule(part.path), old.get_submodule(part.path), 0
     stay = _set_since(part, model, origins(model, module, longer))
@@ -132,6 +107,20 @@ def _first(
                         numbers.append(said)
                 return choice, numbers
     return None
+
+
+@contextmanager
+def _told(network: nn.Module) -> Iterator[None]:
+    """The network with other numbers, for a while, in all tensors that hide what comes before them, as zeros do."""
+    faint = [p for p in network.parameters() if p.is_floating_point() and p.numel() and p.abs().max() < FAINT]
+    before, stream = [p.data for p in faint], generator("configuration")
+    try:
+        for p in faint:  # other memory: the old network may have the same tensors
+            p.data = (torch.randn(p.shape, generator=stream) / 10).to(p)
+        yield
+    finally:
+        for p, numbers in zip(faint, before, strict=True):
+            p.data = numbers
 
 
 def astray(old: nn.Module, new: nn.Module, call: Call) -> str:

@@ -68,10 +68,10 @@ def all_run(
 def _idle_in_training(
     network: nn.Module, new: nn.Module, inserted: Made, call: Call, old: Mapping[str, nn.Module]
 ) -> ValueError | None:
-    """What is wrong, if something runs in training mode as often as it may in the old network alone.
+    """What is wrong, if something does not run in training mode that runs there in the old network.
 
-    Blocks may be left out at random (stochastic depth), so that the most calls of several runs count, and in the old
-    network the fewest; as long as something seems to be left out.
+    Blocks may be left out at random (stochastic depth): what seems to be left out is looked for in more runs. Of the
+    new network the most calls count, of the old one the fewest.
     """
     own, paths = dict(network.named_modules()), {module: path for path, module in new.named_modules()}
     copies = {paths[module]: block.path for module, block in inserted}
@@ -87,14 +87,18 @@ def _idle_in_training(
         try:
             blocks.run(new, call, [*hooks, *more], training=seed)
         except Exception as error:  # whatever a network does when there is one member more than it expects
-            wrong = ValueError(f"a copy of {inserted[0][1].path} does not fit in training mode: {error}")
-            wrong.__cause__ = error
-            return wrong
+            return _misfit(inserted, "in training mode", error)
         fewest = before & fewest if seed else before
         most, most_new = most | still, most_new | ours
         if not (idle := _idle(fewest, most, most_new, {path: one for path, one in copies.items() if fewest[one]})):
             return None
     return ValueError(f"in training mode {idle[0]} does not run in the new network: {NOT_IN_TURN}")
+
+
+def _misfit(inserted: Made, where: str, error: Exception) -> ValueError:
+    wrong = ValueError(f"a copy of {inserted[0][1].path} does not fit {where}: {error}")
+    wrong.__cause__ = error
+    return wrong
 
 
 def _idle(before: Counter[str], still: Counter[str], new: Counter[str], copies: Mapping[str, str]) -> list[str]:
@@ -195,9 +199,7 @@ def _wrong(
     try:
         blocks.run(network, call, hooks, [module for module, _ in inserted] if fit else ())
     except Exception as error:  # whatever a network does when there is one member more than it expects
-        wrong = ValueError(f"a copy of {inserted[0][1].path} does not fit where it was to be inserted: {error}")
-        wrong.__cause__ = error
-        return wrong
+        return _misfit(inserted, "where it was to be inserted", error)
     idle = _idle(before, still, new, copies)
     return ValueError(f"{idle[0]} does not run in the new network: {NOT_IN_TURN}") if idle else None
 

@@ -35,7 +35,7 @@ from mmstudy.ranking.training import Training, device_of, moved
 OUTLIER = 100  # scaled median absolute deviations; the pools of which the priors know had no score beyond 68
 
 
-@torch.inference_mode(False)  # with gradients, in whichever mode it is called
+@torch.inference_mode(False)  # not `alone`: threads that look for it take turns themselves
 def rank_expansions(
     network: nn.Module,
     loss_fn: LossFn,

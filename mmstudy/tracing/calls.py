@@ -215,12 +215,15 @@ def resized(call: Call) -> list[Call]:
     count = len(given[0])
     found = [_along(call, {0: count}, 2)] + [_along(call, {0: count}, 1 / 2)] * (count > 1)
     words = [t for t in given if t.ndim == 2 and not t.is_floating_point() and t.dtype != torch.bool]
+    tried: list[dict[int, int]] = []  # words and what is embedded of them have one length
     for tensor in (*words[:1], *[t for t in given if t.ndim > 2][:1]):
         last = tensor.ndim - 1
         for axes in {2: [(1,)], 3: [(1,), (2,)]}.get(tensor.ndim, [tuple(range(2, last + 1)), tuple(range(1, last))]):
             sizes = {axis: tensor.shape[axis] for axis in axes}
-            found += [_along(call, sizes, 1 / 2)] * (min(sizes.values()) > 1)
-            found += [_along(call, sizes, 2)] * (tensor.device.type == "cpu")
+            tried += [sizes] * (sizes not in tried)
+    for sizes in tried:
+        found += [_along(call, sizes, 1 / 2)] * (min(sizes.values()) > 1)
+        found += [_along(call, sizes, 2)] * (given[0].device.type == "cpu")
     return found
 
 

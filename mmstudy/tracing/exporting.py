@@ -9,7 +9,7 @@ from io import StringIO
 import torch
 from torch import Tensor, fx, nn
 
-from mmstudy.core import precision
+from mmstudy.core import failing
 from mmstudy.tracing.calls import Call
 from mmstudy.tracing.trees import tensors
 
@@ -35,7 +35,7 @@ def exported(network: nn.Module, call: Call) -> torch.export.ExportedProgram:
         NotImplementedError: the network runs but has no graph.
         ValueError: the network cannot be called so.
     """
-    if precision.other_type(network, call.tensors):  # the shapes that an export computes with do not show it
+    if failing.mismatch(network, call.tensors):  # the shapes that an export computes with do not show it
         _try(network, call)
     try:
         with _sources_forgotten(), _quiet():
@@ -78,5 +78,5 @@ def _try(network: nn.Module, call: Call) -> None:
             call.of(network)
     except Exception as error:
         shapes = ", ".join(f"{t.dtype} {tuple(t.shape)}".removeprefix("torch.") for t in call.tensors)
-        helps = precision.advice(network, call.tensors)
+        helps = failing.advice(network, call.tensors)
         raise ValueError(f"the network cannot be called on this batch ({shapes}): {error}. {helps}") from error

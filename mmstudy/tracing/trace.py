@@ -103,7 +103,8 @@ def trace(network: nn.Module, batch: Any) -> Trace:
         if trained:
             result.parameters.add(name)
         if not node.meta["val"].is_floating_point():
-            kind = "complex numbers, which are not followed" if node.meta["val"].is_complex() else WHOLE
+            complex_ = node.meta["val"].is_complex()
+            kind = "complex numbers, which are not followed" if complex_ else "whole numbers, which are no weights"
             fix(*axes, why=f"it holds {kind}")
         if node.users:
             read.add(name)
@@ -117,7 +118,6 @@ def trace(network: nn.Module, batch: Any) -> Trace:
     return result
 
 
-WHOLE = "whole numbers, which are no weights"
 OUTPUT = "it is an axis of the network's output"
 
 

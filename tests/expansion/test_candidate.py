@@ -4,7 +4,6 @@ import pickle
 import subprocess
 import sys
 
-import jaxtyping
 import pytest
 import torch
 from cases import batch, change, mlp, of_family
@@ -208,17 +207,14 @@ def test_bad_input_is_refused_by_value(make, message):
         make()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_location_is_no_tuple_of_locations():
-    jaxtyping.config.update("jaxtyping_disable", True)  # as a user calls it
-    try:
-        for make in (
-            lambda: Candidate("net2net", "hidden.0", (9,)),
-            lambda: Candidate.from_dict({"operator": "net2net", "locations": "hidden.0", "sizes": [9]}),
-        ):
-            with pytest.raises(ValueError, match=r"a tuple of names, e\.g\. \('hidden\.0',\); got 'hidden\.0'"):
-                make()
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    for make in (
+        lambda: Candidate("net2net", "hidden.0", (9,)),
+        lambda: Candidate.from_dict({"operator": "net2net", "locations": "hidden.0", "sizes": [9]}),
+    ):
+        with pytest.raises(ValueError, match=r"a tuple of names, e\.g\. \('hidden\.0',\); got 'hidden\.0'"):
+            make()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from collections import UserDict
 from dataclasses import dataclass
 
-import jaxtyping
 import pytest
 import torch
 from cases import Wired, mlp
@@ -123,12 +122,9 @@ WRONG = {
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_options_are_refused_by_their_value(case):
     options, error, message = WRONG[case]
-    jaxtyping.config.update("jaxtyping_disable", True)  # as a user calls it
-    try:
-        with pytest.raises(error, match=message):
-            mm.expand(mlp(), torch.randn(4, 7), "lemon", {"hidden.0": 9}, **options)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    with pytest.raises(error, match=message):
+        mm.expand(mlp(), torch.randn(4, 7), "lemon", {"hidden.0": 9}, **options)

@@ -1,4 +1,3 @@
-import jaxtyping
 import pytest
 import torch
 from cases import batch, change, mlp
@@ -157,6 +156,7 @@ def test_a_convolutional_network_has_a_pool_too():
         pools.candidate_pool(network, inputs, (), (), ())
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -179,12 +179,8 @@ def test_a_convolutional_network_has_a_pool_too():
     ],
 )
 def test_options_are_checked_at_the_door_and_what_cannot_fit_is_not_built(options, error, message):
-    jaxtyping.config.update("jaxtyping_disable", True)  # as a user calls it
-    try:
-        with pytest.raises(error, match=message):
-            mm.candidate_pool(mlp((6, 4)), batch(), **options)
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    with pytest.raises(error, match=message):
+        mm.candidate_pool(mlp((6, 4)), batch(), **options)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -155,22 +154,19 @@ def test_every_ray_says_how_it_ended():
     assert edge.radius.item() == pytest.approx(1, rel=0.01)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("parents", "along", "loss"), [(3, 2, None), (1, 3, None), (3, 3, 2)])
 def test_parents_directions_and_losses_belong_together(parents, along, loss):
-    jaxtyping.config.update("jaxtyping_disable", True)  # as a user calls it
-    try:
-        with pytest.raises(
-            ValueError, match=rf"{parents} parents of 2 parameters need directions of the shape \({parents}"
-        ):
-            crossings(
-                RING,
-                torch.ones(parents, 2, dtype=torch.float64),
-                torch.ones(along, 4, 2, dtype=torch.float64),
-                0.5,
-                origin=None if loss is None else torch.zeros(loss, dtype=torch.float64),
-            )
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    with pytest.raises(
+        ValueError, match=rf"{parents} parents of 2 parameters need directions of the shape \({parents}"
+    ):
+        crossings(
+            RING,
+            torch.ones(parents, 2, dtype=torch.float64),
+            torch.ones(along, 4, 2, dtype=torch.float64),
+            0.5,
+            origin=None if loss is None else torch.zeros(loss, dtype=torch.float64),
+        )
 
 
 def test_bad_rays_are_refused():

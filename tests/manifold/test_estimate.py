@@ -1,6 +1,5 @@
 import math
 
-import jaxtyping
 import pytest
 import torch
 from cases import batch, mlp
@@ -44,11 +43,8 @@ WRONG = [
 ]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("make", "error", "message"), WRONG, ids=[message for *_, message in WRONG])
 def test_numbers_and_generators_that_cannot_be_are_refused(make, error, message):
-    jaxtyping.config.update("jaxtyping_disable", True)  # as a user calls it
-    try:
-        with pytest.raises(error, match=message):
-            make()
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+    with pytest.raises(error, match=message):
+        make()
