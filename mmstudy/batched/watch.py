@@ -141,8 +141,9 @@ def _inside(value: Any, any_mode: set[int]) -> tuple[Iterable, list[Collection],
     Raises:
         Opaque: as `watch`.
     """
-    if isinstance(value, types.BuiltinFunctionType | types.FunctionType | type) and value.__module__ in CLOCKS:
-        raise Opaque(f"{value.__module__}.{value.__name__}")
+    if isinstance(value, types.BuiltinFunctionType | types.FunctionType | type) and _of_python(value):
+        if value.__module__ in CLOCKS or value.__name__ in LOUD:  # under whatever name the code calls it
+            raise Opaque(f"{value.__module__}.{value.__name__}")
     if isinstance(value, Tensor):
         return _inside_tensor(value)
     if isinstance(value, nn.Module):
@@ -204,9 +205,28 @@ def _inside_function(function: types.FunctionType) -> tuple[Iterable, list[Colle
     if foreign := [name for name in _imports(function.__code__) if not _library(name)]:
         raise Opaque(f"an import of {', '.join(foreign)}")
     globals_ = function.__globals__
-    used = [name for name in named if name in globals_]
+    reads = [globals_, *_libraries(globals_, named)]
+    read = [partial(map, each.get, named & each.keys()) for each in reads]
     own = partial(attrgetter("__code__", "__defaults__", "__kwdefaults__"), function)
-    return (), [vars(function)], [*closure, partial(map, globals_.get, used), own]
+    return (), [vars(function)], [*closure, *read, own]
+
+
+def _libraries(names: dict[str, Any], named: set[str]) -> list[dict[str, Any]]:
+    """The contents of each library's module among these names, and among its own: any function there can be replaced.
+
+    Args:
+        names: the globals of a function.
+        named: the names that its code uses: only these are followed.
+    """
+    found: dict[int, dict[str, Any]] = {}
+    waiting = [names]
+    while waiting:
+        each = waiting.pop()
+        modules = [each[name] for name in named & each.keys() if isinstance(each[name], types.ModuleType)]
+        inside = [vars(module) for module in modules if _library(module.__name__) and id(vars(module)) not in found]
+        found |= {id(contents): contents for contents in inside}
+        waiting += inside
+    return list(found.values())
 
 
 def _inside_object(value: Any) -> tuple[Iterable, list[Collection], list[Values]]:
@@ -241,6 +261,11 @@ def slots(kind: type) -> list[str]:
 def _of_library(value: Any) -> bool:
     """Whether code belongs to a library: no loss keeps its state there."""
     return _library(str(getattr(value, "__module__", "")))
+
+
+def _of_python(value: Any) -> bool:
+    """Whether it comes with Python itself."""
+    return str(value.__module__).partition(".")[0] in sys.stdlib_module_names
 
 
 def _library(name: str) -> bool:

@@ -213,6 +213,7 @@ def test_a_global_that_is_annealed_is_noticed():
         torch.testing.assert_close(function(*data)[0], with_global(network, data).detach(), rtol=0, atol=0)
 
 
+variable = os.getenv
 SETTINGS = ModuleType("settings_of_a_user")
 sys.modules[SETTINGS.__name__] = SETTINGS
 TEACHER = nn.Linear(5, 3)
@@ -242,6 +243,9 @@ ELSEWHERE = {
     "that of a module passed on": lambda model, batch: scaled(scale_of(SETTINGS), model, batch),
     "an import": by_import,
     "the environment": lambda model, batch: scaled(float(os.environ["SCALE_OF_A_TEST"]), model, batch),
+    "the environment, under a name of one's own": lambda model, batch: scaled(
+        float(variable("SCALE_OF_A_TEST")), model, batch
+    ),
     "a clock": lambda model, batch: scaled(1.0 + 0 * perf_counter(), model, batch),
     "a date": lambda model, batch: scaled(1.0 + 0 * datetime.now().microsecond, model, batch),
     "a secret": lambda model, batch: scaled(1.0 + 0 * randbelow(9), model, batch),
@@ -259,6 +263,22 @@ def test_what_lies_elsewhere_is_noticed(name, monkeypatch):
             SETTINGS.scale = 1.0 + seed
             monkeypatch.setenv("SCALE_OF_A_TEST", str(1.0 + seed))
             TEACHER.weight.data = torch.full((3, 5), 0.1 * seed)
+        data = examples(seed)
+        torch.testing.assert_close(function(*data)[0], loss_fn(network, data).detach(), rtol=0, atol=0)
+
+
+def test_a_function_of_torch_that_is_replaced_is_noticed(monkeypatch):
+    network = nn.Linear(5, 3)
+
+    def loss_fn(model, batch) -> Tensor:
+        return F.mse_loss(nn.functional.softplus(model(batch[0])), torch.ones(len(batch[1]), 3))
+
+    function = recorded(lambda x, y: (loss_fn(network, (x, y)),))
+    for seed in range(3 * STEPS):
+        if seed == STEPS:
+            monkeypatch.setattr(F, "mse_loss", F.l1_loss)
+        if seed == 2 * STEPS:
+            monkeypatch.setattr(F, "softplus", torch.relu)
         data = examples(seed)
         torch.testing.assert_close(function(*data)[0], loss_fn(network, data).detach(), rtol=0, atol=0)
 
@@ -399,6 +419,7 @@ def test_it_can_be_switched_off(monkeypatch):
     ("function", "why"),
     [
         (lambda x: print(x), "print"),
+        (lambda x: x * float(variable("SCALE_OF_A_TEST")), r"os\.getenv"),
         (functools.partial(lambda random, x: torch.rand(3, generator=random), torch.Generator()), "Generator"),
         (functools.partial(lambda file, x: file.read(), open(__file__)), "TextIOWrapper"),  # noqa: SIM115
         (functools.partial(lambda scales, x: scales["a"] * x, Copying(a=[2.0])), "Copying"),
