@@ -68,8 +68,8 @@ imports = $(or $(patsubst $(1):%,%,$(filter $(1):%,$(IMPORTS))),$(shell find mms
 4_experiment.value := $(SCHEDULER:%=scheduler=%)
 
 5_relation.makes := data/relation.nc $(call figures,relation within build_up tasks sensitivity)
-6_prediction.makes := data/prediction.nc $(call figures,ranking_static ranking_early regimes)
-7_choice.makes := data/choice.nc $(call figures,scratch policies)
+6_prediction.makes := data/prediction.nc data/predictors.csv $(call figures,ranking_static ranking_early regimes)
+7_choice.makes := data/choice.nc data/policies.csv $(call figures,scratch policies)
 5_relation.reads := $(OUT)/data/experiment.nc
 6_prediction.reads := $(OUT)/data/experiment.nc
 7_choice.reads := $(OUT)/data/experiment.nc

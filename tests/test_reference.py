@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from mmstudy.core import results
@@ -142,3 +143,19 @@ def test_a_look_costs_what_notebook_4_says(stored):
     assert found == [
         round(100 * costs[name] / study.full_cost) for name in ("children", "children's rays", "random rays")
     ]
+
+
+def test_the_tables_hold_what_the_data_say(stored):
+    table = pd.read_csv(REFERENCE / "data/predictors.csv", index_col=("part", "predictor"))
+    scored = stored["prediction"]
+    assert len(table) == 2 * scored.sizes["predictor"]
+    for part in ("pilot", "confirmation"):
+        inside = scored.isel(task=(scored["part"] == part).values)
+        for column, name in (("mean", "spearman"), ("decision", "decision"), ("regret", "regret")):
+            expected = inside[name].mean("task").values
+            assert table.loc[part, column].values == pytest.approx(expected, rel=1e-3, nan_ok=True)
+    judged = stored["choice"].isel(task=(stored["choice"]["part"] == "confirmation").values)
+    table = pd.read_csv(REFERENCE / "data/policies.csv", index_col="policy")
+    for name in ("regret", "total"):
+        expected = judged[name].mean("task").sel(policy=table.index.values)
+        assert table[name].values == pytest.approx(expected.values, rel=1e-3)

@@ -141,9 +141,11 @@ def _inside(value: Any, any_mode: set[int]) -> tuple[Iterable, list[Collection],
     Raises:
         Opaque: as `watch`.
     """
-    if isinstance(value, types.BuiltinFunctionType | types.FunctionType | type) and _of_python(value):
-        if value.__module__ in CLOCKS or value.__name__ in LOUD:  # under whatever name the code calls it
-            raise Opaque(f"{value.__module__}.{value.__name__}")
+    if isinstance(value, types.BuiltinFunctionType | types.FunctionType | type) and (
+        value.__module__ in CLOCKS
+        or (value.__name__ in LOUD and _of_python(value))  # whatever name the code has for it
+    ):
+        raise Opaque(f"{value.__module__}.{value.__name__}")
     if isinstance(value, Tensor):
         return _inside_tensor(value)
     if isinstance(value, nn.Module):

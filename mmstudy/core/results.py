@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import pandas as pd
 import torch
 import xarray as xr
 from torch import Tensor
@@ -158,6 +159,17 @@ def save(dataset: xr.Dataset, path: str | Path) -> Path:
     """Check the dataset, then `write` it."""
     check(dataset)
     return write(dataset, path)
+
+
+def save_table(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write a table as .csv atomically, for other programs to read: numbers to four significant digits.
+
+    Returns:
+        The path of the file.
+    """
+    with atomically(path) as beside:
+        table.to_csv(beside, float_format="%.4g")
+    return Path(path)
 
 
 def read(path: str | Path) -> xr.Dataset:

@@ -74,7 +74,7 @@ def comparable(candidate, references: Sequence[Reference]) -> None:
 
     Raises:
         ValueError: parameters lie in one storage; a copy reads the network's own tensors; or it draws random numbers
-            in evaluation mode, and the operator promises something.
+            in evaluation mode, or puts out whole numbers only, and the operator promises something.
     """
     if shared := one_storage(references[0].network):
         raise ValueError(shared)
@@ -85,6 +85,11 @@ def comparable(candidate, references: Sequence[Reference]) -> None:
             f"that it keeps{kept} hold it, or a part of it. Let them be methods, or take what they use as arguments"
         )
     promised = OPERATORS[candidate.operator].preserves in (EXACTLY, UP_TO_NOISE)
+    if promised and references[0].seen.whole:
+        raise ValueError(
+            "the network puts out whole numbers only (classes, tokens, masks), in which a small change does not show: "
+            "let it return what they are chosen by, such as logits"
+        )
     if promised and any(reference.draws for reference in references):
         raise ValueError(
             "the network draws random numbers in evaluation mode, so that nothing can be compared: turn them off, e.g. "

@@ -40,6 +40,11 @@ class Seen:
     def __init__(self, outputs: Any, like: Any = None):
         self.outputs, self._parts, self._like = outputs, dict[bool, list[_Parts]](), like
 
+    @property
+    def whole(self) -> bool:
+        """Whether all are whole numbers or masks (classes, tokens), in which small changes do not show."""
+        return not any(t.is_floating_point() or t.is_complex() for t in tensors(self.outputs))
+
     def changes(self, after: Any) -> list[tuple[float, float, float]]:
         """The rows of `changes` for what was put out afterwards.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmstudy.core import precision
 from mmstudy.core.networks import evaluating, named_tensors
-from mmstudy.core.states import seeded
+from mmstudy.core.states import restored, seeded
 from mmstudy.expansion.differences import Seen, changes
 from mmstudy.expansion.doubled import Outside, doubled, rounded, watchable
 from mmstudy.tracing.calls import Call, resized
@@ -25,6 +25,7 @@ from mmstudy.tracing.trees import tensors
 SLACK = 4.0  # how many times the change may be what rounding makes, once measured
 PRECISION = 1e-13  # what a long sum in float64 may lose
 LARGE = 2**26  # bytes of a network whose calls in float64 are dear
+SEEDS = 8  # of random numbers that may change nothing: a block that is seldom left out
 CALL = 16.0  # units in the last place of an output that a call may lose
 
 
@@ -122,15 +123,24 @@ class Reference:
 
     @cached_property
     def draws(self) -> bool:
-        """Whether the outputs are others with other random numbers."""
+        """Whether the outputs are others with other random numbers; several, where torch draws some for the call."""
         double = self.double is not None
         eps = torch.finfo(torch.float64).eps if double else _eps(self.network)
-        before, after = (self.double, self._of_copy(1)) if double else (self.plain, self.of(self.network, 1))
-        try:
-            found = changes(before, after)
-        except ValueError:  # their number is drawn too
-            return True
-        return any(not gap <= max(eps * spread, CALL * eps * largest) for gap, spread, largest in found)
+        network, call = (self._copy, self.call.mapped(_double)) if double else (self.network, self.call)
+        for seed in range(1, 1 + SEEDS):
+            with _as_asked(network, self.training, seed), restored(network):
+                start = torch.get_rng_state()
+                after = call.mapped(torch.clone).directly(network)
+                drawn = not torch.equal(start, torch.get_rng_state())
+            try:
+                found = self.seen.changes(after)
+            except ValueError:  # their number is drawn too
+                return True
+            if any(not gap <= max(eps * spread, CALL * eps * largest) for gap, spread, largest in found):
+                return True
+            if not drawn:
+                return False
+        return False
 
     def of(self, network: nn.Module, seed: int = 0) -> Any:
         """What another network puts out when it is called so, in its own types of numbers."""

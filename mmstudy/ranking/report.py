@@ -36,6 +36,7 @@ WORDS = {
     "flops": ("1", "floating-point operations of a forward pass of one example"),
     "steps": ("1", "steps that it was trained"),
     "seconds": ("s", "seconds that its training took"),
+    "full_seconds": ("s", "seconds that training it to the end takes, at the pace so far"),
 }
 
 
@@ -104,6 +105,7 @@ def concluded(rows: Rows, how: Plan, full_steps: int, seen: Seen, refused: Mappi
     chance = (best / np.maximum(best.sum(1, keepdims=True), 1)).mean(0)
     score, loss, order = early_order(early, seen.sizes, how.anchored)
     last = [late or first for first, late in zip(early, final, strict=True)]
+    steps, seconds = (np.array([getattr(row, name) for row in last]) for name in ("steps", "seconds"))
     columns = {
         "gain": gain,
         "low": low,
@@ -116,8 +118,9 @@ def concluded(rows: Rows, how: Plan, full_steps: int, seen: Seen, refused: Mappi
         "order": order,
         "parameters": np.array([size.parameters for size in seen.sizes]),
         "flops": np.array([size.flops for size in seen.sizes]),
-        "steps": np.array([row.steps for row in last]),
-        "seconds": np.array([row.seconds for row in last]),
+        "steps": steps,
+        "seconds": seconds,
+        "full_seconds": np.where(diverged, np.nan, full_steps * seconds / np.maximum(steps, 1)),
     }
     data = xr.Dataset(
         {name: ("candidate", values) for name, values in columns.items()},
@@ -165,7 +168,7 @@ class Ranking:
         row is the best; `status`: probed, or trained to the end; scores at the end and early; what it took.
         """
         columns = ["gain", "low", "high", "chance", "status", "final_score", "early_score", "parameters", "flops"]
-        return self.data.to_dataframe()[[*columns, "steps", "seconds"]]
+        return self.data.to_dataframe()[[*columns, "steps", "seconds", "full_seconds"]]
 
     def best(self, label: str | None = None, trained: bool = True) -> Best:
         """The network to go on with, and its optimizer.

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from scipy import stats
 
@@ -105,6 +106,24 @@ def views(scored: xr.Dataset) -> xr.DataArray:
     ways["parameter-matched pairs"] = 2 * scored["same_size"] - 1
     view = xr.DataArray([*ways], dims="view", name="view")
     return xr.concat([*ways.values()], view).transpose("task", "view", "predictor")
+
+
+def everything(scored: xr.Dataset) -> pd.DataFrame:
+    """All that `statistics.scores` says of every predictor, over the tasks of each part: one row for each of both.
+
+    The columns: what the predictor is and costs; `mean`, `low`, `high`, `worst`, `worst_task` and `tasks` of its ρ
+    (`intervals.over_tasks`); and the means of the other scores, of `partial` one for each set of covariates.
+    """
+    others = {name: scored[name] for name in ("within", "same_size", "decision", "regret")}
+    given = scored["given"].values.tolist()
+    others |= {f"given {name}": scored["partial"].sel(given=name, drop=True) for name in given}
+    measured = xr.Dataset({"spearman": scored["spearman"], **others})
+    tables = {}
+    for part in dict.fromkeys(scored["part"].values.tolist()):
+        inside = measured.isel(task=(scored["part"] == part).values)
+        rho = intervals.over_tasks(inside["spearman"]).drop_vars(["measure", "combined"], errors="ignore")
+        tables[part] = rho.assign(inside[[*others]].mean("task").data_vars).to_dataframe()
+    return pd.concat(tables, names=["part"])
 
 
 def by_regime(table: xr.DataArray) -> xr.Dataset:

@@ -6,6 +6,7 @@ import subprocess
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -28,6 +29,12 @@ def test_what_is_saved_is_loaded(dataset, tmp_path):
     assert xr.open_dataset(path)["gain"].attrs == {"units": "percentage points", "long_name": "gain"}
     assert json.loads(again.attrs["parameters"]) == {"steps": 3, "tasks": ["a"]}
     assert {"torch", "python", "mmstudy"} <= json.loads(again.attrs["versions"]).keys()
+
+
+def test_a_table_is_written_for_other_programs(tmp_path):
+    table = pd.DataFrame({"mean": [1 / 3, None], "worst_task": ["a, b", ""]}, pd.Index(["x", "y"], name="predictor"))
+    path = results.save_table(table, tmp_path / "new" / "table.csv")
+    assert path.read_text().splitlines() == ["predictor,mean,worst_task", 'x,0.3333,"a, b"', "y,,"]
 
 
 def test_labels_of_joined_files_keep_their_length(dataset, tmp_path):

@@ -34,6 +34,29 @@ def test_random_numbers_that_change_no_output_are_no_reason():
     assert len(mm.expand(old, INPUTS, "lemon", {"a": 16}).a.bias) == 16
 
 
+def test_random_numbers_that_seldom_change_an_output_are_seen():
+    old = network(lambda h, x: h * (2.0 if torch.rand(()) < 0.3 else 1.0))
+    torch.manual_seed(1)
+    seen = [float(torch.rand(())) < 0.3]
+    torch.manual_seed(0)
+    seen.append(float(torch.rand(())) < 0.3)
+    assert not any(seen)  # two draws do not show it
+    with pytest.raises(ValueError, match="the network draws random numbers in evaluation mode, so that nothing"):
+        mm.expand(old, INPUTS, "lemon", {"a": 16})
+
+
+@pytest.mark.parametrize("result", [lambda y: y.argmax(-1), lambda y: (y > 0, {"class": y.argmax(-1)})])
+def test_classes_alone_show_no_small_change(result):
+    torch.manual_seed(0)
+    parts = {"a": nn.Linear(5, 8), "b": nn.Linear(8, 3)}
+    old = Wired(lambda net, x: result(net.b(net.a(x).relu())), **parts).double()
+    for operator in ("lemon", "net2net"):
+        with pytest.raises(ValueError, match=r"whole numbers only .*let it return what they are"):
+            mm.expand(old, INPUTS, operator, {"a": 16})
+    assert mm.coverage(old, INPUTS)["a"].exact == ()
+    assert len(mm.expand(old, INPUTS, "random", {"a": 16}).a.bias) == 16  # which promises nothing
+
+
 @pytest.mark.parametrize("larger", [True, False])
 def test_what_is_exact_on_batches_of_one_size_alone_is_refused(larger):
     old = network(lambda h, x: h / h.sum(-1, keepdim=True) if (len(x) > 10) == larger and len(x) != 6 else h)

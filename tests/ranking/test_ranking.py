@@ -56,7 +56,7 @@ def asked(folder, network=None, **options) -> mm.ranking.report.Ranking:
 
 def identical(first, second) -> None:
     """The same but for seconds."""
-    one, other = (ranking.data.drop_vars("seconds").drop_attrs() for ranking in (first, second))
+    one, other = (ranking.data.drop_vars(["seconds", "full_seconds"]).drop_attrs() for ranking in (first, second))
     xr.testing.assert_identical(one, other)
     assert first.summary == second.summary
 
@@ -99,6 +99,9 @@ def test_the_table_has_all_candidates_and_the_network_itself(ranked):
     assert own["parameters"] == count_parameters(mlp())
     assert ranking.data.attrs["share"] <= 0.3
     results.check(ranking.data)
+    pace = ranking.table["seconds"] / ranking.table["steps"]
+    assert ranking.table["full_seconds"].values == pytest.approx((STEPS * pace).values)
+    assert (ranking.table["full_seconds"] >= ranking.table["seconds"]).all()
 
 
 def test_without_anchors_the_first_is_the_first_of_the_order(ranked):

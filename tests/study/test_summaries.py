@@ -95,6 +95,26 @@ def test_views_have_zero_where_there_is_nothing_but_chance():
     assert found.isel(task=0, predictor=0).values == pytest.approx([*expected.values()])
 
 
+def test_everything_has_a_row_for_each_predictor_and_part():
+    rng = np.random.default_rng(2)
+    tasks, predictors = [f"t{i}" for i in range(6)], ["x", "y"]
+    coords = {"task": tasks, "predictor": predictors, "part": ("task", ["pilot"] * 2 + ["confirmation"] * 4)}
+    coords["cost"] = ("predictor", [0.0, 0.1])
+    names = ["spearman", "within", "same_size", "decision", "regret"]
+    scored = xr.Dataset({name: (("task", "predictor"), rng.normal(size=(6, 2))) for name in names}, coords)
+    scored["partial"] = scored["within"].expand_dims(given=["both"])
+    scored["same_size"][5] = np.nan  # no pairs in this task
+    table = summaries.everything(scored)
+    assert list(table.index) == [("pilot", "x"), ("pilot", "y"), ("confirmation", "x"), ("confirmation", "y")]
+    row = table.loc[("confirmation", "y")]
+    expected = intervals.over_tasks(scored["spearman"][2:]).sel(predictor="y")
+    for name in ("mean", "low", "high", "worst", "worst_task", "tasks"):
+        assert row[name] == expected[name].item()
+    assert row["cost"] == 0.1 and row["given both"] == row["within"] == scored["within"][2:, 1].mean()
+    assert row["same_size"] == scored["same_size"][2:5, 1].mean()
+    assert np.isnan(table.loc[("pilot", "x"), "low"])  # two tasks have no interval
+
+
 def test_regimes_are_means_over_the_tasks_that_have_them():
     values = np.array([[0.1, np.nan], [0.3, 0.5], [0.7, 0.9]])
     coords = {"label_noise": ("task", [0.0, 0.0, 0.2]), "train_size": ("task", [400, 400, 1000])}
