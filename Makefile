@@ -152,7 +152,7 @@ clean: ## Remove what make has made: the outputs but for the reference, and the 
 	rm -rf $(filter-out outputs/reference,$(wildcard outputs/*)) .venv .venv-bench
 
 help: ## List the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 # ---- Rules -----------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,20 @@ WRONG = {
         lambda: list(training.train(ENSEMBLE, batch(32), ORDER, torch.tensor([0.1, nan, 0.1, nan]))),
         "step_sizes has 2 numbers that are NaN or infinite",
     ),
+    "a momentum that grows": (
+        lambda: list(training.train(ENSEMBLE, batch(32), ORDER, torch.full((4,), 0.1), 2.0)),
+        r"momentum must lie in \[0, 1\); got 2.0",
+    ),
+    "an example that is not there": (
+        lambda: list(training.train(ENSEMBLE, batch(32), ORDER + 9, torch.full((4,), 0.1))),
+        "the order names examples 9 to 40; there are 32",
+    ),
+    "more minibatches than fit into memory": (
+        partial(training.minibatches, [generator("order", 0)], 32, 10**13, 8), "an order of .* would take .* GB",
+    ),
+    "more directions than fit into memory": (
+        partial(directions.uniform, PARENTS, 10**10, generator("many")), "directions of .* would take .* GB",
+    ),
     "a level that is no number": (partial(crossings.crossings, OBJECTIVE, PARENTS, RAYS, nan), "level must be .* nan"),
     "no direction": (
         partial(crossings.crossings, OBJECTIVE, PARENTS, RAYS[:, :0], 9.0), r"no direction: .* shape \(3, 0, \d+\)",

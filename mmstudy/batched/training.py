@@ -25,7 +25,7 @@ def minibatches(
 
     Raises:
         TypeError: what is no generator, or numbers that are not whole.
-        ValueError: a batch larger than the number of examples, or fewer than one step.
+        ValueError: a batch larger than the number of examples, fewer than one step, or more than fit into memory.
     """
     for each in generators:
         arguments.generator(each)
@@ -33,6 +33,7 @@ def minibatches(
     examples, steps, batch = (arguments.whole(value, name, 1) for name, value in given.items())
     if batch > examples:
         raise ValueError(f"a batch of {batch} does not fit into {examples} examples")
+    arguments.fits(8 * len(generators) * steps * batch, f"an order of {steps} minibatches of {batch}")
     per_epoch = examples // batch
     epochs = -(-steps // per_epoch)
     orders = [
@@ -90,8 +91,10 @@ def sgd(
         (step, a copy of the points after that many steps, losses met since the last milestone (n, steps since)).
 
     Raises:
-        ValueError: step sizes that are not finite.
+        TypeError: a momentum that is no number.
+        ValueError: step sizes that are not finite, or a momentum outside of [0, 1).
     """
+    momentum = arguments.momentum(momentum)
     if not step_sizes.isfinite().all():
         raise ValueError(f"step_sizes has {int((~step_sizes.isfinite()).sum())} numbers that are NaN or infinite")
     here, velocity, seen = points.detach().clone(), torch.zeros_like(points), []
@@ -129,7 +132,14 @@ def train(
 
     Yields:
         (step, the networks after that many steps (a copy), minibatch losses (K, steps since the last milestone)).
+
+    Raises:
+        TypeError: as `sgd`.
+        ValueError: as `sgd`; or the order names an example that is not there.
     """
+    count = engine.count(data)
+    if order.numel() and not 0 <= int(order.min()) <= int(order.max()) < count:
+        raise ValueError(f"the order names examples {int(order.min())} to {int(order.max())}; there are {count}")
     network, order = ensemble.network, order.to(engine.tensors(data)[0].device)
     names, buffers = list(ensemble.buffers), [b.clone() for b in ensemble.buffers.values()]
     with ALONE, evaluating(network):

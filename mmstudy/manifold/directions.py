@@ -14,10 +14,11 @@ def uniform(parents: Float[Tensor, "m dim"], count: int, generator: torch.Genera
 
     Raises:
         TypeError: no generator, or a count that is no whole number.
-        ValueError: fewer than one direction.
+        ValueError: fewer than one direction, or more than fit into memory.
     """
     arguments.generator(generator)
     arguments.whole(count, "count", 1)
+    arguments.fits(8 * count * parents.shape[1], f"{count} directions of {parents.shape[1]} parameters")
     draw = torch.randn(count, parents.shape[1], generator=generator, dtype=torch.float64)
     return (draw / draw.norm(dim=1, keepdim=True)).to(parents).expand(len(parents), -1, -1)
 
