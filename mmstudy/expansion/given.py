@@ -13,7 +13,7 @@ from mmstudy.batched.modes import measuring
 from mmstudy.core import arguments
 from mmstudy.core.states import changed_by_mode, restored
 from mmstudy.expansion import attributes
-from mmstudy.tracing.calls import Call, Output, of_loss
+from mmstudy.tracing.calls import Call, Output, by_name, of_loss
 from mmstudy.tracing.trees import tensors
 
 
@@ -25,7 +25,7 @@ def fit(network: Any, batch: Any, loss_fn: Any, output: Output = None) -> tuple[
         ValueError: the call fails, gives no tensor, or an output that does not depend on the network; or parameters
             change with the mode.
     """
-    network, batch = arguments.network(network), batch if isinstance(batch, Call) else arguments.batch(batch)
+    network, batch = arguments.network(network), batch if isinstance(batch, Call) else _batch(batch, loss_fn)
     if changed := changed_by_mode(network):
         raise ValueError(changed)
     loss_fn = arguments.function(loss_fn)
@@ -42,6 +42,21 @@ def fit(network: Any, batch: Any, loss_fn: Any, output: Output = None) -> tuple[
         with torch.no_grad(), restored(network), measuring(network):
             _depends(network(*call.arguments, **call.options), output)
     return network, batch, call
+
+
+def _batch(batch: Any, loss_fn: Any) -> Batch:
+    """A batch that has been checked; of one that gives arguments by name, flags and numbers are passed on as they are.
+
+    Raises:
+        TypeError: what is no batch.
+        ValueError: as `arguments.batch`.
+    """
+    if not by_name(batch, loss_fn):
+        return arguments.batch(batch)
+    flags = {
+        name: value for name, value in batch.items() if value is None or isinstance(value, bool | int | float | str)
+    }
+    return arguments.batch({name: value for name, value in batch.items() if name not in flags}) | flags
 
 
 def _probe(outputs: Any) -> Tensor:

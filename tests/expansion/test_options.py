@@ -59,6 +59,30 @@ def test_a_model_is_called_by_keyword_and_only_the_chosen_output_must_stay(batch
         mm.expand(network, batch, "lemon", {"body": 9}, output="nothing")
 
 
+class Flagged(nn.Module):
+    """Called with flags, numbers and words."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x, mask=None, both=False, factor=1.0, kind="relu"):
+        hidden = getattr(self.a(x), kind)() if mask is None else self.a(x) * mask
+        return (factor * self.b(hidden), hidden) if both else factor * self.b(hidden)
+
+
+def test_flags_and_numbers_go_to_the_model_as_they_are():
+    network = Flagged().double()
+    batch = {"x": INPUTS.double(), "mask": None, "both": False, "factor": 2.0, "kind": "tanh"}
+    assert "lemon" in mm.coverage(network, batch)["a"].exact
+    new = mm.expand(network, batch, "lemon", {"a": 9}, also=[batch | {"x": INPUTS[:2].double(), "factor": 3.0}])
+    torch.testing.assert_close(new(**batch), network(**batch))
+    assert not mm.receipt(network, new, batch).wrong
+    assert mm.couplings(network, batch | {"both": True}) == {}  # the hidden units are put out
+    with pytest.raises(TypeError, match="batch must be a tensor, or a tuple or dict of tensors"):
+        mm.expand(network, batch | {"kind": object()}, "lemon", {"a": 9})
+
+
 def test_a_place_in_a_tuple_is_an_output():
     network = Wired(lambda net, x: (net.b(net.a(x)), net.a(x)), a=nn.Linear(3, 6), b=nn.Linear(6, 2))
     assert mm.couplings(network, INPUTS) == {}
