@@ -118,6 +118,7 @@ def test_growth_of_a_language_model_is_measured():
     command = [sys.executable, BENCHMARKS / "coverage.py", "--quick", "couplings", "depth"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     assert [row[0] for row in rows[2:]] == ["couplings", "depth"]
     assert all(float(number) > 0 for row in rows[2:] for number in row[1:])

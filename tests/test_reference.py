@@ -60,7 +60,7 @@ def test_the_reference_stays_small():
 FIGURES = {  # notebook → its figures, as the README lists them
     name: re.findall(r"`(\w+)`", row.split("|")[1])
     for row in README.read_text().splitlines()
-    if row.startswith("| `") and ".nc` |" in row
+    if row.startswith("| `") and ".nc`" in row
     for name in re.findall(r"\[(\w+)\]\(notebooks/", row)
 }
 

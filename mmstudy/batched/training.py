@@ -135,10 +135,10 @@ def train(
 
     Raises:
         TypeError: as `sgd`.
-        ValueError: as `sgd`; or the order names an example that is not there.
+        ValueError: as `sgd`; or the order names an example that is not there (unless `take` is another one).
     """
     count = engine.count(data)
-    if order.numel() and not 0 <= int(order.min()) <= int(order.max()) < count:
+    if take is engine.take and order.numel() and not 0 <= int(order.min()) <= int(order.max()) < count:
         raise ValueError(f"the order names examples {int(order.min())} to {int(order.max())}; there are {count}")
     network, order = ensemble.network, order.to(engine.tensors(data)[0].device)
     names, buffers = list(ensemble.buffers), [b.clone() for b in ensemble.buffers.values()]

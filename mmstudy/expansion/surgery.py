@@ -213,10 +213,10 @@ def rebuilt(network: Network, plan: Plan, batch: Any, touch: Touch | None = None
     Raises:
         ValueError: no choice of such sizes makes the new network run as predicted.
     """
-    known = plan.coupling.kept
+    known, new = plan.coupling.kept, None
     if plan.size not in known:  # found out once for every size of a coupling
-        known[plan.size] = _sizes(network, [plan], batch)
-    new = _grown(network, [(plan, touch)], batch)
+        new, known[plan.size] = _sized(network, [(plan, touch)], batch)
+    new = new or _grown(network, [(plan, touch)], batch)
     attributes.keep(new, known[plan.size])
     return new
 
@@ -234,8 +234,8 @@ def rebuilt_at_once(
     axes = [{(use.tensor, use.axis) for use in plan.coupling.uses} for plan, _ in plans]
     if twice := {axis for i, some in enumerate(axes) for axis in some if any(axis in o for o in axes[:i])}:
         raise ValueError(f"{', '.join(sorted({tensor for tensor, _ in twice}))}: two couplings lie on one of its axes")
-    found = _sizes(network, [plan for plan, _ in plans], batch)
-    new = _grown(network, plans, batch)
+    new, found = _sized(network, plans, batch)
+    new = new or _grown(network, plans, batch)
     attributes.keep(new, found)
     return new, found
 
@@ -287,10 +287,19 @@ def _rescale_eps(network: nn.Module, plan: Plan, old: nn.Module, batch: Any) -> 
             setattr(module, key, getattr(module, key) * plan.variance)
 
 
-def _sizes(network: nn.Module, plans: Sequence[Plan], batch: Any) -> list[attributes.Size]:
-    plain = _grown(network, [(plan, None) for plan in plans], batch)
-    chosen = sizes.found(plain, network, [(plan.coupling, plan.size) for plan in plans], called(network, batch))
-    if plans[0].coupling.confirms and sum(parameter.nbytes for parameter in plain.parameters()) > LARGE:
+def _sized(
+    network: Network, plans: Sequence[tuple[Plan, Touch | None]], batch: Any
+) -> tuple[Network | None, list[attributes.Size]]:
+    """The sizes that must change where couplings have grown, found out on what the plans alone have made.
+
+    Returns:
+        That network too, where nothing is to be touched in it; else None.
+    """
+    plain = _grown(network, [(plan, None) for plan, _ in plans], batch)
+    chosen = sizes.found(plain, network, [(plan.coupling, plan.size) for plan, _ in plans], called(network, batch))
+    if all(touch is None for _, touch in plans):
+        return plain, chosen
+    if plans[0][0].coupling.confirms and sum(parameter.nbytes for parameter in plain.parameters()) > LARGE:
         del plain
         gc.collect()  # a trace, which confirms, leaves cycles behind that hold the network
-    return chosen
+    return None, chosen
