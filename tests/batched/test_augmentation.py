@@ -122,7 +122,7 @@ def test_replayed_steps_see_the_same_images(batch, take):
 
 
 def test_an_order_of_variants_is_refused_where_nobody_takes_them(batch):
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match=r"the order names examples \d+ to \d+; there are"):
         trained(resnets(2), batch, order_of("ab"))
 
 
