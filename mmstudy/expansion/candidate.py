@@ -129,6 +129,7 @@ class Candidate:
         keep: Sequence[str] = (),
         also: Sequence[Batch | Call] = (),
         output: Output = None,
+        references: Sequence[Reference] = (),
     ) -> Expansion:
         """Carry the expansion out.
 
@@ -144,6 +145,8 @@ class Candidate:
                 exact is checked on them too.
             output: which part of what the network returns must stay; see `Call`. By default all that are no whole
                 numbers.
+            references: the network on the batch and on `also`, if they are there already, as the trace: what they
+                remember of it saves calls where several candidates grow from one network.
 
         Returns:
             The expanded network, and how its parameters come from the old ones.
@@ -159,8 +162,9 @@ class Candidate:
             given.protected(network, keep)
         else:
             call = of_loss(network, batch, loss_fn, output)
-        more = [each for _, each in given.further(network, also, loss_fn, output)]
-        references = [Reference(network, each) for each in (call, *more)]
+        if not references:
+            more = [each for _, each in given.further(network, also, loss_fn, output)]
+            references = [Reference(network, each) for each in (call, *more)]
         grown = _judged(self, references, batch, loss_fn, traced, keep)
         grown = replace(grown, network=parted(grown.network, network))
         if self.then is None:

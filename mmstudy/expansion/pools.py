@@ -19,6 +19,7 @@ from mmstudy.core.networks import count_flops, count_parameters
 from mmstudy.expansion import estimates
 from mmstudy.expansion.blocks import List
 from mmstudy.expansion.candidate import Candidate
+from mmstudy.expansion.exactness import Reference
 from mmstudy.expansion.operators import OPERATORS, named
 from mmstudy.tracing.calls import Call, Output, of_loss
 from mmstudy.tracing.couplings import Coupling, couplings, fixed
@@ -189,11 +190,12 @@ def pool_table(
         `same_size`, candidates of other architectures with as many parameters, within 2%, one of each architecture;
         `refused`, why it cannot be built, and then the three before are missing.
     """
-    traced, rows = trace(network, of_loss(network, batch, loss_fn, output)), []
+    call = of_loss(network, batch, loss_fn, output)
+    traced, reference, rows = trace(network, call), Reference(network, call), []
     for label, candidate in pool.items():
         row: dict[str, object] = {"candidate": label, "operator": candidate.operator, "description": str(candidate)}
         try:
-            expanded = candidate.grow(network, batch, loss_fn, traced, output=output).network
+            expanded = candidate.grow(network, batch, loss_fn, traced, output=output, references=[reference]).network
         except (ValueError, NotImplementedError) as error:
             rows.append(row | {"refused": str(error)})
         else:

@@ -11,6 +11,7 @@ from mmstudy.expansion import asked, pools
 from mmstudy.expansion.attributes import starred
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.coverage import Coverage
+from mmstudy.expansion.exactness import Reference
 from mmstudy.expansion.pools import Size, size_of
 from mmstudy.tracing.calls import of_loss
 from mmstudy.tracing.graph import Trace
@@ -74,9 +75,11 @@ def sizes(
 ) -> tuple[dict[str, Size], dict[str, str]]:
     """The size of each candidate's network, and why others cannot be built; each is built once, and let go."""
     found, refused = {}, {}
+    references = [Reference(network, of_loss(network, batch, loss_fn))]
     for label, candidate in progress.through(pool.items(), "building"):
         try:
-            found[label] = size_of(candidate.expand(network, batch, loss_fn, traced=known), batch, loss_fn)
+            grown = candidate.expand(network, batch, loss_fn, traced=known, references=references)
+            found[label] = size_of(grown, batch, loss_fn)
         except (ValueError, NotImplementedError) as error:
             refused[label] = str(error)
     return found, refused

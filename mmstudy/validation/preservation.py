@@ -19,7 +19,9 @@ from mmstudy.core import datasets, networks, progress, tasks
 from mmstudy.core.networks import evaluating
 from mmstudy.core.seeds import generator
 from mmstudy.expansion.candidate import Candidate, Expansion
+from mmstudy.expansion.exactness import Reference
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE
+from mmstudy.tracing.calls import of_loss
 from mmstudy.tracing.couplings import Coupling, of_trace
 from mmstudy.tracing.layouts import places
 from mmstudy.tracing.trace import trace
@@ -109,7 +111,8 @@ def survey(
     Wider ones multiply the units by `factor`, deeper ones add one layer or block. Where an operator does not apply,
     its reason stands in `refused` and the measurements are missing.
     """
-    traced = trace(network, examples.inputs)
+    call = of_loss(network, examples, family.loss_fn)
+    traced, reference = trace(network, call), Reference(network, call)
     groups = of_trace(traced)
     before = _state(family, network, examples)
     ranks = {place: _rank(network, place.partition("[")[0], examples) for place in (*family.wider, *family.deeper)}
@@ -120,7 +123,7 @@ def survey(
             candidate = Candidate(operator, (place,), (size,), seed)
             row = {"operator": operator, "place": place, "candidate": str(candidate), "refused": ""}
             try:
-                expansion = candidate.grow(network, examples, family.loss_fn, traced)
+                expansion = candidate.grow(network, examples, family.loss_fn, traced, references=[reference])
             except ValueError as error:
                 rows.append(row | {"refused": str(error)})
                 continue
