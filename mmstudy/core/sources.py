@@ -22,13 +22,23 @@ FACE = PACKAGE / "__init__.py"
 def imports(code: str) -> frozenset[str]:
     """The dotted names that Python code imports anywhere in it; `from a import b` counts as a.b."""
     names = set()
-    for node in ast.walk(ast.parse(code)):
+    for node in _statements(ast.parse(code)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = "." * node.level + (node.module or "")
             names |= {f"{module}.{alias.name}" for alias in node.names}
     return frozenset(names)
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """All statements, those inside others too, without the expressions that most of a tree consists of."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+            waiting += getattr(node, name, [])
 
 
 def files(code: str) -> set[Path]:
@@ -39,6 +49,7 @@ def files(code: str) -> set[Path]:
     found: set[Path] = set()
     face = False  # whether what the face offers has been taken in
     waiting = sorted(imports(code))
+    met = set(waiting)
     while waiting:
         name = waiting.pop()
         new = [path for path in _on_the_way(name) if path not in found]
@@ -48,7 +59,9 @@ def files(code: str) -> set[Path]:
             face = True
             follow.append(FACE)
         for path in follow:
-            waiting += sorted(imports(path.read_text()))
+            names = imports(path.read_text()) - met
+            waiting += sorted(names)
+            met |= names
     return found
 
 
