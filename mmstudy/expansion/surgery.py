@@ -27,6 +27,7 @@ from mmstudy.tracing.graph import BIAS, CONSUMED, SCALE, VARIANCE, WEIGHT
 from mmstudy.tracing.layouts import around_units, others, places
 
 Touch = Callable[[Use, Tensor], Tensor]  # (use, tensor (new units, ...)) → what it becomes
+Planned = Sequence[tuple["Plan", Touch | None]]
 LARGE = 2**26  # bytes of a network that are worth looking for garbage
 NEW = -1  # in `source`: a unit that is no copy
 
@@ -213,17 +214,15 @@ def rebuilt(network: Network, plan: Plan, batch: Any, touch: Touch | None = None
     Raises:
         ValueError: no choice of such sizes makes the new network run as predicted.
     """
-    known, new = plan.coupling.kept, None
+    known, new, plans = plan.coupling.kept, None, [(plan, touch)]
     if plan.size not in known:  # found out once for every size of a coupling
-        new, known[plan.size] = _sized(network, [(plan, touch)], batch)
-    new = new or _grown(network, [(plan, touch)], batch)
+        new, known[plan.size] = _sized(network, plans, batch)
+    new = new or _grown(network, plans, batch)
     attributes.keep(new, known[plan.size])
     return new
 
 
-def rebuilt_at_once(
-    network: nn.Module, plans: Sequence[tuple[Plan, Touch | None]], batch: Any
-) -> tuple[nn.Module, list[attributes.Size]]:
+def rebuilt_at_once(network: nn.Module, plans: Planned, batch: Any) -> tuple[nn.Module, list[attributes.Size]]:
     """A network in which several couplings have grown together, as `rebuilt`, and the sizes that its modules keep.
 
     So one number may serve several of them, as the width of heads does for queries and for values.
@@ -248,7 +247,7 @@ def transformed(tensors: Mapping[str, Tensor], plans: Iterable[tuple[Plan, Touch
     return grown
 
 
-def _grown(network: Network, plans: Sequence[tuple[Plan, Touch | None]], batch: Any) -> Network:
+def _grown(network: Network, plans: Planned, batch: Any) -> Network:
     """The network with the new tensors, and with sizes that do not fit them yet."""
     new, own = sharing(network), {name: tensor.detach() for name, tensor in named_tensors(network).items()}
     for name, tensor in transformed(own, plans).items():
@@ -287,14 +286,8 @@ def _rescale_eps(network: nn.Module, plan: Plan, old: nn.Module, batch: Any) -> 
             setattr(module, key, getattr(module, key) * plan.variance)
 
 
-def _sized(
-    network: Network, plans: Sequence[tuple[Plan, Touch | None]], batch: Any
-) -> tuple[Network | None, list[attributes.Size]]:
-    """The sizes that must change where couplings have grown, found out on what the plans alone have made.
-
-    Returns:
-        That network too, where nothing is to be touched in it; else None.
-    """
+def _sized(network: Network, plans: Planned, batch: Any) -> tuple[Network | None, list[attributes.Size]]:
+    """What the plans alone make (None if more is to be touched in it), and the sizes that must change, found on it."""
     plain = _grown(network, [(plan, None) for plan, _ in plans], batch)
     chosen = sizes.found(plain, network, [(plan.coupling, plan.size) for plan, _ in plans], called(network, batch))
     if all(touch is None for _, touch in plans):
