@@ -1,9 +1,12 @@
 """A ranking on a real Dask cluster is the one that a single process makes, also when a worker dies on the way."""
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,8 +74,46 @@ def slow(model, some):
     return classification(model, some)
 
 
-def test_the_work_of_a_worker_that_dies_is_done_by_others(cluster, tmp_path):
-    whole = ranked(tmp_path / "whole", cluster.scheduler_address, slow, say=lambda text: None)
+@pytest.fixture(scope="module")
+def whole(cluster, tmp_path_factory) -> xr.Dataset:
+    """The ranking that nobody disturbs."""
+    return ranked(tmp_path_factory.mktemp("whole"), cluster.scheduler_address, slow, say=lambda text: None)
+
+
+CLIENT = """
+import sys
+sys.path[:0] = {paths!r}
+import cloudpickle
+import test_places
+cloudpickle.register_pickle_by_value(test_places)
+test_places.ranked({folder!r}, {address!r}, test_places.slow, say=lambda text: None)
+"""
+
+
+def test_the_client_is_killed_and_comes_back(cluster, whole, tmp_path):
+    here, folder = Path(__file__).parent, tmp_path / "killed"
+    paths = [str(here.parents[1]), str(here.parent), str(here)]
+    code = CLIENT.format(paths=paths, folder=str(folder), address=cluster.scheduler_address)
+    client = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        wait_until(lambda: list((folder / "runs").glob("*.json")))
+        assert client.poll() is None
+    finally:
+        client.kill()
+        client.wait()
+    before = looks(folder)
+    assert 0 < len(before) < whole.sizes["candidate"]
+    xr.testing.assert_identical(whole, ranked(folder, cluster.scheduler_address, slow, say=lambda text: None))
+    after = looks(folder)
+    assert all(after[name].items() >= seen.items() for name, seen in before.items()), "what was finished is done again"
+
+
+def looks(folder: Path) -> dict[str, dict]:
+    """What has been seen of each row so far, after how many steps, with the seconds that it took."""
+    return {path.name: json.loads(path.read_text()) for path in (folder / "runs").glob("*.json")}
+
+
+def test_the_work_of_a_worker_that_dies_is_done_by_others(cluster, whole, tmp_path):
     victim = next(iter(cluster.workers.values()))
     folder = tmp_path / "killed" / "runs"
 
