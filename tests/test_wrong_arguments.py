@@ -45,6 +45,9 @@ WRONG = {
     "more directions than fit into memory": (
         partial(directions.uniform, PARENTS, 10**10, generator("many")), "directions of .* would take .* GB",
     ),
+    "more normalized directions than fit into memory": (
+        partial(directions.filter_normalized, ENSEMBLE, PARENTS, 10**10, generator("many")), "would take .* GB",
+    ),
     "a level that is no number": (partial(crossings.crossings, OBJECTIVE, PARENTS, RAYS, nan), "level must be .* nan"),
     "no direction": (
         partial(crossings.crossings, OBJECTIVE, PARENTS, RAYS[:, :0], 9.0), r"no direction: .* shape \(3, 0, \d+\)",

@@ -161,7 +161,7 @@ class Candidate:
             network, batch, call = given.fit(network, batch, loss_fn, output)
             given.protected(network, keep)
         else:
-            call = of_loss(network, batch, loss_fn, output)
+            call = references[0].call if references else of_loss(network, batch, loss_fn, output)
         if not references:
             more = [each for _, each in given.further(network, also, loss_fn, output)]
             references = [Reference(network, each) for each in (call, *more)]

@@ -100,10 +100,10 @@ class Reference:
         try:
             _ = self._copy  # which reads the network
             with watched:
-                outputs = self._of_copy(0)
+                outputs = self._of_copy()
         except Exception:  # whatever a network does with other numbers than its own, or watched
             try:
-                outputs = None if watched.read else self._of_copy(0)
+                outputs = None if watched.read else self._of_copy()
             except Exception:  # as above
                 outputs = None
         return outputs, tuple(watched.read)
@@ -142,13 +142,13 @@ class Reference:
                 return False
         return False
 
-    def of(self, network: nn.Module, seed: int = 0) -> Any:
+    def of(self, network: nn.Module) -> Any:
         """What another network puts out when it is called so, in its own types of numbers."""
-        return _outputs(network, self.call, self.training, seed)
+        return _outputs(network, self.call, self.training)
 
-    def _of_copy(self, seed: int) -> Any:
+    def _of_copy(self) -> Any:
         call = self.call if self.roughly else self.call.mapped(_double)
-        return _outputs(self._copy, call, self.training, seed)
+        return _outputs(self._copy, call, self.training)
 
     @cached_property
     def _copy(self) -> nn.Module:
@@ -257,8 +257,8 @@ def _as_asked(network: nn.Module, training: bool, seed: int = 0) -> Iterator[Non
         yield
 
 
-def _outputs(network: nn.Module, call: Call, training: bool = False, seed: int = 0) -> Any:
-    with _as_asked(network, training, seed):
+def _outputs(network: nn.Module, call: Call, training: bool = False) -> Any:
+    with _as_asked(network, training):
         return call.of(network)
 
 

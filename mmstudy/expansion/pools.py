@@ -23,7 +23,6 @@ from mmstudy.expansion.exactness import Reference
 from mmstudy.expansion.operators import OPERATORS, named
 from mmstudy.tracing.calls import Call, Output, of_loss
 from mmstudy.tracing.couplings import Coupling, couplings, fixed
-from mmstudy.tracing.trace import trace
 
 SAME_SIZE = 0.02  # networks whose parameter counts differ by less are of one size
 
@@ -190,8 +189,8 @@ def pool_table(
         `same_size`, candidates of other architectures with as many parameters, within 2%, one of each architecture;
         `refused`, why it cannot be built, and then the three before are missing.
     """
-    call = of_loss(network, batch, loss_fn, output)
-    traced, reference, rows = trace(network, call), Reference(network, call), []
+    reference, rows = Reference(network, of_loss(network, batch, loss_fn, output)), []
+    traced = reference.traced  # what cannot be followed says so here
     for label, candidate in pool.items():
         row: dict[str, object] = {"candidate": label, "operator": candidate.operator, "description": str(candidate)}
         try:

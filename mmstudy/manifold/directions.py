@@ -16,9 +16,7 @@ def uniform(parents: Float[Tensor, "m dim"], count: int, generator: torch.Genera
         TypeError: no generator, or a count that is no whole number.
         ValueError: fewer than one direction, or more than fit into memory.
     """
-    arguments.generator(generator)
-    arguments.whole(count, "count", 1)
-    arguments.fits(8 * count * parents.shape[1], f"{count} directions of {parents.shape[1]} parameters")
+    _check(parents, count, generator)
     draw = torch.randn(count, parents.shape[1], generator=generator, dtype=torch.float64)
     return (draw / draw.norm(dim=1, keepdim=True)).to(parents).expand(len(parents), -1, -1)
 
@@ -37,10 +35,9 @@ def filter_normalized(
 
     Raises:
         TypeError: no generator, or a count that is no whole number.
-        ValueError: fewer than one direction.
+        ValueError: fewer than one direction, or more than fit into memory.
     """
-    arguments.generator(generator)
-    arguments.whole(count, "count", 1)
+    _check(parents, count, generator)
     pieces = []
     for parameter in at(ensemble, parents).parameters.values():
         flat = parameter.detach().flatten(2) if parameter.ndim > 2 else torch.zeros_like(parameter).unsqueeze(-1)
@@ -48,6 +45,12 @@ def filter_normalized(
         unit = draw / draw.norm(dim=-1, keepdim=True)
         pieces.append((unit * flat.norm(dim=-1)[:, None, :, None]).flatten(2))
     return torch.cat(pieces, dim=-1)
+
+
+def _check(parents: Float[Tensor, "m dim"], count: int, generator: torch.Generator) -> None:
+    arguments.generator(generator)
+    arguments.whole(count, "count", 1)
+    arguments.fits(8 * count * parents.shape[1], f"{count} directions of {parents.shape[1]} parameters")
 
 
 def from_centre(children: Float[Tensor, "m k dim"]) -> Float[Tensor, "m 2*k dim"]:

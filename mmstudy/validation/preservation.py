@@ -24,7 +24,6 @@ from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE
 from mmstudy.tracing.calls import of_loss
 from mmstudy.tracing.couplings import Coupling, of_trace
 from mmstudy.tracing.layouts import places
-from mmstudy.tracing.trace import trace
 
 
 @dataclass(frozen=True)
@@ -111,9 +110,8 @@ def survey(
     Wider ones multiply the units by `factor`, deeper ones add one layer or block. Where an operator does not apply,
     its reason stands in `refused` and the measurements are missing.
     """
-    call = of_loss(network, examples, family.loss_fn)
-    traced, reference = trace(network, call), Reference(network, call)
-    groups = of_trace(traced)
+    reference = Reference(network, of_loss(network, examples, family.loss_fn))
+    groups = of_trace(reference.traced)
     before = _state(family, network, examples)
     ranks = {place: _rank(network, place.partition("[")[0], examples) for place in (*family.wider, *family.deeper)}
     rows: list[dict[str, Any]] = []
@@ -123,7 +121,7 @@ def survey(
             candidate = Candidate(operator, (place,), (size,), seed)
             row = {"operator": operator, "place": place, "candidate": str(candidate), "refused": ""}
             try:
-                expansion = candidate.grow(network, examples, family.loss_fn, traced, references=[reference])
+                expansion = candidate.grow(network, examples, family.loss_fn, reference.traced, references=[reference])
             except ValueError as error:
                 rows.append(row | {"refused": str(error)})
                 continue
