@@ -80,12 +80,20 @@ GROUPS = {**HEADS, "num_key_value_heads": 4}
 INNER = {"intermediate_size": 96}
 
 
-def _wider(stream: str, heads: str, inner: str, configured: tuple[Mapping, ...]) -> dict[str, tuple[str, Mapping]]:
-    """Stream and heads at once, which most configurations tie together; heads alone; what is inside perceptrons."""
-    return dict(zip(WIDER, zip((f"{stream}|{heads}", heads, inner), configured, strict=True), strict=True))
+def _wider(
+    stream: str, heads: str, inner: str, configured: tuple[Mapping, ...], width: str = ""
+) -> dict[str, tuple[str, Mapping]]:
+    """Stream and heads at once, which most configurations tie together; heads alone; what is inside perceptrons.
+
+    And the width of heads: of queries and keys, and of values, at once, since one number of the model is both.
+    """
+    found = dict(zip(WIDER, zip((f"{stream}|{heads}", heads, inner), configured, strict=True), strict=True))
+    return found | ({"width of heads": (width, {})} if width else {})
 
 
 WIDER = ("stream and heads", "heads", "perceptrons")
+ROTARY = r".*q_proj\[2\]|.*v_proj\[1\]"
+FLAT = r".*[qv]_proj\[1\]"
 GATED = "model.embed_tokens", r".*q_proj\[0\]", ".*mlp.gate_proj"
 PLAIN = r".*q_proj\[0\]", ".*fc1", ({"hidden_size": 64, **HEADS}, {}, INNER)
 MODELS = {
@@ -110,22 +118,22 @@ MODELS = {
         {"n_layer": 3},
     ),
     "Llama": Foreign(
-        "LlamaForCausalLM", GROUPED, _wider(*GATED, ({"hidden_size": 64, **GROUPS}, GROUPS, INNER)), LAYERS
+        "LlamaForCausalLM", GROUPED, _wider(*GATED, ({"hidden_size": 64, **GROUPS}, GROUPS, INNER), ROTARY), LAYERS
     ),
     "Mistral": Foreign(
-        "MistralForCausalLM", GROUPED, _wider(*GATED, ({"hidden_size": 64, **GROUPS}, GROUPS, INNER)), LAYERS
+        "MistralForCausalLM", GROUPED, _wider(*GATED, ({"hidden_size": 64, **GROUPS}, GROUPS, INNER), ROTARY), LAYERS
     ),
     "Qwen2": Foreign(
         "Qwen2ForCausalLM",
         GROUPED,
-        _wider(*GATED, ({"hidden_size": 64, **GROUPS}, {}, INNER)),
+        _wider(*GATED, ({"hidden_size": 64, **GROUPS}, {}, INNER), ROTARY),
         LAYERS,
         {"num_hidden_layers": 3, "layer_types": TYPES},
     ),
     "Gemma": Foreign(
         "GemmaForCausalLM",
         {**GROUPED, "head_dim": 8},
-        _wider(*GATED, ({}, GROUPS, INNER)),
+        _wider(*GATED, ({}, GROUPS, INNER), ROTARY),
         LAYERS,
         refused={"stream and heads": "makes and reads the units of model.embed_tokens"},
     ),
@@ -143,6 +151,7 @@ MODELS = {
             r".*q_proj\[0\]",
             ".*fc1",
             ({"hidden_size": 64, "word_embed_proj_dim": 64, **HEADS}, {}, {"ffn_dim": 96}),
+            FLAT,
         ),
         "model.decoder.layers",
     ),
@@ -160,13 +169,13 @@ MODELS = {
     "ViT": Foreign(
         "ViTForImageClassification",
         IMAGES,
-        _wider("vit.embeddings.patch_embeddings.projection", *PLAIN),
+        _wider("vit.embeddings.patch_embeddings.projection", *PLAIN, FLAT),
         "vit.layers",
     ),
     "DeiT": Foreign(
         "DeiTForImageClassification",
         IMAGES,
-        _wider("deit.embeddings.patch_embeddings.projection", *PLAIN),
+        _wider("deit.embeddings.patch_embeddings.projection", *PLAIN, FLAT),
         "deit.layers",
     ),
     "ResNet": Foreign(
@@ -187,6 +196,7 @@ MODELS = {
             r".*query\[0\]",
             ".*intermediate.dense",
             ({"hidden_size": 64, **HEADS}, {}, INNER),
+            r".*(query|value)\[1\]",
         ),
         "roberta.encoder.layer",
         behind=r"output\.LayerNorm",
@@ -199,6 +209,7 @@ MODELS = {
             r".*q_lin\[0\]",
             ".*lin1",
             ({"dim": 64, "n_heads": 8}, {}, {"hidden_dim": 96}),
+            r".*[qv]_lin\[1\]",
         ),
         "distilbert.transformer.layer",
         {"n_layers": 3},

@@ -32,6 +32,12 @@ def squared(model, part):
     return (model(part["x"]) - part["y"]).square().mean()
 
 
+def test_a_network_in_which_nothing_gets_wider_says_where_the_reasons_are():
+    with pytest.warns(UserWarning, match=r"no layer .* mm.coverage\(network, batch\) says why") as found:
+        assert mm.couplings(nn.Linear(4, 2), torch.randn(5, 4)) == {}
+    assert found[0].filename == __file__
+
+
 def test_all_that_the_face_names_is_there():
     assert set(mm.__all__) <= set(dir(mm))
     assert all(callable(getattr(mm, name)) for name in mm.__all__)

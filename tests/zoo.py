@@ -153,9 +153,10 @@ def twice(net, x):
 
 def in_place(net, x):
     x = net.stem(x)
-    x += net.side(x)
-    x.mul_(2).clamp_(-1, 1)
-    return net.head(F.relu_(x))
+    y = net.side(x)
+    y += x
+    y.mul_(2).clamp_(-1, 1)
+    return net.head(F.relu_(y))
 
 
 def scaled(net, x):
@@ -191,6 +192,30 @@ def attended(net, x):
 
 def shuffled(net, x):
     return net.head(F.channel_shuffle(net.stem(x), 2).relu())
+
+
+def tied(net, x):
+    return F.linear(net.body(net.words(x).sigmoid()), net.words.weight)
+
+
+def with_class_token(net, x):
+    x = torch.cat([net.token.expand(len(x), -1, -1), net.stem(x)], 1)
+    return net.head((x + net.inner(x))[:, 0])
+
+
+def in_uneven_pieces(net, x):
+    """Cut into pieces; one is padded to the length of the other, and both are averaged."""
+    one, two = net.body(x).split([4, 2], -1)
+    return net.head(torch.stack([one.tanh(), F.pad(two, (0, 2))], 1).mean(1))
+
+
+def called_once(network: nn.Module) -> nn.Module:
+    network(rows(2))
+    return network
+
+
+def perceptron(first: nn.Module) -> nn.Module:
+    return chain(first, nn.ReLU(), nn.Linear(6, 2))
 
 
 def masked(net, x):
@@ -378,5 +403,28 @@ ZOO = {
                       head=nn.Linear(6, 2)),
         rows, whole="the network runs, but torch.export cannot follow it",
     ),
+    "tied embedding": Animal(
+        lambda: Wired(tied, words=nn.Embedding(11, 6), body=nn.Linear(6, 6)), words,
+        {"words": "lemon"},
+    ),
+    "class token": Animal(
+        lambda: Wired(with_class_token, token=torch.rand(1, 1, 6), stem=nn.Linear(3, 6), inner=nn.Linear(6, 6),
+                      head=nn.Linear(6, 2)),
+        sentences, {"stem": "lemon"},
+    ),
+    "uneven pieces, padded": Animal(
+        lambda: Wired(in_uneven_pieces, body=nn.Linear(3, 6), head=nn.Linear(4, 2)), rows, {},
+        {"body[0]": "it has the size of the data", "body[1]": "it is padded"},
+    ),
+    "three-dimensional convolution": Animal(
+        lambda: chain(nn.Conv3d(2, 4, 2), nn.Softplus(), nn.Conv3d(4, 2, 1)),
+        lambda count: torch.randn(count, 2, 3, 3, 3), {"0": "orthogonal"},
+    ),
+    "compiled": Animal(
+        lambda: torch.compile(perceptron(nn.Linear(3, 6)), backend="eager"), rows, {"_orig_mod.0": "lemon"},
+    ),
+    "data parallel": Animal(lambda: nn.DataParallel(perceptron(nn.Linear(3, 6))), rows, {"module.0": "zero_outgoing"}),
+    "lazy": Animal(lambda: perceptron(nn.LazyLinear(6)), rows, whole="0.weight, 0.bias: no shape yet"),
+    "lazy, called once": Animal(lambda: called_once(perceptron(nn.LazyLinear(6))), rows, {"0": "lemon"}),
     "averages kept for later": Animal(Averages, rows, {}, {"body": "average may have its 6 units too"}),
 }  # fmt: skip

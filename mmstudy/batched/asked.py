@@ -124,7 +124,7 @@ def placed(network: nn.Module, tensors: Mapping[str, Tensor], measured: bool = T
             yield list(own.values())
 
 
-def sloping(ensemble: Ensemble, networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn) -> None:
+def check_gradients(ensemble: Ensemble, networks: Sequence[nn.Module], batch: Batch, loss_fn: LossFn) -> None:
     """Refuse networks whose measured gradient is not the one that plain calls give.
 
     They are compared on a few examples at a random place nearby. A gradient that there is not, or that is no number, is
@@ -142,7 +142,7 @@ def sloping(ensemble: Ensemble, networks: Sequence[nn.Module], batch: Batch, los
         there = replace(ensemble, parameters=places.moved(ensemble.parameters, seed=2))
         points = vectors(there)
         try:
-            plain = [_slope(network, there.parameters, k, few, loss_fn) for k, network in enumerate(networks)]
+            plain = [_gradient(network, there.parameters, k, few, loss_fn) for k, network in enumerate(networks)]
         except RuntimeError:
             return
         twice = points.unsqueeze(1).expand(-1, 2, -1)  # as networks of a batch, where they can be one
@@ -163,7 +163,7 @@ def sloping(ensemble: Ensemble, networks: Sequence[nn.Module], batch: Batch, los
             )
 
 
-def _slope(network: nn.Module, tensors: Mapping[str, Tensor], k: int, batch: Batch, loss_fn: LossFn) -> Tensor:
+def _gradient(network: nn.Module, tensors: Mapping[str, Tensor], k: int, batch: Batch, loss_fn: LossFn) -> Tensor:
     """The gradient of a plain call of the k-th network, where these are the parameters of all."""
     with torch.enable_grad(), placed(network, {name: tensor[k] for name, tensor in tensors.items()}) as own:
         return torch.cat(

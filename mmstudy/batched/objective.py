@@ -190,7 +190,7 @@ def of_networks(
             with measuring(network, normalization):
                 here = at(ensemble, points, owner)
                 mean = engine.mapped(network, loss_fn, here.parameters, here.buffers, part, shared=True).double()
-            return _sloping(mean if len(parts) == 1 else share * mean, points)
+            return _differentiable(mean if len(parts) == 1 else share * mean, points)
 
         return loss
 
@@ -200,7 +200,8 @@ def of_networks(
     def noisy(points: Tensor, owner: Tensor, draw: Tensor) -> Tensor:
         with measuring(network, "recomputed", training=True):
             here, some = at(ensemble, points, owner), take(training, draw)
-            return _sloping(engine.mapped(network, loss_fn, here.parameters, here.buffers, some, shared=False), points)
+            losses = engine.mapped(network, loss_fn, here.parameters, here.buffers, some, shared=False)
+            return _differentiable(losses, points)
 
     @cache
     def noisy_most() -> int:
@@ -214,7 +215,7 @@ def of_networks(
     return Objective(tuple(map(term, parts)), noisy, draws, *costs, normalization, network, parents)
 
 
-def _sloping(losses: Tensor, points: Tensor) -> Tensor:
+def _differentiable(losses: Tensor, points: Tensor) -> Tensor:
     """The losses, once it is known that they have the gradient that is asked for."""
     if points.requires_grad and not losses.requires_grad:
         raise ValueError(

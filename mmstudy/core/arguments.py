@@ -207,7 +207,7 @@ def function(given: Any, name: str = "loss_fn", wanted: str = LOSS) -> Any:
     return given
 
 
-def slope(loss: Any) -> Tensor:
+def differentiable(loss: Any) -> Tensor:
     """A loss that the parameters can learn from: one finite real number with a gradient.
 
     Raises:

@@ -44,6 +44,34 @@ def full() -> Iterator[None]:
         _set(before)
 
 
+@contextmanager
+def without_autocast() -> Iterator[list[str]]:
+    """What runs under autocast, a network's own regions too, computes in the numbers of its tensors for a while.
+
+    One thread at a time may do so.
+
+    Yields:
+        The devices of what would have run under autocast, one for each time.
+    """
+    met: list[str] = []
+    switch = torch.set_autocast_enabled
+    outside = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+
+    def leave_off(device: str, enabled: bool) -> None:
+        met.extend([device] * enabled)
+        switch(device, False)
+
+    try:
+        torch.set_autocast_enabled = leave_off  # type: ignore[assignment]  # `torch.autocast` calls it so
+        for device in outside:
+            leave_off(device, True)
+        yield met
+    finally:
+        torch.set_autocast_enabled = switch
+        for device in outside:
+            switch(device, True)
+
+
 def _set(precisions: Sequence[str]) -> None:
     for each, precision in zip(_SETTINGS, precisions, strict=True):
         each.fp32_precision = precision

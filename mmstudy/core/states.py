@@ -1,9 +1,10 @@
 """Calls that leave no trace: not in a network's tensors, nor in what its modules keep, nor in the random numbers."""
 
 import random
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,12 @@ def seeded(network: nn.Module, seed: int | None = None) -> Iterator[None]:
         np.random.set_state(numbers)  # noqa: NPY002
         for device, state in there.items():
             torch.cuda.set_rng_state(state, device)
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Compiled modules run as they were written, so that hooks inside them run too; without any, nothing is done."""
+    known = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if known else nullcontext()
 
 
 @contextmanager

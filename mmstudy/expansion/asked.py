@@ -31,6 +31,8 @@ def couplings(
 ) -> dict[str, Coupling]:
     """Where a network can get wider, by name: the groups of hidden units that must grow together.
 
+    It warns where there is no such place; why, `coverage` says.
+
     Args:
         batch: a tensor is what the network is called with, and without a loss of one's own a mapping gives arguments by
             name; of any other batch `loss_fn` calls the network.
@@ -45,7 +47,10 @@ def couplings(
         NotImplementedError: torch.export cannot follow it.
     """
     network, _, call = fit(network, batch, loss_fn, output)
-    return traced.couplings(network, call)
+    found = traced.couplings(network, call)
+    if not found:  # the level: of the caller, behind the decorator
+        warnings.warn("no layer of this network can get wider; mm.coverage(network, batch) says why", stacklevel=3)
+    return found
 
 
 @alone
@@ -103,9 +108,9 @@ def candidate_pool(
     if covered is not None and not isinstance(covered, Coverage):
         raise TypeError(f"covered must be what mm.coverage(network, batch) returns; got {arguments.described(covered)}")
     network, _, call = fit(network, batch, loss_fn, output)
-    if covered is not None and covered.growing:
-        everything = ["&".join(covered.growing)] if len(covered.growing) > 1 else []
-        options = {"locations": [*covered.growing, *everything]} | options
+    if covered is not None and (covered.growing or covered.joint):
+        at_once = ["&".join(some) for some in (covered.growing, covered.joint) if len(some) > 1]
+        options = {"locations": [*covered.growing, *at_once]} | options
     pool = pools.candidate_pool(network, call, **options)
     if covered is not None:
         pool = {label: candidate for label, candidate in pool.items() if covered.allows(candidate)}

@@ -4,9 +4,8 @@ A place is a member of a `ModuleList`, `Sequential` or `ModuleDict`, e.g. "block
 """
 
 import copy
-import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from itertools import count, islice
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmstudy.core.networks import evaluating
-from mmstudy.core.states import restored, seeded
+from mmstudy.core.states import restored, seeded, uncompiled
 from mmstudy.expansion.differences import change
 from mmstudy.expansion.silencing import learning, silencers, unread
 from mmstudy.tracing.calls import Call
@@ -55,12 +54,6 @@ def insert(members: List, index: int, some: Sequence[nn.Module]) -> None:
     members._modules.update(zip(names, modules, strict=True))
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Compiled modules run as they were written, so that hooks inside them run too; without any, nothing is done."""
-    known = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if known else nullcontext()
-
-
 def run(
     network: nn.Module,
     call: Call,
@@ -75,7 +68,7 @@ def run(
     """
     own = {inner for module in fitted for inner in module.modules()}
     try:
-        with evaluating(network), torch.no_grad(), restored(network, own), seeded(network, training), _uncompiled():
+        with evaluating(network), torch.no_grad(), restored(network, own), seeded(network, training), uncompiled():
             network.train(training is not None)
             return call.mapped(Tensor.clone).directly(network)
     finally:
@@ -151,7 +144,7 @@ def _data(value: Any) -> Any:
 
 def learns(module: nn.Module, names: Sequence[str], call: Call) -> bool:
     """Whether, while these tensors of a module are zero, a gradient arrives at one of them."""
-    with _uncompiled():
+    with uncompiled():
         return learning(module, names, call, partial(_through, call)) > 0
 
 
@@ -201,7 +194,7 @@ def alone(network: nn.Module, path: str, call: Call, stays: Callable[[str], bool
         traced, found = Trace(), silent(free)
         if not found:
             raise
-    with _uncompiled():
+    with uncompiled():
         left = unread(module, heard)
     traced.unread = {f"{path}.{name}": tuple(module.get_parameter(name).shape) for name in left}
     if found:
@@ -252,7 +245,7 @@ def following(network: nn.Module, previous: Mapping[nn.Module, nn.Module], call:
     hooks = [module.register_forward_hook(start, with_kwargs=True) for module in set(previous.values())]
     hooks += [module.register_forward_pre_hook(end, with_kwargs=True) for module in previous]
     try:
-        with evaluating(network), torch.enable_grad(), _uncompiled():
+        with evaluating(network), torch.enable_grad(), uncompiled():
             call.of(network)
     except Exception:  # whatever a network does with other numbers
         pass

@@ -8,7 +8,7 @@ from inspect import isfunction
 
 from torch import nn
 
-from mmstudy.core import arguments
+from mmstudy.core import arguments, precision
 from mmstudy.core.memory import one_storage
 from mmstudy.expansion.exactness import Grown, Reference
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, UP_TO_NOISE
@@ -54,6 +54,12 @@ def check(
             exact(candidate, wrong, "" if first else f", {where}")
         elif not first:
             _runs(candidate, new, reference, where)
+    if promised and (plain := references[0].without_autocast):
+        with precision.without_autocast():
+            own = Grown(new, references[0].network, origin, coarsest=plain.traced.coarsest if coarsest else 0.0)
+            exact(candidate, own.broken(plain), ", without its autocast")
+    if promised and OPERATORS[candidate.operator].widens and (said := grown.unseen(references)):
+        raise ValueError(f"{candidate} is not known to be exact here: {said}")
     reference = references[0].in_training
     if not elsewhere or not reference.runs:
         return

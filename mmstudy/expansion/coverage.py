@@ -21,6 +21,7 @@ from mmstudy.tracing.couplings import Coupling, fixed_groups, of_trace
 from mmstudy.tracing.graph import CONSUMED, UNKNOWN, Trace
 from mmstudy.tracing.trace import OUTPUT
 
+DOES_NOT_RUN = "does not run with the predicted shapes"
 FACTOR = 2  # units are doubled to see which operators are exact
 WIDTH = 110  # characters of a line in a terminal
 HELP = {  # part of a reason → what would help
@@ -30,7 +31,7 @@ HELP = {  # part of a reason → what would help
     "never read": "a batch on which the network reads it in evaluation mode, or the network without it",
     "no operation of this call reads it": "a batch on which the network reads it in evaluation mode",
     "made with a size that is written in numbers": "a size computed from a tensor, e.g. torch.zeros_like(x)",
-    "does not run with the predicted shapes": "sizes computed from tensors, or growing what shares a size together",
+    DOES_NOT_RUN: "sizes computed from tensors, or growing what shares a size together",
     "its weights are no parameter": "the computed weights as a parameter of their own (merge, remove parametrizations)",
     "both are made by": "queries and keys that layers of their own make",
     "no rule says what it does": "mm.register_rule(operation, rule) for what reads this tensor",
@@ -53,6 +54,8 @@ class Row:
     exact: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)  # operator (or "all") → reason
     places: tuple[str, ...] = ()  # a list of layers or blocks: its members
+    beside: tuple[str, ...] = ()  # groups with which it grows at once, as one size serves them all
+    jointly: tuple[str, ...] = ()  # operators that are exact then
 
     @property
     def grows(self) -> bool:
@@ -67,6 +70,8 @@ class Row:
     @property
     def help(self) -> str:
         """What would help against that."""
+        if self.jointly:
+            return f"growing at once with {_grouped(self.beside)}, exact by {', '.join(self.jointly)}"
         return next((way for part, way in HELP.items() if part in self.reason), "")
 
 
@@ -85,6 +90,11 @@ class Coverage:
         """The groups that can get wider by an exact operator."""
         return tuple(row.location for row in self.rows if row.units and row.grows)
 
+    @property
+    def joint(self) -> tuple[str, ...]:
+        """The groups that grow only at once, as one size serves them all."""
+        return tuple(row.location for row in self.rows if row.jointly)
+
     def allows(self, candidate: Candidate) -> bool:
         """Whether nothing speaks against a candidate: each place grows, and in that way if it promises to be exact."""
         way = candidate.operator
@@ -92,8 +102,9 @@ class Coverage:
         fit = [row for row in self.rows if bool(row.units) == widens]  # a layer may be in a list, and have units
         rows = {place: row for row in fit for place in row.places or (row.location,)}
         found = [rows[place] for place in candidate.locations if place in rows]
+        at_once = {*candidate.locations} == {*self.joint}
         here = len(found) == len(candidate.locations) and all(
-            row.grows and (way in row.exact or not exactly) for row in found
+            way in ways if exactly else ways for row in found for ways in [row.jointly if at_once else row.exact]
         )
         return here and (candidate.then is None or self.allows(candidate.then))
 
@@ -162,11 +173,27 @@ def of_network(
         each = group.parameters(group.size + 1) - group.parameters(group.size)
         works = tuple(way for way in exact if way not in refused)
         rows.append(Row(name, group.size, tensors, _together(group), each, works, refused))
+    rows = _jointly(rows, references, batch, loss_fn, traced)
     sizes = {name: tensor.numel() for name, tensor in named_tensors(network).items()}
     for name, fixed in fixed_groups(traced).items():
         each = sum(sizes[tensor] for tensor in fixed.tensors if tensor in traced.parameters) // fixed.size
         rows.append(Row(name, fixed.size, fixed.tensors, _short(fixed.tensors), each, (), {"all": fixed.why}))
     return Coverage((*rows, *_lists(references, batch, loss_fn, traced)))
+
+
+def _jointly(
+    rows: Sequence[Row], references: Sequence[Reference], batch: Batch | Call, loss_fn: LossFn, traced: Trace
+) -> list[Row]:
+    """The rows; those of groups that did not run alone say which operators are exact if all of them grow at once."""
+    alone = {row.location: FACTOR * row.units for row in rows if DOES_NOT_RUN in row.reason}
+    exact = [name for name in named(widens=True) if OPERATORS[name].preserves == EXACTLY]
+    if len(alone) < 2:
+        return list(rows)
+    candidates = {way: Candidate(way, tuple(alone), tuple(alone.values())) for way in exact}
+    refused = _refused(candidates, references, batch, loss_fn, traced)
+    works = tuple(way for way in exact if way not in refused)
+    others = {name: tuple(other for other in alone if other != name) for name in alone if works}
+    return [replace(row, beside=others.get(row.location, ()), jointly=works * (row.location in others)) for row in rows]
 
 
 def _refused(
@@ -178,13 +205,13 @@ def _refused(
 ) -> dict[str, str]:
     """Those of the candidates that cannot be built, or are not exact, with the reasons."""
     found, elsewhere = {}, True
-    for name, candidate in candidates.items():
+    for i, (name, candidate) in enumerate(candidates.items()):
         try:
             candidate.tried(references, batch, loss_fn, traced, elsewhere)
             elsewhere = not references[0].roughly
         except (ValueError, NotImplementedError) as error:
             found[name] = str(error)
-            if "cannot grow" in found[name]:  # whatever the operator
+            if "cannot grow" in found[name] and len(found) > i:  # whatever the operator, since none has done it
                 return dict.fromkeys(candidates, found[name])
     return found
 
@@ -225,16 +252,16 @@ def _together(group: Coupling) -> str:
 
 
 def _short(tensors: Iterable[str]) -> str:
-    """The modules of tensors, those of one name but for numbers taken together: "blocks.*.up (12)"."""
-    modules = dict.fromkeys(tensor.rpartition(".")[0] or tensor for tensor in tensors)
+    """The modules of tensors; see `_grouped`."""
+    return _grouped(tensor.rpartition(".")[0] or tensor for tensor in tensors)
+
+
+def _grouped(names: Iterable[str]) -> str:
+    """Names, those that are the same but for numbers taken together: "blocks.*.up (12)"."""
     alike: dict[str, list[str]] = {}
-    for module in modules:
-        alike.setdefault(starred(module), []).append(module)
-    return ", ".join(name if len(some) > 1 else some[0] for name, some in _counted(alike))
-
-
-def _counted(alike: Mapping[str, Sequence[str]]) -> list[tuple[str, Sequence[str]]]:
-    return [(f"{name} ({len(some)})", some) for name, some in alike.items()]
+    for name in dict.fromkeys(names):
+        alike.setdefault(starred(name), []).append(name)
+    return ", ".join(f"{name} ({len(some)})" if len(some) > 1 else some[0] for name, some in alike.items())
 
 
 def _text(row: Row) -> str:

@@ -5,7 +5,7 @@ left is the rounding of the new numbers themselves, which is measured where it m
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from mmstudy.core import precision
 from mmstudy.core.networks import evaluating, named_tensors
-from mmstudy.core.states import restored, seeded
+from mmstudy.core.states import restored, seeded, uncompiled
 from mmstudy.expansion.differences import Seen, changes
 from mmstudy.expansion.doubled import Outside, doubled, rounded, watchable
+from mmstudy.expansion.dropout import WithoutDropout
+from mmstudy.expansion.unseen import Run, unseen
 from mmstudy.tracing.calls import Call, resized
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
@@ -38,7 +40,7 @@ class Reference:
     """A network and a call of it; what it puts out is computed once, however many others are held against it.
 
     Args:
-        training: it is called in training mode, which changes none of its statistics.
+        training: it is called in training mode, but for dropout, and none of its statistics change.
         like: a reference of the same network, whose copy is taken, if it is as rough.
         roughly: others are held against it in their own types of numbers: faster, and blind to what they round.
     """
@@ -68,6 +70,16 @@ class Reference:
         """
         made = (Reference(self.network, call, like=self, roughly=self._rough) for call in resized(self.call))
         return [other for other in made if other.runs and not any(t.isnan().any() for t in tensors(other.plain))]
+
+    @cached_property
+    def without_autocast(self) -> "Reference | None":
+        """The same call without autocast; None where nothing runs under it, or the network needs it."""
+        with precision.without_autocast() as met:
+            plain = Reference(self.network, self.call, self.training, roughly=self.roughly)
+            if not plain.runs or not met:
+                return None
+            _ = plain.seen  # which is remembered
+        return plain
 
     @property
     def _rough(self) -> bool:
@@ -217,6 +229,24 @@ class Grown:
                 pass
         return _said(reference.seen if reference.double is None else Seen(reference.plain), in_own, eps, self.eps)
 
+    def unseen(self, references: Sequence[Reference]) -> str | None:
+        """What is to be said of numbers that changed, and whose effect none of the references shows; see `unseen`."""
+
+        def run_of(reference: Reference, double: bool) -> Run:
+            def run(network: nn.Module, instead: Mapping[str, Tensor]) -> Any:
+                with _as_asked(network, reference.training):
+                    call = reference.call.mapped(_double) if double else reference.call
+                    return call.under(network, instead) if instead else call.of(network)
+
+            return run
+
+        if all(reference.double is not None for reference in references):
+            try:
+                return unseen([(each._copy, self._doubled, run_of(each, True)) for each in references])
+            except Exception:  # as above
+                pass
+        return unseen([(each.network, self.network, run_of(each, False)) for each in references])
+
     @cached_property
     def _doubled(self) -> nn.Module:
         return doubled(self.network, self.replaced)
@@ -252,9 +282,10 @@ def _eps(network: nn.Module) -> float:
 
 @contextmanager
 def _as_asked(network: nn.Module, training: bool, seed: int = 0) -> Iterator[None]:
-    with evaluating(network), torch.no_grad(), precision.full(), seeded(network, seed):
+    with evaluating(network), torch.no_grad(), precision.full(), seeded(network, seed), uncompiled():
         network.train(training)
-        yield
+        with WithoutDropout() if training else nullcontext():
+            yield
 
 
 def _outputs(network: nn.Module, call: Call, training: bool = False) -> Any:

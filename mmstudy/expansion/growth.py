@@ -72,7 +72,8 @@ class Growth:
         _ = self.examples  # there is something to learn from
         buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}  # a call may write into them
         with evaluating(network), restored(network):
-            return arguments.slope(engine.loss_of(network, self.loss_fn)(parameters or {}, buffers, self.batch))
+            loss = engine.loss_of(network, self.loss_fn)(parameters or {}, buffers, self.batch)
+            return arguments.differentiable(loss)
 
 
 def gradients(loss: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -79,6 +79,7 @@ def insert(
     running.in_turn(new, inserted, call)
     if way.silent:
         running.silent(new, inserted, call)
+        running.given_alike(network, new, lists, call)
     origin = {name: source[parameter] for name, parameter in new.named_parameters()}
     own = frozenset(name for name, parameter in new.named_parameters() if parameter not in old)
     return Inserted(new, origin, own, (*changed, *fitted), configuration)

@@ -218,9 +218,12 @@ def _units(network: nn.Module, call: Call, batch: Any, loss_fn: LossFn) -> tuple
     twin = copy.deepcopy(network).requires_grad_()
     with evaluating(twin), torch.random.fork_rng(devices=[]):
         lossless = isinstance(batch, Tensor | Call) or by_name(batch, loss_fn)
-        loss = arguments.slope(_sum(copy.deepcopy(call).directly(twin)) if lossless else loss_fn(twin, batch))
+        loss = arguments.differentiable(_sum(copy.deepcopy(call).directly(twin)) if lossless else loss_fn(twin, batch))
     own = dict(twin.named_parameters())
-    gradients = dict(zip(own, growth.gradients(loss, list(own.values())), strict=True))
+    try:
+        gradients = dict(zip(own, growth.gradients(loss, list(own.values())), strict=True))
+    except RuntimeError as error:  # what is computed in place may be needed for them
+        return (f"not known: {arguments.first_line(error)}",) * 2
     still = {name: int((_parts(group, gradients) == 0).all(1).sum()) for name, group in groups.items()}
     return still, {name: _twins(group, own, gradients) for name, group in groups.items()}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mmstudy.expansion import blocks, configurations, counts
+from mmstudy.expansion import blocks, configurations, counts, lineage
 from mmstudy.expansion.counts import Longer
 from mmstudy.expansion.deeper import Block, Way
 from mmstudy.expansion.differences import change
@@ -140,6 +140,32 @@ def in_turn(network: nn.Module, inserted: Made, call: Call) -> None:
                 f"{place}, a copy of {block.path}, is inserted, but does not work on what {paths[previous]} puts out: "
                 "the members of that list are not called one after another, each on what the one before puts out"
             )
+
+
+def given_alike(
+    network: nn.Module, new: nn.Module, lists: Mapping[str, Sequence[nn.Module | None]], call: Call
+) -> None:
+    """See that what stood in lists before is still given the same masks and positions, whatever the batch.
+
+    Args:
+        lists: the path of each list that got longer → the members that it had, as they are in the new network.
+
+    Raises:
+        ValueError: a member is given others: it stands elsewhere now, and its place decides.
+    """
+    known: dict[tuple, int] = {}
+    old, now = dict[str, nn.Module](), dict[str, nn.Module]()
+    for path, members in lists.items():
+        for (name, before_it), member in zip(network.get_submodule(path)._modules.items(), members, strict=True):
+            if before_it is not None and member is not None:
+                old[f"{path}.{name}".lstrip(".")], now[f"{path}.{name}".lstrip(".")] = before_it, member
+    before, after = (lineage.given(net, some, call, known) for net, some in ((network, old), (new, now)))
+    if moved := lineage.moved(before, after):
+        raise ValueError(
+            f"{', '.join(moved)}: given other masks or positions than before, because its place in the list decides "
+            "which. They are equal on this batch, and need not be on another. Insert as many blocks as leave each of "
+            "the old ones what it was given"
+        )
 
 
 def silent(network: nn.Module, inserted: Made, call: Call) -> None:

@@ -200,7 +200,7 @@ def _prepared(
         some, plain = [networks[i] for i in places], [losses[i] for i in places]
         ensemble = asked.measurable(some, batch, loss_fn, plain)
         if gradients:
-            asked.sloping(ensemble, some, batch, loss_fn)
+            asked.check_gradients(ensemble, some, batch, loss_fn)
         with asked.untouched(some):
             objective, points = of_networks(ensemble, batch, loss_fn, minibatch=few), vectors(ensemble)
             _resolved(objective, points, height)

@@ -133,7 +133,7 @@ def stepped(network: nn.Module, batch: Batch, training: Training, steps: int) ->
         with arguments.explained(batch):
             loss = training.loss_fn(copied.network.train(), batch)
         if bool(loss.isfinite()):  # a training that diverges is one
-            arguments.slope(loss).backward()
+            arguments.differentiable(loss).backward()
             wanted = (
                 "Give one whose step() needs gradients alone, such as torch.optim.AdamW, or a loop of your own, train="
             )

@@ -33,6 +33,8 @@ def default(network: nn.Module, batch: Batch, loss_fn: LossFn, covered: Coverage
     alike: dict[str, list[str]] = {}
     for name in covered.growing:
         alike.setdefault(name if len(covered.growing) <= FEW else starred(name), []).append(name)
+    if covered.joint:
+        alike["&".join(dict.fromkeys(map(starred, covered.joint)))] = list(covered.joint)
     where = ["&".join(names) for names in alike.values()]
     if 1 < len(covered.growing) <= FEW:
         where.append("&".join(covered.growing))

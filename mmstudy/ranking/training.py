@@ -159,7 +159,7 @@ def _step(run: Run, training: Training, batches: Sequence[Batch]) -> float:
             loss = training.loss_fn(run.network, batch)
         if not bool(loss.isfinite()):
             return math.nan
-        (arguments.slope(loss) / len(batches)).backward()
+        (arguments.differentiable(loss) / len(batches)).backward()
         total += loss.item() / len(batches)
     if training.clip is not None:
         nn.utils.clip_grad_norm_(run.network.parameters(), training.clip)

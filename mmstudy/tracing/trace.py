@@ -6,8 +6,9 @@ known to work element by element keeps axes apart; any other fixes what it touch
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ from mmstudy.core.networks import evaluating
 from mmstudy.tracing.axes import Axis, fix
 from mmstudy.tracing.calls import called, unnoticed
 from mmstudy.tracing.exporting import PREFIX, exported
-from mmstudy.tracing.graph import SIZE, UNKNOWN, Normalization, Result, Rules, Trace, Value, data
+from mmstudy.tracing.graph import SIZE, UNKNOWN, Normalization, Result, Rules, Trace, Value, alike, data
 from mmstudy.tracing.rules import contractions, layers, norms, pieces, views
 from mmstudy.tracing.settling import settle
 
+DISTINCT = 2  # numbers in a buffer, so that another one does not have them by chance
 RULES = Rules({**layers.RULES, **contractions.RULES, **pieces.RULES, **views.RULES})
 
 
@@ -112,10 +114,31 @@ def trace(network: nn.Module, batch: Any) -> Trace:
             result.seen.setdefault(alias.rpartition(".")[0], []).extend(axes)
     outputs = _walk(result, program.graph_module, given)
     fix(*(axis for value in _values(outputs) for axis in value.axes), why=OUTPUT)
+    named = dict(network.named_buffers())
+    for name in [name for name in result.tensors if name in named and name not in read]:
+        if original := _copied(name, named, read):
+            alike(result.tensors[name], result.tensors[original])
+            result.notes += [replace(note, tensor=name) for note in result.notes if note.tensor == original]
+            read.add(name)
     settle(result)
     own = (*network.named_parameters(), *network.named_buffers())
     result.unread = {name: tuple(t.shape) for name, t in own if t.is_floating_point() and name not in read}
     return result
+
+
+def _copied(name: str, buffers: Mapping[str, Tensor], read: Collection[str]) -> str:
+    """A buffer that is read and holds the same numbers as one that is not, which is kept beside it; empty: none does.
+
+    Of numbers that are not all alike: zeros and ones are the same by chance.
+    """
+    own = buffers[name]
+    if not own.is_floating_point() or own.is_meta or len(own.unique()) < DISTINCT:
+        return ""
+    return next((other for other, tensor in buffers.items() if other in read and _same(own, tensor)), "")
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
 
 
 OUTPUT = "it is an axis of the network's output"

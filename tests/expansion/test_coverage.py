@@ -112,6 +112,27 @@ def test_a_layer_in_a_list_may_get_wider_and_be_followed_by_another():
     assert {"net2net hidden.0 ×2", "deeper_identity hidden.0 +1"} <= pool.keys()
 
 
+def test_groups_that_one_size_serves_grow_at_once_and_are_in_the_pool_so():
+    def forward(net, x):
+        one, two = (layer(x).view(-1, net.width).relu() for layer in (net.one, net.two))
+        return net.head(net.same(net.stem(one)).relu() + net.other(two))
+
+    torch.manual_seed(0)
+    parts = {"one": (3, 6), "two": (3, 6), "stem": (6, 5), "same": (5, 4), "other": (6, 4), "head": (4, 2)}
+    network = Wired(forward, width=6, **{name: nn.Linear(*sizes) for name, sizes in parts.items()})
+    inputs = torch.randn(7, 3)
+    found = mm.coverage(network, inputs)
+    assert found.joint == ("one", "two") and not {"one", "two"} & {*found.growing}
+    assert "lemon" in found["one"].jointly and found["one"].jointly == found["two"].jointly
+    assert "growing at once with two, exact by" in " ".join(str(found).split())
+    pool = mm.candidate_pool(network, inputs, covered=found, factors=[2], wider=["lemon", "random"], matched=())
+    assert {"lemon one&two ×2", "random one&two ×2", "lemon stem ×2"} <= pool.keys()
+    assert not {"lemon one ×2", "random two ×2"} & pool.keys()
+    grown = pool["lemon one&two ×2"].grow(network, inputs)
+    assert change(network, grown.network, inputs) < 1e-6
+    assert grown.changed == ("width: 6 → 12",)
+
+
 def test_a_row_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"unknown location 'hiden\.0'; did you mean 'hidden\.0'"):
         mm.coverage(mlp(), batch())["hiden.0"]

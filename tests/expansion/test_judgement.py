@@ -132,3 +132,38 @@ def test_a_network_is_the_same_as_itself_and_not_as_another():
     reference = Reference(network, call)
     assert Grown(network, network, names).broken(reference) is None
     assert "of how much they vary" in Grown(mlp(seed=1), network, names).broken(reference)
+
+
+class _Autocast(nn.Module):
+    """A float32 network with a layer that computes in bfloat16; `wrong`: a number follows the width beside it."""
+
+    def __init__(self, wrong: float, needed: bool = False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.same, self.down = nn.Linear(3, 64), nn.Linear(64, 64), nn.Linear(64, 2)
+        self.wrong, self.needed = wrong, needed
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            h = self.same(self.up(x))
+        if self.needed and h.dtype != torch.bfloat16:
+            raise TypeError("not without autocast")
+        return self.down(h.float().relu() * (1 + self.wrong * h.shape[-1]))
+
+
+def test_what_autocast_rounds_hides_no_change():
+    for operator, size in (("lemon", 128), ("zero_outgoing", 96)):
+        with pytest.raises(ValueError, match=f"{operator} same→{size} is not exact here, without its autocast"):
+            mm.expand(_Autocast(1e-4), INPUTS, operator, {"same": size})
+        new = mm.expand(old := _Autocast(0.0), INPUTS, operator, {"same": size})
+        assert change(old(INPUTS), new(INPUTS)) < torch.finfo(torch.bfloat16).eps
+        mm.expand(_Autocast(0.0, needed=True), INPUTS, operator, {"same": size})  # as far as its own numbers tell
+
+
+def test_autocast_around_an_expansion_stays_on():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(ValueError, match="without its autocast"):
+            mm.expand(_Autocast(1e-4), INPUTS, "lemon", {"same": 128})
+        assert torch.is_autocast_enabled("cpu")
+        assert (INPUTS @ INPUTS.mT).dtype == torch.bfloat16
+    assert not torch.is_autocast_enabled("cpu")

@@ -194,3 +194,22 @@ def test_an_embedding_with_sparse_gradients_has_a_receipt_and_learns():
     for operator in ("lemon", "firefly"):
         new = mm.expand(old, (words, targets), operator, {"0": 9})
         assert not mm.receipt(old, new, (words, targets)).wrong
+
+
+def test_a_network_that_has_no_gradients_as_it_computes_in_place_has_a_receipt():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.same, self.head = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.stem(x)
+            x += self.same(x)  # which needs x as it was
+            return self.head(x)
+
+    old, inputs = InPlace(), torch.randn(5, 3)
+    found = receipt(old, mm.expand(old, inputs, "lemon", {"stem": 12}), inputs)
+    assert not found.wrong
+    assert rows(found)["units that get no gradient"][1].startswith(
+        "not known: one of the variables needed for gradient"
+    )

@@ -6,10 +6,13 @@ import pytest
 import torch
 from cases import Wired, batch
 from torch import nn
+from torch.nn import functional as F
 
 import mmstudy as mm
 from mmstudy.core.networks import MLP
+from mmstudy.expansion.exactness import Reference
 from mmstudy.expansion.receipt import receipt
+from mmstudy.tracing.calls import Call
 
 INPUTS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).double()
 
@@ -56,8 +59,45 @@ def test_a_network_that_does_not_train_need_not_run_then():
     assert found.differences[("float64", "training")] == "does not run: for evaluation alone"
 
 
-def test_with_dropout_it_must_run_in_training_and_is_not_compared():
-    old = network(lambda net, h: net.drop(h), drop=nn.Dropout(0.5))
+DROPOUTS = {
+    "module": lambda net, h: nn.Dropout(0.5)(h) if net.training else h,
+    "function": lambda net, h: F.dropout(h, 0.5, net.training),
+    "by name": lambda net, h: F.dropout(input=h, p=0.5, training=net.training),
+    "in place": lambda net, h: F.dropout(h * 1, 0.5, net.training, inplace=True),
+    "of torch": lambda net, h: torch.dropout(h, 0.5, net.training),
+    "whole features": lambda net, h: F.dropout1d(h, 0.5, net.training),
+    "alpha": lambda net, h: F.alpha_dropout(h, 0.5, net.training),
+}
+
+
+@pytest.mark.parametrize("dropout", DROPOUTS.values(), ids=DROPOUTS)
+def test_in_training_it_is_compared_as_if_there_were_no_dropout(dropout):
+    old, before = network(dropout), torch.get_rng_state()
+    assert len(mm.expand(old, INPUTS, "lemon", {"a": 16}).a.bias) == 16
+    assert torch.equal(before, torch.get_rng_state())
+    wrong = network(lambda net, h: dropout(net, h) * (1 + 1 / h.shape[-1] if net.training else 1))
+    with pytest.raises(ValueError, match=r"lemon a→16 is not exact here, in training mode: the outputs change by"):
+        mm.expand(wrong, INPUTS, "lemon", {"a": 16})
+
+
+def test_dropout_inside_attention():
+    torch.manual_seed(0)
+
+    def forward(net, x):
+        x = net.stem(x)
+        x = x + net.attention(x, x, x, need_weights=False)[0]
+        x = x + F.scaled_dot_product_attention(x, x, x, None, 0.5 * net.training)
+        return net.head(x + F.scaled_dot_product_attention(x, x, x, dropout_p=0.5 * net.training))
+
+    parts = {"stem": nn.Linear(5, 8), "attention": nn.MultiheadAttention(8, 2, 0.5, batch_first=True)}
+    old = Wired(forward, **parts, head=nn.Linear(8, 3)).double()
+    reference = Reference(old, Call((INPUTS.view(2, 3, 5),))).in_training
+    assert not reference.draws
+    assert torch.equal(reference.plain, old.eval()(INPUTS.view(2, 3, 5)))
+
+
+def test_other_random_numbers_of_training_are_not_compared():
+    old = network(lambda net, h: h * (torch.rand(len(h), 1) < 0.5) * (1 + 1 / h.shape[-1]) if net.training else h)
     assert len(mm.expand(old, INPUTS, "lemon", {"a": 16}).a.bias) == 16
 
 

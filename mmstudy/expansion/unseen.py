@@ -1,0 +1,150 @@
+"""Numbers that change with the width of a network, and whose effect its batch does not show.
+
+A network may compute numbers from its widths, such as `x * h.shape[-1] ** -0.5`. Where the result is thrown away on
+the whole batch (a branch of `torch.where` that no example takes, an expert that the router does not choose), outputs
+stay the same however wrong such a number is, and nothing is known of batches on which it counts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.hooks import RemovableHandle
+
+from mmstudy.core.seeds import generator
+from mmstudy.core.states import uncompiled
+from mmstudy.tracing.trees import tensors
+
+Numbers = tuple[float, ...]
+Given = tuple[str, Numbers]  # an operation, in its module, and the numbers that it is given
+Change = tuple[int, str, Numbers, Numbers]  # the place of an operation in the list, its name, its numbers then and now
+Run = Callable[[nn.Module, Mapping[str, Tensor]], Any]  # calls a network with other tensors, by name, than its own
+KINDS = ("Tensor", "number", "float")  # of arguments that numbers compute with: others are places and sizes
+
+
+class _Numbers(TorchDispatchMode):
+    """Notes the operations that are given numbers beside their tensors; those of one may be others.
+
+    Args:
+        running: the paths of the modules that run, the innermost last.
+        instead: the number of the operation in the list, and what it is given instead.
+    """
+
+    def __init__(self, running: Sequence[str], instead: tuple[int, Numbers] = (-1, ())):
+        super().__init__()
+        self.found: list[Given] = []
+        self.running, self.instead = running, instead
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[override]
+        kwargs = kwargs or {}
+        asked = operation._schema.arguments
+        named = {argument.name: argument.type for argument in asked}
+        places = {i: value for i, value in enumerate(args) if _counts(value, asked[i].type)}
+        keys = {key: value for key, value in kwargs.items() if _counts(value, named[key])}
+        if operation is torch.ops.aten.lift_fresh.default and args[0].numel() == 1:  # torch.tensor(a number)
+            places[0] = args[0].item()
+        other = iter(self.noted(operation, *places.values(), *keys.values()))
+        args = [_like(value, next(other)) if i in places else value for i, value in enumerate(args)]
+        return operation(*args, **{key: next(other) if key in keys else value for key, value in kwargs.items()})
+
+    def noted(self, operation: Any, *numbers: float) -> Numbers:
+        """The numbers that an operation is to be given instead of these."""
+        if not numbers:
+            return ()
+        self.found.append((f"{operation} in {self.running[-1] or 'the network itself'}", numbers))
+        return self.instead[1] if len(self.found) - 1 == self.instead[0] else numbers
+
+
+class _Attention(TorchFunctionMode):
+    """Attention is one operation to `numbers`, whichever way torch computes it: that depends on the shapes."""
+
+    def __init__(self, numbers: _Numbers):
+        super().__init__()
+        self.numbers = numbers
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if function is not F.scaled_dot_product_attention:
+            return function(*args, **kwargs)
+        if kwargs.get("scale") is not None:
+            (kwargs["scale"],) = self.numbers.noted("attention", kwargs["scale"])
+        with _disable_current_modes():
+            return function(*args, **kwargs)
+
+
+def _counts(value: Any, kind: object) -> bool:
+    return type(value) in (int, float) and str(kind).removeprefix("Optional[").rstrip("]") in KINDS
+
+
+def _like(value: Any, number: float) -> Any:
+    return torch.full_like(value, number) if isinstance(value, Tensor) else number
+
+
+def unseen(runs: Sequence[tuple[nn.Module, nn.Module, Run]]) -> str | None:
+    """What is to be said of a number that became another one, if the outputs are the same with the old one.
+
+    Args:
+        runs: for each batch the network before it got wider, the new one, and how they are called.
+    """
+    changed = _changed(*runs[0])
+    if changed is None:
+        return "it computes with other operations than before, so that nobody knows what it does on other batches"
+    left = set(changed)
+    for old, new, run in runs if changed else ():
+        if _changed(old, new, run) == changed:  # else it takes another way, on which they are others
+            left = {each for each in left if _without_effect(new, run, each)}
+    if not left:
+        return None
+    _, operation, one, other = min(left)
+    now, then = (", ".join(f"{number:g}" for number in numbers) for numbers in (one, other))
+    return (
+        f"{now} became {then} in {operation}, and the outputs on this batch do not depend on it, so that they do not "
+        "tell whether that is right. Give a batch whose outputs do, by also=[...]"
+    )
+
+
+def _changed(old: nn.Module, new: nn.Module, run: Run) -> set[Change] | None:
+    """The numbers that are others in the new network; None if they are given to other operations."""
+    before, after = (_called(network, run)[1] for network in (old, new))
+    if [operation for operation, _ in before] != [operation for operation, _ in after]:
+        return None
+    pairs = enumerate(zip(before, after, strict=True))
+    return {(i, *one, numbers) for i, (one, (_, numbers)) in pairs if one[1] != numbers}
+
+
+def _called(
+    network: nn.Module, run: Run, opened: Mapping[str, Tensor] | None = None, instead: tuple[int, Numbers] = (-1, ())
+) -> tuple[Any, list[Given]]:
+    """What a network puts out with other tensors and numbers, and the operations that are given numbers."""
+    running, hooks = [""], list[RemovableHandle]()
+    for path, module in network.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda module, args, path=path: running.append(path)))
+        hooks.append(module.register_forward_hook(lambda module, args, output: running.__delitem__(-1)))
+    try:
+        with uncompiled(), _Numbers(running, instead) as numbers, _Attention(numbers):
+            return run(network, opened or {}), numbers.found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _in_place_of_zeros(network: nn.Module) -> dict[str, Tensor]:
+    """Random numbers for every parameter that is zero throughout."""
+    closed = [(name, p) for name, p in network.named_parameters() if p.is_floating_point() and not p.any()]
+    stream = generator("in place of zeros")
+    return {name: torch.randn(p.shape, generator=stream).to(p) for name, p in closed}
+
+
+def _without_effect(network: nn.Module, run: Run, change: Change) -> bool:
+    """Whether the outputs are the same to the last bit with the old numbers; zeros, which close a block, are opened."""
+    opened = _in_place_of_zeros(network)
+    try:
+        before, _ = _called(network, run, opened, (change[0], change[2]))
+    except Exception:  # a size after all
+        return False
+    after, _ = _called(network, run, opened)
+    return all(map(torch.equal, tensors(before), tensors(after)))
