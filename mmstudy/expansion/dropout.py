@@ -1,12 +1,14 @@
 """Training mode without the random numbers of dropout: two networks of other widths would draw others."""
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-ALONE = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+ALONE: set[Any] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 ALONE |= {torch.dropout, torch.dropout_, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout}
-WITHIN = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 10}  # → the place of `dropout_p`
+WITHIN: dict[Any, int] = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 10}  # → where `dropout_p` is
 
 
 class WithoutDropout(TorchFunctionMode):
