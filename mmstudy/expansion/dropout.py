@@ -8,7 +8,8 @@ from torch.overrides import TorchFunctionMode
 
 ALONE: set[Any] = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 ALONE |= {torch.dropout, torch.dropout_, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout}
-WITHIN: dict[Any, int] = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 10}  # → where `dropout_p` is
+# Functions that have dropout inside, and at which place they are given its probability.
+WITHIN: dict[Any, int] = {F.scaled_dot_product_attention: 4, F.multi_head_attention_forward: 10}
 
 
 class WithoutDropout(TorchFunctionMode):
