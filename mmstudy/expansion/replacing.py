@@ -109,12 +109,18 @@ def _keep(old: Tensor, new: Tensor) -> None:
 
 
 def put(network: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a tensor in the place of a parameter or buffer, wherever it is used; it is stored in the same order."""
+    """Put a tensor in the place of a parameter or buffer, wherever it is used; it is stored in the same order.
+
+    A parameter of a class of its own stays one.
+    """
     path, _, leaf = name.rpartition(".")
     old = getattr(network.get_submodule(path), leaf)
     if old.ndim == tensor.ndim == 4 and old.is_contiguous(memory_format=torch.channels_last):
         tensor = tensor if old.is_contiguous() else tensor.contiguous(memory_format=torch.channels_last)
-    new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+    new = tensor
+    if isinstance(old, nn.Parameter):
+        kind = type(old) if issubclass(type(old), nn.Parameter) else nn.Parameter
+        new = Tensor._make_subclass(kind, tensor, old.requires_grad)  # as `nn.Parameter` makes itself
     _keep(old, new)
     for module in network.modules():
         for own in (module._parameters, module._buffers):

@@ -116,3 +116,18 @@ def test_what_cannot_be_copied_is_named(spoilt):
     with pytest.raises(ValueError, match=f"old: the network cannot be copied, as {name} cannot"):
         mm.receipt(network, network, inputs)
     assert f"as {name} cannot" in mm.coverage(network, inputs)["0"].reason
+
+
+class Marked(nn.Parameter):
+    """A class of parameters of one's own, as libraries use it to say how they are sharded or trained."""
+
+
+def test_parameters_of_a_class_of_their_own_stay_so():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    network[0].weight, network[4].weight = Marked(network[0].weight.data), Marked(network[4].weight.data, False)
+    new = mm.expand(network, torch.randn(5, 3), "lemon", {"0": 9})
+    assert [type(p) is Marked for p in new.parameters()] == [type(p) is Marked for p in network.parameters()]
+    assert [p.requires_grad for p in new.parameters()] == [p.requires_grad for p in network.parameters()]
+    new(torch.randn(5, 3)).sum().backward()
+    assert new[0].weight.grad.shape == (9, 3)
