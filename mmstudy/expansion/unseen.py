@@ -6,6 +6,7 @@ stay the same however wrong such a number is, and nothing is known of batches on
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isclose
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 from mmstudy.core.seeds import generator
 from mmstudy.core.states import uncompiled
@@ -23,11 +26,14 @@ Numbers = tuple[float, ...]
 Given = tuple[str, Numbers]  # an operation, in its module, and the numbers that it is given
 Change = tuple[int, str, Numbers, Numbers]  # the place of an operation in the list, its name, its numbers then and now
 Run = Callable[[nn.Module, Mapping[str, Tensor]], Any]  # calls a network with other tensors, by name, than its own
+SAME = 1e-12
 KINDS = ("Tensor", "number", "float")  # of arguments that numbers compute with: others are places and sizes
 
 
 class _Numbers(TorchDispatchMode):
     """Notes the operations that are given numbers beside their tensors; those of one may be others.
+
+    What is computed from these is known, by whichever operations, in place too: see `reaches`.
 
     Args:
         running: the paths of the modules that run, the innermost last.
@@ -38,6 +44,7 @@ class _Numbers(TorchDispatchMode):
         super().__init__()
         self.found: list[Given] = []
         self.running, self.instead = running, instead
+        self.reached, self.written = WeakIdKeyDictionary(), set[int]()
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[override]
         kwargs = kwargs or {}
@@ -47,16 +54,41 @@ class _Numbers(TorchDispatchMode):
         keys = {key: value for key, value in kwargs.items() if _counts(value, named[key])}
         if operation is torch.ops.aten.lift_fresh.default and args[0].numel() == 1:  # torch.tensor(a number)
             places[0] = args[0].item()
-        other = iter(self.noted(operation, *places.values(), *keys.values()))
+        numbers = (*places.values(), *keys.values())
+        changed = numbers and self.is_next
+        other = iter(self.noted(operation, *numbers))
         args = [_like(value, next(other)) if i in places else value for i, value in enumerate(args)]
-        return operation(*args, **{key: next(other) if key in keys else value for key, value in kwargs.items()})
+        kwargs = {key: next(other) if key in keys else value for key, value in kwargs.items()}
+        return self.followed(operation, args, kwargs, changed)
+
+    def followed(self, operation: Any, args: Sequence, kwargs: Mapping, changed: bool) -> Any:
+        """What an operation makes; it is computed from other numbers if that is given some, or what is."""
+        changed = changed or self.reaches(tree_leaves((args, kwargs)))
+        made = operation(*args, **kwargs)
+        if changed:
+            results = [each for each in tree_leaves(made) if isinstance(each, Tensor)]
+            self.reached.update(dict.fromkeys(results))
+            if getattr(getattr(operation, "_schema", None), "is_mutable", False):  # all that shares this memory
+                self.written.update(map(_memory, results))
+        return made
+
+    def reaches(self, values: Sequence) -> bool:
+        """Whether one of them is computed from the numbers that are others."""
+        some = [each for each in values if isinstance(each, Tensor)] if self.reached or self.written else []
+        return any(each in self.reached or (self.written and _memory(each) in self.written) for each in some)
+
+    @property
+    def is_next(self) -> bool:
+        """Whether the next operation with numbers is the one that is given others."""
+        return len(self.found) == self.instead[0]
 
     def noted(self, operation: Any, *numbers: float) -> Numbers:
         """The numbers that an operation is to be given instead of these."""
         if not numbers:
             return ()
+        given = self.instead[1] if self.is_next else numbers
         self.found.append((f"{operation} in {self.running[-1] or 'the network itself'}", numbers))
-        return self.instead[1] if len(self.found) - 1 == self.instead[0] else numbers
+        return given
 
 
 class _Attention(TorchFunctionMode):
@@ -70,14 +102,23 @@ class _Attention(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if function is not F.scaled_dot_product_attention:
             return function(*args, **kwargs)
+        changed = False
         if kwargs.get("scale") is not None:
+            changed = self.numbers.is_next
             (kwargs["scale"],) = self.numbers.noted("attention", kwargs["scale"])
         with _disable_current_modes():
-            return function(*args, **kwargs)
+            return self.numbers.followed(function, args, kwargs, changed)
 
 
 def _counts(value: Any, kind: object) -> bool:
     return type(value) in (int, float) and str(kind).removeprefix("Optional[").rstrip("]") in KINDS
+
+
+def _memory(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # made up, or sparse
+        return 0
 
 
 def _like(value: Any, number: float) -> Any:
@@ -109,24 +150,28 @@ def unseen(runs: Sequence[tuple[nn.Module, nn.Module, Run]]) -> str | None:
 
 def _changed(old: nn.Module, new: nn.Module, run: Run) -> set[Change] | None:
     """The numbers that are others in the new network; None if they are given to other operations."""
-    before, after = (_called(network, run)[1] for network in (old, new))
+    before, after = (_called(network, run)[1].found for network in (old, new))
     if [operation for operation, _ in before] != [operation for operation, _ in after]:
         return None
     pairs = enumerate(zip(before, after, strict=True))
-    return {(i, *one, numbers) for i, (one, (_, numbers)) in pairs if one[1] != numbers}
+    return {(i, *one, numbers) for i, (one, (_, numbers)) in pairs if not all(map(_alike, one[1], numbers))}
+
+
+def _alike(one: float, other: float) -> bool:
+    return one == other or isclose(one, other, rel_tol=SAME)  # numbers that are computed from tensors are rounded
 
 
 def _called(
     network: nn.Module, run: Run, opened: Mapping[str, Tensor] | None = None, instead: tuple[int, Numbers] = (-1, ())
-) -> tuple[Any, list[Given]]:
-    """What a network puts out with other tensors and numbers, and the operations that are given numbers."""
+) -> tuple[Any, _Numbers]:
+    """What a network puts out with other tensors and numbers, and what is known of these."""
     running, hooks = [""], list[RemovableHandle]()
     for path, module in network.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda module, args, path=path: running.append(path)))
         hooks.append(module.register_forward_hook(lambda module, args, output: running.__delitem__(-1)))
     try:
         with uncompiled(), _Numbers(running, instead) as numbers, _Attention(numbers):
-            return run(network, opened or {}), numbers.found
+            return run(network, opened or {}), numbers
     finally:
         for hook in hooks:
             hook.remove()
@@ -140,11 +185,15 @@ def _in_place_of_zeros(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _without_effect(network: nn.Module, run: Run, change: Change) -> bool:
-    """Whether the outputs are the same to the last bit with the old numbers; zeros, which close a block, are opened."""
+    """Whether outputs are computed from a number, and are the same to the last bit with the old one.
+
+    Zeros, which close a block, are opened. What no output is computed from has no effect on any batch.
+    """
     opened = _in_place_of_zeros(network)
     try:
-        before, _ = _called(network, run, opened, (change[0], change[2]))
+        before, numbers = _called(network, run, opened, (change[0], change[2]))
     except Exception:  # a size after all
         return False
     after, _ = _called(network, run, opened)
-    return all(map(torch.equal, tensors(before), tensors(after)))
+    outputs = tensors(before)
+    return numbers.reaches(outputs) and all(map(torch.equal, outputs, tensors(after)))

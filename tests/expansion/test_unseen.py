@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import Wired
 from torch import nn
+from torch.nn import functional as F
 
 import mmstudy as mm
 from mmstudy.expansion.unseen import unseen
@@ -102,6 +103,53 @@ def test_blocks_that_are_closed_by_zeros_hide_nothing():
     for place, size in (("stem", 12), ("up", 16)):
         new = mm.expand(net, inputs, "lemon", {place: size})
         torch.testing.assert_close(new(inputs), net(inputs), atol=1e-12, rtol=0)
+
+
+def test_what_no_output_is_computed_from_is_free():
+    """Statistics that a network keeps, and outputs that need not stay."""
+
+    def forward(net, x):
+        h = net.body(x).relu()
+        net.mean = h.sum() / h.shape[-1]
+        return {"logits": net.head(h), "energy": h.square() / h.shape[-1]}
+
+    torch.manual_seed(0)
+    net, inputs = Wired(forward, body=nn.Linear(3, 6), head=nn.Linear(6, 2)).double(), torch.rand(5, 3).double()
+    new = mm.expand(net, inputs, "lemon", {"body": 12}, output="logits")
+    torch.testing.assert_close(new(inputs)["logits"], net(inputs)["logits"], atol=1e-12, rtol=0)
+
+
+def test_numbers_are_followed_through_what_is_written_in_place():
+    def written(h):
+        out = torch.zeros_like(h)
+        out[:2].copy_(h[:2] / h.shape[-1])
+        return out
+
+    net, inputs = network(written)
+    with pytest.raises(ValueError, match="not known to be exact here: 6 became 12"):
+        mm.expand(net, inputs, "lemon", {"body": 12})
+
+
+ATTENTION = {
+    "before it": lambda h, number: F.scaled_dot_product_attention(h, h, h / number),
+    "inside": lambda h, number: F.scaled_dot_product_attention(h, h, h, scale=number),
+    "behind it": lambda h, number: F.scaled_dot_product_attention(h, h, h) * number,
+}
+
+
+@pytest.mark.parametrize("attention", ATTENTION.values(), ids=ATTENTION)
+@pytest.mark.parametrize("size", [1.0, 20.0])
+def test_numbers_are_followed_through_attention(attention, size):
+    def with_number(number):
+        net, _ = network(lambda h: attention(h.unsqueeze(0), number)[0])
+        return net
+
+    inputs = size * torch.rand(5, 3).double()
+    said = unseen([(with_number(0.5), with_number(0.25), lambda net, instead: net(inputs))])
+    if size < LARGE:
+        assert said.startswith("0.5 became 0.25 in ")
+    else:
+        assert said is None
 
 
 def test_other_operations_than_before_are_not_compared():
