@@ -55,7 +55,7 @@ class _Numbers(TorchDispatchMode):
         if operation is torch.ops.aten.lift_fresh.default and args[0].numel() == 1:  # torch.tensor(a number)
             places[0] = args[0].item()
         numbers = (*places.values(), *keys.values())
-        changed = numbers and self.is_next
+        changed = bool(numbers) and self.is_next
         other = iter(self.noted(operation, *numbers))
         args = [_like(value, next(other)) if i in places else value for i, value in enumerate(args)]
         kwargs = {key: next(other) if key in keys else value for key, value in kwargs.items()}
