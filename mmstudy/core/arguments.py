@@ -51,8 +51,8 @@ def network(given: Any, name: str = "network") -> nn.Module:
     return one
 
 
-def batch(given: Any) -> Any:
-    """A batch: a tensor, or a tree (tuple, dict, …) of tensors that share a first axis of at least one example.
+def batch(given: Any, examples: bool = True) -> Any:
+    """A batch: a tensor, or a tree (tuple, dict, …) of tensors that share a first axis, that of `examples`, if asked.
 
     A mapping that torch doesn't know, such as a `UserDict`, becomes a dict, and a list a tuple. The gradients that led
     to it, if there are any, are left behind.
@@ -71,10 +71,10 @@ def batch(given: Any) -> Any:
             raise TypeError(f"batch must be plain tensors with their numbers; got a {kind} tensor: make it dense first")
     given = tree_map_only(Tensor, _free, given)
     shapes = [tuple(leaf.shape) for leaf in leaves]
-    if any(shape[:1] != shapes[0][:1] for shape in shapes) or shapes[0][:1] in ((), (0,)):
-        raise ValueError(
-            f"batch must be tensors that share a first axis of at least one example; found shapes {shapes}"
-        )
+    apart = any(shape[:1] != shapes[0][:1] for shape in shapes) or not shapes[0]
+    if (examples and apart) or any(shape[:1] == (0,) for shape in shapes):
+        wanted = "tensors that share a first axis of at least one example"
+        raise ValueError(f"batch must be {wanted}; found shapes {shapes}")
     for leaf in leaves:
         if leaf.is_floating_point() and (broken := int((~leaf.isfinite()).sum())):
             raise ValueError(f"batch has {broken} numbers that are NaN or infinite, of {leaf.numel()}: leave them out")

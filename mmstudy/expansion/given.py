@@ -52,11 +52,11 @@ def _batch(batch: Any, loss_fn: Any) -> Batch:
         ValueError: as `arguments.batch`.
     """
     if not by_name(batch, loss_fn):
-        return arguments.batch(batch)
+        return arguments.batch(batch, examples=False)
     flags = {
         name: value for name, value in batch.items() if value is None or isinstance(value, bool | int | float | str)
     }
-    return arguments.batch({name: value for name, value in batch.items() if name not in flags}) | flags
+    return arguments.batch({name: value for name, value in batch.items() if name not in flags}, False) | flags
 
 
 def _probe(outputs: Any) -> Tensor:

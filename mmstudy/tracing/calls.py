@@ -141,7 +141,7 @@ def _shown(network: nn.Module, batch: Any, loss_fn: LossFn) -> Call:
         TypeError: no batch of tensors, or no function of (model, batch).
         ValueError: the loss fails, or never calls the model.
     """
-    batch, loss_fn = arguments.batch(batch), arguments.function(loss_fn)
+    batch, loss_fn = arguments.batch(batch, examples=False), arguments.function(loss_fn)
     calls: list[Call] = []
 
     def watched(module: nn.Module, args: tuple, options: dict[str, Any]) -> None:

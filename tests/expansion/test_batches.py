@@ -133,7 +133,7 @@ def test_gradmax_takes_one_call_alone():
 
 WRONG = {
     "no call": (lambda n: mm.couplings(n, BATCH, lambda model, b: b["left"].mean()), "never called the model"),
-    "no first axis": (lambda n: mm.couplings(n, {**BATCH, "y": TARGETS}, loss), "share a first axis"),
+    "targets of others": (lambda n: mm.couplings(n, {**BATCH, "y": TARGETS}, loss), r"'y': float32 \(40, 2\).* fails"),
     "a loss of another batch": (
         lambda n: mm.couplings(n, (LEFT, RIGHT), loss),
         "the loss of the network on this batch",
@@ -146,3 +146,33 @@ def test_a_batch_that_the_loss_does_not_take_is_refused(kind):
     call, message = WRONG[kind]
     with pytest.raises((ValueError, TypeError), match=message):
         call(Two())
+
+
+class Graph(nn.Module):
+    """A layer on a graph: nodes, and edges between them, of which there are more."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, nodes, edges):
+        h = self.stem(nodes).relu()
+        return self.head(h + torch.zeros_like(h).index_add(0, edges[1], h[edges[0]]))
+
+
+def test_tensors_of_a_batch_need_not_share_an_axis():
+    torch.manual_seed(0)
+    network, batch = Graph().double(), {"nodes": torch.randn(5, 3).double(), "edges": torch.randint(5, (2, 8))}
+    assert "lemon" in mm.coverage(network, batch)["stem"].exact
+    new = mm.expand(network, batch, "lemon", {"stem": 9})
+    torch.testing.assert_close(new(**batch), network(**batch), atol=1e-12, rtol=0)
+    assert not mm.receipt(network, new, batch).wrong
+    table = mm.pool_table(network, batch, mm.candidate_pool(network, batch))
+    assert (table["flops"] > 0).all()
+
+    def loss_fn(model, batch):
+        return model(batch["nodes"], batch["edges"]).square().mean()
+
+    assert "lemon" in mm.coverage(network, batch, loss_fn)["stem"].exact
+    with pytest.raises(ValueError, match="share a first axis"):
+        mm.size(network, batch, loss_fn)

@@ -147,6 +147,15 @@ def _indexed(t, shape, x, places):
     return Value([*rest[:first], *picked, *rest[first:]], x.writers, x.tensor)
 
 
+@RULES.of("index_add", "index_add_", "index_copy", "index_copy_")
+def _put_by_numbers(t, shape, x, dim, places, given, **options):
+    """Rows of one tensor are added to rows of another, or take their place: as messages to the nodes of a graph."""
+    dim %= len(x.axes)
+    t.fix(x.axes[dim], given.axes[dim], why=MOVED)
+    _joined(t, [x, given], dim)
+    return Value(x.axes)
+
+
 @RULES.of("cat", "concat", "concatenate")
 def _concatenated(t, shape, tensors, dim=0):
     dim %= len(shape)
