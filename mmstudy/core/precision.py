@@ -57,9 +57,10 @@ def without_autocast() -> Iterator[list[str]]:
     switch = torch.set_autocast_enabled
     outside = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
 
-    def leave_off(device: str, enabled: bool) -> None:
-        met.extend([device] * enabled)
-        switch(device, False)
+    def leave_off(*given: Any) -> None:  # (device, whether), or only the latter, of a GPU
+        *device, enabled = given
+        met.extend(["".join(device) or "cuda"] * enabled)
+        switch(*device, False)
 
     try:
         torch.set_autocast_enabled = leave_off  # type: ignore[assignment]  # `torch.autocast` calls it so

@@ -192,8 +192,10 @@ def _jointly(
     candidates = {way: Candidate(way, tuple(alone), tuple(alone.values())) for way in exact}
     refused = _refused(candidates, references, batch, loss_fn, traced)
     works = tuple(way for way in exact if way not in refused)
-    others = {name: tuple(other for other in alone if other != name) for name in alone if works}
-    return [replace(row, beside=others.get(row.location, ()), jointly=works * (row.location in others)) for row in rows]
+    if not works:
+        return list(rows)
+    beside = {name: tuple(other for other in alone if other != name) for name in alone}
+    return [replace(row, beside=beside[row.location], jointly=works) if row.location in alone else row for row in rows]
 
 
 def _refused(

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from mmstudy.expansion import blocks
 from mmstudy.tracing.calls import Call
 
-LEARNED = -1  # parameters are in it
+LEARNED = -1  # parameters reach it, or nobody knows
 Given = list[int | None]  # of each tensor how it was computed, of what is no tensor None
 
 
@@ -35,11 +35,14 @@ class _Lineage(TorchDispatchMode):
         self.numbers.update(dict.fromkeys(network.parameters(), LEARNED))
 
     def of(self, tensor: Tensor) -> int:
-        """The number of a tensor; what no operation has made is known by its values."""
+        """The number of a tensor; what no operation has made is known by its values, if these can be read."""
         if tensor not in self.numbers:
-            with _disable_current_modes():
-                values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-            self.numbers[tensor] = self._number(tensor.dtype, tensor.shape, hashlib.sha256(values).digest())
+            try:
+                with _disable_current_modes():
+                    values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                self.numbers[tensor] = self._number(tensor.dtype, tensor.shape, hashlib.sha256(values).digest())
+            except (NotImplementedError, RuntimeError, TypeError):  # sparse, say
+                self.numbers[tensor] = LEARNED
         return self.numbers[tensor]
 
     def _number(self, *key: Any) -> int:

@@ -156,9 +156,10 @@ def given_alike(
     known: dict[tuple, int] = {}
     old, now = dict[str, nn.Module](), dict[str, nn.Module]()
     for path, members in lists.items():
-        for (name, before_it), member in zip(network.get_submodule(path)._modules.items(), members, strict=True):
-            if before_it is not None and member is not None:
-                old[f"{path}.{name}".lstrip(".")], now[f"{path}.{name}".lstrip(".")] = before_it, member
+        for (name, theirs), ours in zip(network.get_submodule(path)._modules.items(), members, strict=True):
+            if theirs is not None and ours is not None:
+                place = f"{path}.{name}".lstrip(".")
+                old[place], now[place] = theirs, ours
     before, after = (lineage.given(net, some, call, known) for net, some in ((network, old), (new, now)))
     if moved := lineage.moved(before, after):
         raise ValueError(

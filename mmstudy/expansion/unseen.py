@@ -26,7 +26,7 @@ Numbers = tuple[float, ...]
 Given = tuple[str, Numbers]  # an operation, in its module, and the numbers that it is given
 Change = tuple[int, str, Numbers, Numbers]  # the place of an operation in the list, its name, its numbers then and now
 Run = Callable[[nn.Module, Mapping[str, Tensor]], Any]  # calls a network with other tensors, by name, than its own
-SAME = 1e-12
+SAME = 1e-12  # of numbers, as a share: their rounding
 KINDS = ("Tensor", "number", "float")  # of arguments that numbers compute with: others are places and sizes
 
 
@@ -158,7 +158,7 @@ def _changed(old: nn.Module, new: nn.Module, run: Run) -> set[Change] | None:
 
 
 def _alike(one: float, other: float) -> bool:
-    return one == other or isclose(one, other, rel_tol=SAME)  # numbers that are computed from tensors are rounded
+    return one == other or isclose(one, other, rel_tol=SAME)  # what is computed from tensors is rounded
 
 
 def _called(

@@ -60,3 +60,23 @@ def test_products_on_a_processor_lose_no_digits_either(gpu):
     assert backends.mkldnn.matmul.fp32_precision == "bf16"
     with precision.full():
         assert backends.mkldnn.matmul.fp32_precision == "ieee"
+
+
+def test_without_autocast_nothing_runs_under_it_for_a_while():
+    x = torch.randn(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        with precision.without_autocast() as met:
+            assert met == ["cpu"]  # what was on before
+            with torch.autocast("cpu", torch.bfloat16):
+                assert (x @ x).dtype == torch.float32
+            assert (x @ x).dtype == torch.float32
+            with torch.autocast("cpu", torch.bfloat16, enabled=False):
+                assert met == ["cpu", "cpu"]
+            torch.set_autocast_enabled(True)  # of a GPU, as older programs say it
+            assert met[-1] == "cuda" and not torch.is_autocast_enabled()
+        assert (x @ x).dtype == torch.bfloat16
+    with precision.without_autocast() as met:
+        pass
+    assert not met
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
