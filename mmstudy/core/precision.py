@@ -54,7 +54,7 @@ def without_autocast() -> Iterator[list[str]]:
         The devices of what would have run under autocast, one for each time.
     """
     met: list[str] = []
-    switch = torch.set_autocast_enabled
+    switch: Callable[..., None] = torch.set_autocast_enabled
     outside = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
 
     def leave_off(*given: Any) -> None:  # (device, whether), or only the latter, of a GPU
