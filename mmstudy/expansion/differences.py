@@ -1,5 +1,6 @@
 """How far apart the outputs of two networks are, beside how much they vary."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from math import inf, isnan
 from typing import Any
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from mmstudy.tracing.trees import tensors
 
+SLACK = 4.0  # how many times the change may be what rounding makes, once measured
+CALL = 16.0  # units in the last place of an output that a call may lose
 APART = 10  # powers of two between numbers of two scales
 LOWEST = -2000  # a power of two below those of all numbers
 
@@ -138,3 +141,19 @@ def relative(row: tuple[float, float, float]) -> float:
     """A change over how much the numbers vary (or, where they do not, over the largest of them)."""
     gap, spread, most = row
     return gap / (spread or most or 1.0)
+
+
+def said(before: Seen, run: Callable[[bool], Any], eps: float, least: float) -> str | None:
+    """What is to be said of outputs; `run`: whether the new numbers are moved as if by rounding → the new outputs."""
+    after, moved = run(False), None
+    for place, (gap, spread, largest) in enumerate(before.changes(after)):
+        allowed = max(eps * spread, CALL * least * largest)
+        if not gap <= allowed:  # it may be NaN
+            moved = moved or changes(after, run(True), before.outputs)
+            allowed = max(allowed, SLACK * moved[place][0])
+        if not gap <= allowed:
+            size = spread or largest or 1.0
+            return (
+                f"the outputs change by {gap / size:.1e} of how much they vary; rounding explains {allowed / size:.0e}"
+            )
+    return None

@@ -4,7 +4,7 @@ Both networks are run in float64, where that is possible, so that the rounding o
 left is the rounding of the new numbers themselves, which is measured where it may matter.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -15,20 +15,18 @@ from torch import Tensor, nn
 from mmstudy.core import precision
 from mmstudy.core.networks import evaluating, named_tensors
 from mmstudy.core.states import restored, seeded, uncompiled
-from mmstudy.expansion.differences import Seen, changes
+from mmstudy.expansion.differences import CALL, Seen, said
 from mmstudy.expansion.doubled import Outside, doubled, rounded, watchable
 from mmstudy.expansion.dropout import WithoutDropout
-from mmstudy.expansion.unseen import Run, unseen
+from mmstudy.expansion.unseen import Given, Run, unseen, with_numbers
 from mmstudy.tracing.calls import Call, resized
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
 from mmstudy.tracing.trees import tensors
 
-SLACK = 4.0  # how many times the change may be what rounding makes, once measured
 PRECISION = 1e-13  # what a long sum in float64 may lose
 LARGE = 2**26  # bytes of a network whose calls in float64 are dear
 SEEDS = 8  # of random numbers that may change nothing: a block that is seldom left out
-CALL = 16.0  # units in the last place of an output that a call may lose
 
 
 def large(network: nn.Module) -> bool:
@@ -56,6 +54,7 @@ class Reference:
         self.network, self.call, self.training, self._like = network, call, training, like
         self.roughly = roughly
         self.members: dict[str, Trace] = {}  # traces of members of its lists alone, by path, once they are known
+        self._numbers: dict[bool, list[Given]] = {}
 
     @cached_property
     def in_training(self) -> "Reference":
@@ -154,6 +153,22 @@ class Reference:
                 return False
         return False
 
+    def run(self, double: bool) -> Run:
+        """The call of another network, with other tensors than its own, in float64 or in its own types of numbers."""
+        call = self.call.mapped(_double) if double else self.call
+
+        def run(network: nn.Module, instead: Mapping[str, Tensor]) -> Any:
+            with _as_asked(network, self.training):
+                return call.under(network, instead) if instead else call.of(network)
+
+        return run
+
+    def numbers(self, double: bool) -> list[Given]:
+        """The operations that are given numbers when the network is called so; found once."""
+        if double not in self._numbers:
+            self._numbers[double] = with_numbers(self._copy if double else self.network, self.run(double))
+        return self._numbers[double]
+
     def of(self, network: nn.Module) -> Any:
         """What another network puts out when it is called so, in its own types of numbers."""
         return _outputs(network, self.call, self.training)
@@ -224,28 +239,19 @@ class Grown:
         eps = max(self.eps, PRECISION)
         if reference.double is not None:
             try:
-                return _said(reference.seen, in_double, eps, torch.finfo(torch.float64).eps)
+                return said(reference.seen, in_double, eps, torch.finfo(torch.float64).eps)
             except Exception:  # not every network computes in float64
                 pass
-        return _said(reference.seen if reference.double is None else Seen(reference.plain), in_own, eps, self.eps)
+        return said(reference.seen if reference.double is None else Seen(reference.plain), in_own, eps, self.eps)
 
     def unseen(self, references: Sequence[Reference]) -> str | None:
         """What is to be said of numbers that changed, and whose effect none of the references shows; see `unseen`."""
-
-        def run_of(reference: Reference, double: bool) -> Run:
-            def run(network: nn.Module, instead: Mapping[str, Tensor]) -> Any:
-                with _as_asked(network, reference.training):
-                    call = reference.call.mapped(_double) if double else reference.call
-                    return call.under(network, instead) if instead else call.of(network)
-
-            return run
-
         if all(reference.double is not None for reference in references):
             try:
-                return unseen([(each._copy, self._doubled, run_of(each, True)) for each in references])
+                return unseen(self._doubled, [(each.numbers(True), each.run(True)) for each in references])
             except Exception:  # as above
                 pass
-        return unseen([(each.network, self.network, run_of(each, False)) for each in references])
+        return unseen(self.network, [(each.numbers(False), each.run(False)) for each in references])
 
     @cached_property
     def _doubled(self) -> nn.Module:
@@ -254,22 +260,6 @@ class Grown:
     @cached_property
     def _doubled_and_moved(self) -> nn.Module:
         return doubled(self.network, self.replaced, self.made, max(self.eps, PRECISION))
-
-
-def _said(before: Seen, run: Callable[[bool], Any], eps: float, least: float) -> str | None:
-    """What is to be said of outputs; `run`: whether the new numbers are moved as if by rounding → the new outputs."""
-    after, moved = run(False), None
-    for place, (gap, spread, largest) in enumerate(before.changes(after)):
-        allowed = max(eps * spread, CALL * least * largest)
-        if not gap <= allowed:  # it may be NaN
-            moved = moved or changes(after, run(True), before.outputs)
-            allowed = max(allowed, SLACK * moved[place][0])
-        if not gap <= allowed:
-            size = spread or largest or 1.0
-            return (
-                f"the outputs change by {gap / size:.1e} of how much they vary; rounding explains {allowed / size:.0e}"
-            )
-    return None
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

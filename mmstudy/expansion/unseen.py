@@ -125,19 +125,25 @@ def _like(value: Any, number: float) -> Any:
     return torch.full_like(value, number) if isinstance(value, Tensor) else number
 
 
-def unseen(runs: Sequence[tuple[nn.Module, nn.Module, Run]]) -> str | None:
+def with_numbers(network: nn.Module, run: Run) -> list[Given]:
+    """The operations of a network that are given numbers, in order."""
+    return _called(network, run)[1].found
+
+
+def unseen(network: nn.Module, calls: Sequence[tuple[list[Given], Run]]) -> str | None:
     """What is to be said of a number that became another one, if the outputs are the same with the old one.
 
     Args:
-        runs: for each batch the network before it got wider, the new one, and how they are called.
+        network: one that got wider.
+        calls: of each batch, what `with_numbers` says of the network before that, and how it is called.
     """
-    changed = _changed(*runs[0])
+    changed = _changed(network, *calls[0])
     if changed is None:
         return "it computes with other operations than before, so that nobody knows what it does on other batches"
     left = set(changed)
-    for old, new, run in runs if changed else ():
-        if _changed(old, new, run) == changed:  # else it takes another way, on which they are others
-            left = {each for each in left if _without_effect(new, run, each)}
+    for before, run in calls if changed else ():
+        if _changed(network, before, run) == changed:  # else it takes another way, on which they are others
+            left = {each for each in left if _without_effect(network, run, each)}
     if not left:
         return None
     _, operation, one, other = min(left)
@@ -148,9 +154,9 @@ def unseen(runs: Sequence[tuple[nn.Module, nn.Module, Run]]) -> str | None:
     )
 
 
-def _changed(old: nn.Module, new: nn.Module, run: Run) -> set[Change] | None:
-    """The numbers that are others in the new network; None if they are given to other operations."""
-    before, after = (_called(network, run)[1].found for network in (old, new))
+def _changed(network: nn.Module, before: list[Given], run: Run) -> set[Change] | None:
+    """The numbers that are others now; None if they are given to other operations."""
+    after = with_numbers(network, run)
     if [operation for operation, _ in before] != [operation for operation, _ in after]:
         return None
     pairs = enumerate(zip(before, after, strict=True))

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import mmstudy as mm
-from mmstudy.expansion.unseen import unseen
+from mmstudy.expansion.unseen import unseen, with_numbers
 
 LARGE = 8.0  # inputs beyond it are scaled down
 
@@ -145,7 +145,8 @@ def test_numbers_are_followed_through_attention(attention, size):
         return net
 
     inputs = size * torch.rand(5, 3).double()
-    said = unseen([(with_number(0.5), with_number(0.25), lambda net, instead: net(inputs))])
+    before = with_numbers(with_number(0.5), run := lambda net, instead: net(inputs))
+    said = unseen(with_number(0.25), [(before, run)])
     if size < LARGE:
         assert said.startswith("0.5 became 0.25 in ")
     else:
@@ -155,9 +156,9 @@ def test_numbers_are_followed_through_attention(attention, size):
 def test_other_operations_than_before_are_not_compared():
     old, inputs = network(lambda h: h * 2.0)
     new, _ = network(lambda h: h + 2.0)
-    said = unseen([(old, new, lambda net, instead: net(inputs))])
-    assert said.startswith("it computes with other operations than before")
-    assert unseen([(old, old, lambda net, instead: net(inputs))]) is None
+    before = with_numbers(old, run := lambda net, instead: net(inputs))
+    assert unseen(new, [(before, run)]).startswith("it computes with other operations than before")
+    assert unseen(old, [(before, run)]) is None
 
 
 def test_coverage_says_it_too():
