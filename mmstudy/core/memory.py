@@ -1,4 +1,4 @@
-"""Parameters that are several tensors and one place in memory: tied, and no copy keeps that."""
+"""Where tensors lie in memory; parameters that are several tensors and one place are tied, and no copy keeps that."""
 
 from collections.abc import Mapping
 
@@ -30,3 +30,11 @@ def place(tensor: Tensor) -> object:
     if is_lazy(tensor) or tensor.is_meta or not tensor.numel():
         return None
     return tensor.device, tensor.data_ptr()
+
+
+def storage(tensor: Tensor) -> int:
+    """Where in memory what a tensor is a view of lies; 0: nowhere."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # sparse, or made up
+        return 0

@@ -16,12 +16,12 @@ from mmstudy.expansion.attributes import starred
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.exactness import Reference, large
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, named
+from mmstudy.expansion.sizes import DOES_NOT_RUN
 from mmstudy.tracing.calls import Call
 from mmstudy.tracing.couplings import Coupling, fixed_groups, of_trace
 from mmstudy.tracing.graph import CONSUMED, UNKNOWN, Trace
 from mmstudy.tracing.trace import OUTPUT
 
-DOES_NOT_RUN = "does not run with the predicted shapes"
 FACTOR = 2  # units are doubled to see which operators are exact
 WIDTH = 110  # characters of a line in a terminal
 HELP = {  # part of a reason → what would help
@@ -161,7 +161,7 @@ def of_network(
     traced.confirms = not large(network)
     rows, tried = [], dict[object, tuple[str, dict[str, str]]]()
     references = [Reference(network, each, roughly=not traced.confirms) for each in (call, *also)]
-    exact = [name for name in named(widens=True) if OPERATORS[name].preserves == EXACTLY]
+    exact = _exact(widens=True)
     for name, group in of_trace(traced).items():
         kind = _kind(group)
         if kind not in tried:
@@ -181,12 +181,17 @@ def of_network(
     return Coverage((*rows, *_lists(references, batch, loss_fn, traced)))
 
 
+def _exact(widens: bool) -> list[str]:
+    """The operators that promise to be exact."""
+    return [name for name in named(widens=widens) if OPERATORS[name].preserves == EXACTLY]
+
+
 def _jointly(
     rows: Sequence[Row], references: Sequence[Reference], batch: Batch | Call, loss_fn: LossFn, traced: Trace
 ) -> list[Row]:
     """The rows; those of groups that did not run alone say which operators are exact if all of them grow at once."""
     alone = {row.location: FACTOR * row.units for row in rows if DOES_NOT_RUN in row.reason}
-    exact = [name for name in named(widens=True) if OPERATORS[name].preserves == EXACTLY]
+    exact = _exact(widens=True)
     if len(alone) < 2:
         return list(rows)
     candidates = {way: Candidate(way, tuple(alone), tuple(alone.values())) for way in exact}
@@ -230,7 +235,7 @@ def _lists(references: Sequence[Reference], batch: Batch | Call, loss_fn: LossFn
     network, lists = references[0].network, dict[str, list[str]]()
     for place in pools.places(network):
         lists.setdefault(place.rpartition(".")[0], []).append(place)
-    exact = [name for name in named(widens=False) if OPERATORS[name].preserves == EXACTLY]
+    exact = _exact(widens=False)
     rows = []
     for members in lists.values():
         refused: dict[str, str] = {}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from mmstudy.core.memory import storage
 from mmstudy.core.seeds import generator
 from mmstudy.expansion.replacing import put
 
@@ -61,14 +62,14 @@ class Outside(TorchDispatchMode):
         self.views: dict[int, Tensor] = {}  # of the copy's tensors, which lie where the network's do
         own: list[tuple[str, Tensor]] = list(network.named_buffers())
         own += [(name, p) for name, p in network.named_parameters() if p.is_floating_point()]  # copies share others
-        self.names = {place: name for name, tensor in own if (place := _place(tensor))}
+        self.names = {place: name for name, tensor in own if (place := storage(tensor))}
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[override]
         inside = False
         for leaf in tree_leaves((args, kwargs or {})):
             if isinstance(leaf, _Read) or id(leaf) in self.views:
                 inside = True
-            elif isinstance(leaf, Tensor) and (name := self.names.get(_place(leaf))):
+            elif isinstance(leaf, Tensor) and (name := self.names.get(storage(leaf))):
                 self.read[name] = None
         made = operation(*args, **(kwargs or {}))
         if inside:
@@ -76,15 +77,7 @@ class Outside(TorchDispatchMode):
         return made
 
     def _is_view(self, made: object) -> bool:
-        return isinstance(made, Tensor) and not isinstance(made, _Read) and _place(made) in self.names
-
-
-def _place(tensor: Tensor) -> int:
-    """Where in memory what a tensor is a view of lies; 0: nowhere."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # sparse, or made up
-        return 0
+        return isinstance(made, Tensor) and not isinstance(made, _Read) and storage(made) in self.names
 
 
 def doubled(

@@ -156,12 +156,7 @@ class Reference:
     def run(self, double: bool) -> Run:
         """The call of another network, with other tensors than its own, in float64 or in its own types of numbers."""
         call = self.call.mapped(_double) if double else self.call
-
-        def run(network: nn.Module, instead: Mapping[str, Tensor]) -> Any:
-            with _as_asked(network, self.training):
-                return call.under(network, instead) if instead else call.of(network)
-
-        return run
+        return lambda network, instead: _outputs(network, call, self.training, instead)
 
     def numbers(self, double: bool) -> list[Given]:
         """The operations that are given numbers when the network is called so; found once."""
@@ -233,8 +228,7 @@ class Grown:
             now = named_tensors(self.network)
             changed = {name: tensor.to(now[name]) for name, tensor in self.replaced.items()}
             changed |= {name: rounded(p.detach(), p.dtype, self.eps, name) for name, p in self.made.items() if moved}
-            with _as_asked(self.network, reference.training):
-                return reference.call.under(self.network, changed)
+            return _outputs(self.network, reference.call, reference.training, changed)
 
         eps = max(self.eps, PRECISION)
         if reference.double is not None:
@@ -278,9 +272,9 @@ def _as_asked(network: nn.Module, training: bool, seed: int = 0) -> Iterator[Non
             yield
 
 
-def _outputs(network: nn.Module, call: Call, training: bool = False) -> Any:
+def _outputs(network: nn.Module, call: Call, training: bool, instead: Mapping[str, Tensor] | None = None) -> Any:
     with _as_asked(network, training):
-        return call.of(network)
+        return call.under(network, instead) if instead else call.of(network)
 
 
 def _double(tensor: Tensor) -> Tensor:

@@ -56,7 +56,8 @@ def _batch(batch: Any, loss_fn: Any) -> Batch:
     flags = {
         name: value for name, value in batch.items() if value is None or isinstance(value, bool | int | float | str)
     }
-    return arguments.batch({name: value for name, value in batch.items() if name not in flags}, False) | flags
+    rest = {name: value for name, value in batch.items() if name not in flags}
+    return arguments.batch(rest, examples=False) | flags
 
 
 def _probe(outputs: Any) -> Tensor:

@@ -23,6 +23,7 @@ from mmstudy.tracing.trace import trace
 
 SAME = 1e-3  # a change of the outputs, as a share of how they vary, that is taken for rounding when sizes are chosen
 DEEP_TRIES = 16  # ways to choose among all that modules keep: many of these numbers are a configuration's
+DOES_NOT_RUN = "does not run with the predicted shapes"
 WRITTEN = "Is one written into its code? Let the network compute it from its tensors, e.g. x.shape[-1]"
 
 Grown = Sequence[tuple[Coupling, int]]  # couplings of one trace, and their new numbers of units
@@ -155,4 +156,4 @@ def _refusal(grown: Grown, places: Sequence[attributes.Kept], problem: Exception
     which = f"whichever sizes kept by its modules ({tried}) change" if tried else "and its modules keep no such size"
     why = f": {arguments.first_line(problem)}" if problem else ""
     helps = "If one of them serves other couplings too, name them together" if tried and not together else WRITTEN
-    return f"{grows}: the network does not run with the predicted shapes, {which}{why}. {helps}"
+    return f"{grows}: the network {DOES_NOT_RUN}, {which}{why}. {helps}"

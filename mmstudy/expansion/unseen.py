@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
+from mmstudy.core.memory import storage
 from mmstudy.core.seeds import generator
-from mmstudy.core.states import uncompiled
 from mmstudy.tracing.trees import tensors
 
 Numbers = tuple[float, ...]
@@ -69,13 +69,13 @@ class _Numbers(TorchDispatchMode):
             results = [each for each in tree_leaves(made) if isinstance(each, Tensor)]
             self.reached.update(dict.fromkeys(results))
             if getattr(getattr(operation, "_schema", None), "is_mutable", False):  # all that shares this memory
-                self.written.update(map(_memory, results))
+                self.written.update(map(storage, results))
         return made
 
     def reaches(self, values: Sequence) -> bool:
         """Whether one of them is computed from the numbers that are others."""
         some = [each for each in values if isinstance(each, Tensor)] if self.reached or self.written else []
-        return any(each in self.reached or (self.written and _memory(each) in self.written) for each in some)
+        return any(each in self.reached or (self.written and storage(each) in self.written) for each in some)
 
     @property
     def is_next(self) -> bool:
@@ -114,13 +114,6 @@ def _counts(value: Any, kind: object) -> bool:
     return type(value) in (int, float) and str(kind).removeprefix("Optional[").rstrip("]") in KINDS
 
 
-def _memory(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # made up, or sparse
-        return 0
-
-
 def _like(value: Any, number: float) -> Any:
     return torch.full_like(value, number) if isinstance(value, Tensor) else number
 
@@ -141,9 +134,9 @@ def unseen(network: nn.Module, calls: Sequence[tuple[list[Given], Run]]) -> str 
     if changed is None:
         return "it computes with other operations than before, so that nobody knows what it does on other batches"
     left = set(changed)
-    for before, run in calls if changed else ():
-        if _changed(network, before, run) == changed:  # else it takes another way, on which they are others
-            left = {each for each in left if _without_effect(network, run, each)}
+    for i, (before, run) in enumerate(calls if changed else ()):
+        if i == 0 or _changed(network, before, run) == changed:  # else it takes another way, on which they are others
+            left = _without_effect(network, run, left)
     if not left:
         return None
     _, operation, one, other = min(left)
@@ -176,7 +169,7 @@ def _called(
         hooks.append(module.register_forward_pre_hook(lambda module, args, path=path: running.append(path)))
         hooks.append(module.register_forward_hook(lambda module, args, output: running.__delitem__(-1)))
     try:
-        with uncompiled(), _Numbers(running, instead) as numbers, _Attention(numbers):
+        with _Numbers(running, instead) as numbers, _Attention(numbers):
             return run(network, opened or {}), numbers
     finally:
         for hook in hooks:
@@ -190,16 +183,23 @@ def _in_place_of_zeros(network: nn.Module) -> dict[str, Tensor]:
     return {name: torch.randn(p.shape, generator=stream).to(p) for name, p in closed}
 
 
-def _without_effect(network: nn.Module, run: Run, change: Change) -> bool:
-    """Whether outputs are computed from a number, and are the same to the last bit with the old one.
+def _without_effect(network: nn.Module, run: Run, changed: set[Change]) -> set[Change]:
+    """The changes of numbers that outputs are computed from, and that leave these the same to the last bit.
 
     Zeros, which close a block, are opened. What no output is computed from has no effect on any batch.
     """
     opened = _in_place_of_zeros(network)
     try:
-        before, numbers = _called(network, run, opened, (change[0], change[2]))
-    except Exception:  # a size after all
-        return False
-    after, _ = _called(network, run, opened)
-    outputs = tensors(before)
-    return numbers.reaches(outputs) and all(map(torch.equal, outputs, tensors(after)))
+        after = tensors(_called(network, run, opened)[0])
+    except Exception:  # whatever a network does with other tensors than its own
+        return set()
+
+    def hidden(change: Change) -> bool:
+        try:
+            outputs, numbers = _called(network, run, opened, (change[0], change[2]))
+        except Exception:  # a size after all
+            return False
+        before = tensors(outputs)
+        return numbers.reaches(before) and all(map(torch.equal, before, after))
+
+    return set(filter(hidden, changed))
