@@ -211,6 +211,15 @@ PREDICTORS: dict[str, Predictor] = {
         passes=3,
         examples=rivals.EXAMPLES,
     ),
+    "tiny": Predictor(
+        +1,
+        "what the layers' best updates gain at first order, summed over layers (TINY)",
+        "nat²",
+        STATIC,
+        "Verbockhaven et al. 2024, arXiv 2405.19816",
+        compute=rivals.tiny,
+        passes=3,
+    ),
 }
 
 

@@ -6,14 +6,11 @@ cross-entropy; a network that is not finite has NaN. `predictors.PREDICTORS` say
 What needs the gradients of single examples looks at the first `EXAMPLES` of them, in float64. It follows from
 the inner products of these gradients, so that no more than one network's gradients are kept at a time. Costs count
 passes through a network, and not the linear algebra on what comes out of them.
-
-TINY (Verbockhaven et al. 2024, arXiv 2405.19816) is left out: its bottleneck belongs to a layer that may still be
-widened, not to a network, and has no definition for attention and convolution alike.
 """
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
@@ -28,6 +25,7 @@ MINIBATCHES = 8  # that these examples make
 KERNEL = 16  # examples of the neural tangent kernel: with more, small networks' are singular
 RADIUS = 0.05  # of the step in SAM, its authors' default
 DAMPING = 1e-2  # added to the Fisher matrix, in nats per squared distance
+LAYERS = (nn.Linear, nn.Conv2d)  # whose outputs are linear in their weights
 OFFSET = 1e-5  # added to eigenvalues of a correlation matrix, its authors' choice
 
 
@@ -162,6 +160,73 @@ def natural_gain(ensemble: Ensemble, batch: Batch) -> Float[Tensor, " k"]:
     ones, damping = products.new_ones(n), DAMPING * torch.eye(n, dtype=products.dtype, device=products.device)
     weights, _ = torch.linalg.solve_ex(kernel + damping, ones.expand(len(kernel), n))
     return (kernel @ weights.unsqueeze(2)).sum((1, 2)) / n
+
+
+def tiny(ensemble: Ensemble, batch: Batch) -> Float[Tensor, " k"]:
+    """Σ_l (1/n) Σ_i ‖P_l ∇_l l_i‖²: what the layers' best updates gain at first order (TINY), in nats².
+
+    ∇_l l_i is the gradient of an example's loss by what layer l gives it, and P_l projects, over all n examples, onto
+    what a change of the layer's weights and bias can do to its outputs; the rest is the layer's expressivity
+    bottleneck. New units whose outgoing weights are zero enlarge what the layer that reads them can do, and copies do
+    not. Layers are linear ones, at each token, and convolutions of images, at each place. Verbockhaven et al. 2024,
+    arXiv 2405.19816, whose units are the best for one layer of the base network: here they are those that the operator
+    has made, and the sum is over all layers, so that every candidate has a number.
+
+    Raises:
+        ValueError: a convolution in groups, or one whose border is not zeros: what it can do is not worked out here.
+    """
+    networks, examples = _double(ensemble, batch)
+    with torch.enable_grad(), measuring(ensemble.network):
+        found = [_granted(member, examples) for member in networks.members()]
+    return torch.stack(found) / engine.count(batch)
+
+
+def _granted(network: nn.Module, examples: Batch) -> Float[Tensor, ""]:
+    """Σ_l Σ_i ‖P_l ∇_l l_i‖² of one network."""
+    calls: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
+
+    def note(layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        calls.setdefault(layer, []).append((given[0].detach(), output))
+        return output.clone()  # what is done to it in place leaves the noted one as it was
+
+    for layer in network.modules():
+        if isinstance(layer, LAYERS):
+            layer.register_forward_hook(note)
+    loss = classification(network, examples) * engine.count(examples)
+    outputs = [output for noted in calls.values() for _, output in noted]
+    wishes = iter(torch.autograd.grad(loss, outputs))
+    parts = []
+    for layer, noted in calls.items():
+        given = torch.cat([_features(layer, x) for x, _ in noted])
+        wanted = torch.cat([_rows(layer, next(wishes)) for _ in noted])
+        parts.append(_projected(given, wanted))
+    return torch.stack(parts).sum()
+
+
+def _features(layer: nn.Module, x: Tensor) -> Float[Tensor, "places features"]:
+    """What each row of a layer's output is linear in: its inputs, and 1 if there is a bias."""
+    if isinstance(layer, nn.Conv2d):
+        if layer.groups > 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+            raise ValueError(f"`tiny` takes convolutions of one group, bordered by zeros; got {layer}")
+        x = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride).mT
+    x = x.flatten(0, -2)
+    return x if layer.bias is None else torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+
+
+def _rows(layer: nn.Module, output: Tensor) -> Float[Tensor, "places outputs"]:
+    return (output.flatten(2).mT if isinstance(layer, nn.Conv2d) else output).flatten(0, -2)
+
+
+def _projected(given: Float[Tensor, "m features"], wanted: Float[Tensor, "m outputs"]) -> Float[Tensor, ""]:
+    """‖P wanted‖², P the projection onto the columns of `given`, of any length; NaN where one is not finite."""
+    lengths = given.norm(dim=0)
+    given = given / lengths.where(lengths > 0, 1.0)
+    if not (given.isfinite().all() and wanted.isfinite().all()):
+        return given.new_tensor(torch.nan)
+    spectrum, ways = torch.linalg.eigh(given.T @ given)
+    rounding = len(spectrum) * torch.finfo(spectrum.dtype).eps * spectrum[-1]
+    along = (ways.T @ (given.T @ wanted)).square().sum(1)
+    return (along / spectrum).where(spectrum > rounding, 0.0).sum()
 
 
 def _gram(ensemble: Ensemble, batch: Batch, loss_fn: LossFn = classification) -> Float[Tensor, "k n n"]:

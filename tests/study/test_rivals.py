@@ -1,5 +1,6 @@
 import copy
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import mmstudy as mm
 from mmstudy.batched import ensemble as en
+from mmstudy.batched.ensemble import classification
 from mmstudy.core.networks import MLP, count_flops
 from mmstudy.core.seeds import generator
 from mmstudy.study import predictors, rivals
@@ -18,7 +21,7 @@ from mmstudy.validation.preservation import FAMILIES
 SIGNS = {
     "snip": 1, "grasp": 1, "synflow": 1, "fisher": 1, "jacobian_covariance": 1, "gradient_confusion": -1,
     "gradient_cosine": 1, "gradient_diversity": 1, "ntk_condition": -1, "sam_sharpness": -1,
-    "natural_gain": 1,
+    "natural_gain": 1, "tiny": 1,
 }  # fmt: skip
 OF_INPUTS = {"synflow", "jacobian_covariance"}  # what tokens have not
 DOUBLE = {"rtol": 1e-9, "atol": 1e-12}
@@ -65,6 +68,31 @@ def curved(network, examples, vector):
         return flat(gradient @ vector, network)
 
 
+def granted(network, inputs, targets):
+    """n Σ_l Σ_c ‖J J⁺ v_c‖²: J is the derivative of a channel of a layer's outputs by its row of the weights, the same
+    for all channels; v_c that of the loss by channel c."""
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    calls = {}
+    hooks = [layer.register_forward_hook(lambda own, x, y: calls.update({own: (x[0].detach(), y)})) for layer in layers]
+    loss = cross_entropy(network, inputs, targets)
+    for hook in hooks:
+        hook.remove()
+    found = 0
+    for layer, (given, output) in calls.items():
+        axis = 1 if isinstance(layer, nn.Conv2d) else -1
+
+        def channel(own, layer=layer, given=given, axis=axis):
+            return torch.func.functional_call(layer, own, given).select(axis, 0).flatten()
+
+        rows = torch.func.jacrev(channel)(dict(layer.named_parameters()))
+        matrix = torch.cat([each[:, 0].reshape(len(each), -1) for each in rows.values()], dim=1).detach()
+        (wish,) = torch.autograd.grad(loss, output, retain_graph=True)
+        wish = wish.movedim(axis, 0).flatten(1).T
+        left, lengths, _ = torch.linalg.svd(matrix, full_matrices=False)
+        found += (left[:, lengths > 1e-7 * lengths[0]].T @ wish).square().sum()
+    return len(inputs) * found
+
+
 def by_hand(network, inputs, targets) -> dict[str, float]:
     """All of them for one network: loops, dense matrices, and nothing of the package."""
     network, theta, n = copy.deepcopy(network).eval(), point_of(network), len(inputs)
@@ -90,6 +118,7 @@ def by_hand(network, inputs, targets) -> dict[str, float]:
         "ntk_condition": torch.linalg.cond(tangents) ** 2,
         "sam_sharpness": cross_entropy(beyond, inputs, targets) - loss,
         "natural_gain": (u.sum(0).square() * s**2 / (s**2 + rivals.DAMPING)).sum() / n,
+        "tiny": granted(network, inputs, targets),
     }
     if inputs.is_floating_point():
         absolute = moved(network, theta.abs())
@@ -267,6 +296,91 @@ def test_the_natural_gain_is_that_of_the_dense_fisher_matrix():
     promised = 2 * (best @ g) - (best @ damped * best).sum(1)
     assert promised.argmax() == 100
     assert promised[100].item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_layers_best_updates_of_a_linear_classifier_are_a_least_squares_fit():
+    """As many examples as inputs, and each gets what it wishes: ‖∇_a l‖² = 2/4 each. One input too few, and one not."""
+    everything = value("tiny", linear(), (AXES, torch.tensor([0, 1, 0])))
+    assert everything == pytest.approx(1 / 2, rel=1e-12)
+    assert value("tiny", linear(), (torch.cat([AXES, AXES]), torch.tensor([0, 1, 0, 1, 0, 1]))) == pytest.approx(
+        0, abs=1e-12
+    )
+    classes, (inputs, targets) = 5, batch(12, dtype=torch.float64)
+    wish = F.one_hot(targets, classes).double() - 1 / classes
+    fit = inputs @ torch.linalg.lstsq(inputs, wish).solution
+    assert value("tiny", linear(classes, INPUTS), (inputs, targets)) == pytest.approx(
+        fit.square().sum().item() / 12, rel=1e-9
+    )
+
+
+def test_new_units_that_nothing_reads_add_what_their_readers_can_do_and_copies_add_nothing():
+    network, (inputs, targets) = mlp((3, 3), dtype=torch.float64), batch(dtype=torch.float64)
+    before = value("tiny", network, (inputs, targets))
+    silent = mm.expand(network, inputs, "zero_outgoing", {"hidden.1": 5})
+    hidden = silent.hidden[1](silent.hidden[0](inputs).relu()).relu()
+    wish = F.softmax(network(inputs), dim=1) - F.one_hot(targets, CLASSES)
+
+    def explained(columns):
+        given = torch.cat([columns, torch.ones(len(columns), 1)], dim=1).detach()
+        return (given @ torch.linalg.lstsq(given, wish.detach(), driver="gelsd").solution).square().sum() / len(wish)
+
+    added = value("tiny", silent, (inputs, targets)) - before
+    assert added == pytest.approx((explained(hidden) - explained(hidden[:, :3])).item(), rel=1e-9)
+    assert added > 0.01 * before
+    copied = mm.expand(network, inputs, "lemon", {"hidden.1": 6})
+    hidden = copied.hidden[1](copied.hidden[0](inputs).relu()).relu()
+    assert explained(hidden) == pytest.approx(explained(hidden[:, :3]).item(), rel=1e-9)
+
+
+def test_a_layer_used_twice_grants_one_wish_and_work_in_place_is_no_matter():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(INPUTS, INPUTS), nn.Linear(INPUTS, CLASSES)
+
+        def forward(self, x):
+            return self.head(self.layer(self.layer(x).relu_()).relu_())
+
+    network, (inputs, targets) = Twice().double(), batch(40, dtype=torch.float64)
+    one = network.layer(inputs)
+    two = network.layer(one.relu())
+    last = two.relu()
+    given = torch.cat([torch.cat([inputs, one.relu()]), torch.ones(80, 1)], dim=1).detach()
+    loss = F.cross_entropy(network.head(last), targets, reduction="sum")
+    wish = torch.cat(torch.autograd.grad(loss, [one, two]))
+    own = (given @ torch.linalg.lstsq(given, wish).solution).square().sum().item()
+    top = torch.cat([last.detach(), torch.ones(40, 1)], dim=1)
+    wish = (F.softmax(network.head(last), dim=1) - F.one_hot(targets, CLASSES)).detach()
+    own += (top @ torch.linalg.lstsq(top, wish, driver="gelsd").solution).square().sum().item()
+    assert value("tiny", network, (inputs, targets)) == pytest.approx(own / 40, rel=1e-9)
+
+
+@pytest.mark.parametrize("option", [{"groups": 2}, {"padding_mode": "circular"}, {"padding": "same"}])
+def test_a_convolution_whose_reach_is_not_worked_out_is_refused(option):
+    network = nn.Sequential(nn.Conv2d(2, 2, 3, **{"padding": 1} | option), nn.Flatten(), nn.Linear(32, CLASSES))
+    with pytest.raises(ValueError, match=r"tiny.*one group, bordered by zeros"):
+        value("tiny", network, (torch.randn(5, 2, 4, 4), torch.zeros(5).long()))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_layers_best_updates_are_those_of_gromo(bias):
+    gromo = pytest.importorskip("gromo.modules.linear_growing_module")
+    layers = [gromo.LinearGrowingModule(a, b, use_bias=bias) for a, b in pairwise([INPUTS, 5, CLASSES])]
+    layers[1].previous_module = layers[0]
+    network = nn.Sequential(layers[0], nn.ReLU(), layers[1]).double()
+    examples = batch(50, dtype=torch.float64)
+    for layer in layers:
+        layer.init_computation()
+    (50 * classification(network, examples)).backward()  # it expects a sum over examples
+    for layer in layers:
+        layer.update_computation()
+        layer.compute_optimal_delta(dtype=torch.float64)
+    plain = nn.Sequential(*(nn.Linear(a, b, bias=bias) for a, b in pairwise([INPUTS, 5, CLASSES]))).double()
+    plain = nn.Sequential(plain[0], nn.ReLU(), plain[1])
+    for mine, theirs in zip((plain[0], plain[2]), layers, strict=True):
+        mine.load_state_dict(theirs.layer.state_dict())
+    right = sum(float(layer.parameter_update_decrease) for layer in layers)
+    assert value("tiny", plain, examples) == pytest.approx(right, rel=1e-6)
 
 
 def test_input_jacobians_that_are_all_the_same_and_all_different():
