@@ -31,7 +31,7 @@ from mmstudy.batched import training
 from mmstudy.core import datasets, networks, openml, progress, results, tasks
 from mmstudy.core.seeds import generator
 from mmstudy.expansion import pools
-from mmstudy.study import design, draws, trials
+from mmstudy.study import design, draws, starting, trials
 from mmstudy.study.protocol import Protocol
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ QUICK = {
 WORDS = {
     "together": ("s", "a step of training all networks of one architecture as a batch"),
     "alone": ("s", "a step of training them one after another, by the same code"),
-    "rest": ("s", "what else `trials.measure` takes: looks, scores, short runs"),
+    "rest": ("s", "what else a piece takes: predictors, looks, scores, short runs"),
     "base": ("s", "a step of training the base network"),
     "memory": ("GiB", "most memory of the GPU in use at once"),
     "networks": ("1", "networks of one architecture: candidates and references, times seeds"),
@@ -101,7 +101,9 @@ def measured(task: tasks.Task, quick: bool) -> dict[str, float]:
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
     trained, of_base = timed(lambda: trials.train_base(task, data, protocol))
-    found, whole = timed(lambda: trials.measure(task, data, trained, chosen, protocol))
+    _, at_start = timed(lambda: starting.start(task, data, trained, chosen, protocol))
+    found, training = timed(lambda: trials.measure(task, data, trained, chosen, protocol))
+    whole = at_start + training
     if found["accuracy"].isnull().any():
         raise ValueError(f"a run of {task} diverged")
     count = found.sizes["candidate"] * found.sizes["seed"]

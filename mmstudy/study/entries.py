@@ -27,6 +27,11 @@ def from_outside() -> Entries:
     return tuple({name: entry for name, entry in known.items() if any(_foreign(entry))} for known in REGISTRIES)
 
 
+def without_predictors(entries: Entries) -> Entries:
+    """Those that have a part in training."""
+    return tuple({} if known is PREDICTORS else new for known, new in zip(REGISTRIES, entries, strict=True))
+
+
 def enter(entries: Entries, known: str) -> None:
     """Make them known in this process.
 

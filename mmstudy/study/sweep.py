@@ -23,8 +23,11 @@ from mmstudy.expansion.operators import OPERATORS
 from mmstudy.expansion.pools import architectures
 from mmstudy.study import entries, experiments, predictors
 from mmstudy.study.protocol import Protocol
+from mmstudy.study.starting import start
 from mmstudy.study.statistics import EXPANSION, REFERENCE
 from mmstudy.study.trials import BUDGETS, CHECKPOINTS, measure, train_base
+
+TITLES = {"base": "bases", "start": "starts", "measure": "candidates"}  # of the kinds of jobs, and of their files
 
 
 def sweep(
@@ -38,9 +41,10 @@ def sweep(
 ) -> xr.Dataset:
     """Measure every candidate of every task's pool; the result does not depend on the number of workers.
 
-    Every finished piece (a task's base; the candidates of one architecture) is kept under `cache`, named by a hash
-    of all that it depends on, so that a sweep that was killed goes on where it stopped. The worker that has finished it
-    writes it there, and reads the task's data and its base from there.
+    Every finished piece (a task's base; the candidates of one architecture, as they start and as they train) is kept
+    under `cache`, named by a hash of all that it depends on, so that a sweep that was killed goes on where it stopped,
+    and a new predictor trains nothing again. The worker that has finished it writes it there, and reads the task's data
+    and its base from there.
 
     Args:
         pools: for each task its candidates by label.
@@ -71,18 +75,26 @@ def sweep(
     data = {task: load(task) for task in pools}
     known = {task: tasks.fingerprint(data[task]) for task in pools}
     groups = {task: architectures(pool) for task, pool in pools.items()}
-    base_jobs = {task: ("base", task, (), protocols[task], known[task]) for task in pools}
-    jobs = {(t, group): ("measure", t, group, protocols[t], known[t]) for t in pools for group in groups[t]}
 
-    def kept(task: Task) -> Path:
-        return _kept(data[task], known[task], cache)
+    def jobs(kind: str) -> dict[Any, tuple]:
+        if kind == "base":
+            return {t: (kind, t, (), protocols[t], known[t]) for t in pools}
+        return {(t, group): (kind, t, group, protocols[t], known[t]) for t in pools for group in groups[t]}
+
+    def given(key: tuple[Task, Any]) -> tuple[Path, Path]:
+        return _kept(data[key[0]], known[key[0]], cache), paths[key[0]]
 
     with contextlib.nullcontext(executor) if executor else cluster.executor(scheduler, workers, cache) as hands:
-        bases, paths = _finish(hands, base_jobs, cache, lambda task: (kept(task), None), "bases", device)
-        pieces, _ = _finish(hands, jobs, cache, lambda key: (kept(key[0]), paths[key[0]]), "candidates", device)
+        bases, paths = _finish(hands, jobs("base"), cache, lambda t: (_kept(data[t], known[t], cache), None), device)
+        starts, _ = _finish(hands, jobs("start"), cache, given, device)
+        pieces, _ = _finish(hands, jobs("measure"), cache, given, device)
     whole = [
         _about(
-            xr.concat([pieces[task, group] for group in groups[task]], "candidate", **experiments.ALIGNED),
+            xr.concat(
+                [_joined(starts[task, group], pieces[task, group]) for group in groups[task]],
+                "candidate",
+                **experiments.ALIGNED,
+            ),
             task,
             pool,
             bases[task],
@@ -97,6 +109,12 @@ def sweep(
     dataset.attrs = results.provenance(asked, "cpu" if elsewhere else device)
     dataset.attrs |= {"device": f"{device} of the workers"} if elsewhere else {}
     return dataset.assign_attrs(wall_time_s=round(time.perf_counter() - started, 1))
+
+
+def _joined(starts: xr.Dataset, measured: xr.Dataset) -> xr.Dataset:
+    """What was computed of candidates at their start beside what was measured of them, and of their references."""
+    new = starts.drop_vars(starts.keys() & measured.keys())  # the number of parameters, and of FLOPs
+    return measured.merge(new.reindex(candidate=measured["candidate"]))
 
 
 def _about(
@@ -134,12 +152,15 @@ def _about(
 
 
 def _finish(
-    executor: Executor, jobs: dict, cache: Path, given: Callable, title: str, device: str
+    executor: Executor, jobs: dict, cache: Path, given: Callable, device: str
 ) -> tuple[dict[Any, xr.Dataset], dict[Any, Path]]:
     """The results of all jobs and their files, by key: read where they are there, computed and kept where not."""
     outside = entries.from_outside()
     known = entries.description(outside)
-    more = [*filter(None, (known, device if device != "cpu" else ""))]
+    (kind,) = {kind for kind, *_ in jobs.values()}
+    title = TITLES[kind]
+    asked = known if kind == "start" else entries.description(entries.without_predictors(outside))
+    more = [*filter(None, (asked, device if device != "cpu" else ""))]
     paths = {key: cache / f"{title}-{_fingerprint(job, more)}.nc" for key, job in jobs.items()}
     done = {key: results.read(path) for key, path in paths.items() if path.exists()}
     waiting = sorted(jobs.keys() - done.keys(), key=lambda key: -_work(jobs[key]))
@@ -160,13 +181,14 @@ def _run(
     """Do a job and write the result, unless that was done for one who did not live to see it."""
     if path.exists():
         return results.read(path)
-    _, task, candidates, protocol, _ = job
+    kind, task, candidates, protocol, _ = job
     entries.enter(outside, known)
     with ALONE, _one_thread():  # an executor's threads take turns; sums must not depend on the core count
         if base is None:
             dataset = train_base(task, _data(data, device), protocol)
         else:
-            dataset = measure(task, _data(data, device), results.read(base), candidates, protocol)
+            work = start if kind == "start" else measure
+            dataset = work(task, _data(data, device), results.read(base), candidates, protocol)
     results.write(dataset, path)
     return dataset
 
@@ -208,13 +230,13 @@ def _work(job: tuple) -> float | int:
 
 def _fingerprint(job: tuple, more: Sequence[str] = ()) -> str:
     """A hash of the job's description, of the code and library that carry it out, and of what more it depends on."""
-    text = json.dumps([repr(job), torch.__version__, _code(), *more])
+    text = json.dumps([repr(job), torch.__version__, _code(job[0]), *more])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @lru_cache
-def _code() -> str:
-    return sources.fingerprint("import mmstudy.study.trials")
+def _code(kind: str) -> str:
+    return sources.fingerprint(f"import mmstudy.study.{'starting' if kind == 'start' else 'trials'}")
 
 
 def variables() -> dict[str, tuple[str, str]]:

@@ -18,7 +18,6 @@ from mmstudy.core.seeds import generator
 from mmstudy.core.tasks import Task
 from mmstudy.core.tasks import base as new_base
 from mmstudy.expansion.candidate import Candidate
-from mmstudy.study import predictors
 from mmstudy.study.draws import minibatch_order, probe_split, shown, take
 from mmstudy.study.probes import probe
 from mmstudy.study.protocol import Protocol
@@ -142,12 +141,7 @@ def measure(
 
     Returns a Dataset over (candidate, …); see `sweep.variables` for the variables.
     """
-    small = new_base(task, data)
-    parameters = torch.as_tensor(base["base"].values, device=data.training.inputs.device)
-    nn.utils.vector_to_parameters(parameters, small.parameters())
-    examples = shown(data)
-    traced = trace(small, examples.inputs)
-    grown = [c.grow(small, examples, traced=traced).network for _, c in candidates]
+    small, grown = grow_all(task, data, base, candidates)
     place, seeds = candidates[0][0].split(" ", 1)[-1], range(protocol.seeds)
     compared = {
         f"{name} {place}": [make(grown[0], generator(name, task, place, seed)) for seed in seeds]
@@ -155,14 +149,25 @@ def measure(
     }
     level = float(base["base_loss"]) + protocol.margin
     parts: list[xr.Dataset] = []
-    for some in _alike(grown):
+    for some in alike(grown):
         own, labelled = [grown[i] for i in some], [candidates[i] for i in some]
         parts.append(_together(task, data, level, small, own, labelled, {} if parts else compared, protocol))
     rows = [label for label, _ in candidates] + list(compared)
     return xr.concat(parts, "candidate", join="exact").sel(candidate=rows)
 
 
-def _alike(grown: Sequence[nn.Module]) -> list[list[int]]:
+def grow_all(
+    task: Task, data: Data, base: xr.Dataset, candidates: Sequence[tuple[str, Candidate]]
+) -> tuple[nn.Module, list[nn.Module]]:
+    """The task's trained base network, and what the candidates make of it."""
+    small, examples = new_base(task, data), shown(data)
+    parameters = torch.as_tensor(base["base"].values, device=data.training.inputs.device)
+    nn.utils.vector_to_parameters(parameters, small.parameters())
+    traced = trace(small, examples.inputs)
+    return small, [candidate.grow(small, examples, traced=traced).network for _, candidate in candidates]
+
+
+def alike(grown: Sequence[nn.Module]) -> list[list[int]]:
     """Which networks have one forward pass: an operator may change a normalization's eps, where others leave it."""
     groups: list[list[int]] = []
     for i, network in enumerate(grown):
@@ -201,25 +206,10 @@ def _together(
     trained["parameters"] = "candidate", [networks.count_parameters(grown[0])] * len(everyone)
     trained["flops"] = "candidate", [flops[1]] * len(everyone)
     expanded = start[list(watched)]
-    measured = xr.merge(
-        [
-            _at_start(data, expanded, task, candidates, protocol),
-            _curves(task, data, expanded, run.losses, protocol),
-            _looks(task, data, run, level, protocol),
-        ]
-    ).assign_coords(candidate=labels)
-    measured = measured.drop_vars(trained.keys() & measured.keys())
+    curves, looks = _curves(task, data, expanded, run.losses, protocol), _looks(task, data, run, level, protocol)
+    measured = xr.merge([curves, looks]).assign_coords(candidate=labels)
     texts = {name: "" for name, each in measured.items() if each.dtype.kind in "OU"}  # NaN cannot be stored among them
     return xr.merge([trained, measured.reindex(candidate=everyone, fill_value=texts)])
-
-
-def _at_start(
-    data: Data, expanded: en.Ensemble, task: Task, candidates: Sequence[tuple[str, Candidate]], protocol: Protocol
-) -> xr.Dataset:
-    """What is computed right after expansion, over (candidate)."""
-    static = predictors.start_values(expanded, probe_split(task, data, protocol))
-    static["expansion_cost"] = torch.tensor([c.cost(len(shown(data).inputs)) for _, c in candidates])
-    return xr.Dataset({name: ("candidate", value.cpu().numpy()) for name, value in static.items()})
 
 
 def _looks(task: Task, data: Data, run: Training, level: float, protocol: Protocol) -> xr.Dataset:

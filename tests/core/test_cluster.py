@@ -32,6 +32,7 @@ DATA = tasks.load(TASK)
 SHAPE = {"factors": (2,), "extra_layers": (1,), "matched": (), "wider": ("random",), "deeper": ("deeper_identity",)}
 POOL = pools.candidate_pool(tasks.base(TASK, DATA), DATA.training.inputs, **SHAPE)
 PIECES = 5  # candidates, each of another architecture
+FILES = 1 + 2 * PIECES  # a base; each architecture, before and in training
 
 CLIENT = """
 from test_cluster import swept
@@ -156,7 +157,7 @@ def test_the_number_of_workers_does_not_matter(shared, expected, tmp_path, monke
             shared.kill(shared.workers[-1])
         shared.join(count)
         assert_same(swept(tmp_path / str(count), shared.address), expected)
-        assert len(finished(tmp_path / str(count))) == 1 + PIECES
+        assert len(finished(tmp_path / str(count))) == FILES
 
 
 def test_a_worker_is_killed_in_the_middle_of_a_sweep(shared, expected, tmp_path):
@@ -182,10 +183,10 @@ def test_the_client_is_killed_and_comes_back(shared, expected, tmp_path):
     finally:
         client.kill()
         client.wait()
-    assert len(before) < 1 + PIECES
+    assert len(before) < FILES
     assert_same(swept(tmp_path, shared.address), expected)
     after = finished(tmp_path)
-    assert len(after) == 1 + PIECES
+    assert len(after) == FILES
     assert after.items() >= before.items(), "what was finished has been done again"
 
 

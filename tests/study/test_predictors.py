@@ -117,12 +117,23 @@ def test_pieces_measured_with_it_have_another_name_and_its_code_is_in_it(registe
     assert outside == ({}, {}, {"output_spread": OWN})
     text = entries.description(outside)
     assert "def spread_of_outputs" in text
-    assert sweep._fingerprint(("base",), [text]) != sweep._fingerprint(("base",))
+    assert sweep._fingerprint(("start",), [text]) != sweep._fingerprint(("start",))
     monkeypatch.setitem(predictors.PREDICTORS, "output_spread", replace(OWN, passes=2))
     assert entries.description(entries.from_outside()) != text
     entries.enter(outside, text)
     with pytest.raises(ValueError, match="files that define output_spread differ between the machines"):
         entries.enter(outside, text + "# changed")
+
+
+def test_it_is_computed_of_an_experiment_that_is_there_without_training_again(registered, monkeypatch, tmp_path):
+    with ThreadPoolExecutor(1) as here:
+        before = swept(tmp_path, executor=here)
+        monkeypatch.setitem(predictors.PREDICTORS, "another", replace(OWN, description="the same again"))
+        monkeypatch.setattr(sweep, "measure", lambda *job: pytest.fail("trained again"))
+        monkeypatch.setattr(sweep, "train_base", lambda *job: pytest.fail("trained again"))
+        after = swept(tmp_path, executor=here)
+    assert set(after) - set(before) == {"another"}
+    np.testing.assert_array_equal(after["another"], before["output_spread"])
 
 
 def test_what_workers_cannot_import_is_refused_before_anything_runs(monkeypatch, tmp_path):

@@ -158,16 +158,18 @@ def test_the_result_does_not_depend_on_the_workers(experiment, tmp_path):
 
 def test_what_is_finished_is_not_done_again_and_what_is_lost_comes_back_the_same(experiment, cache, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in cache.glob("*.nc")}
-    assert len(before) == 1 + 5 + 1 + 1  # a base and the architectures of each task
-    lost = sorted(before)[3]
-    lost.unlink()
+    assert len(before) == 1 + 2 * 5 + 1 + 2 * 1  # a base and the architectures of each task, before and in training
+    names = sorted(before)
+    lost = [names[3], names[-1]]
+    for path in lost:
+        path.unlink()
     with ThreadPoolExecutor(1) as executor:
         resumed = sweep.sweep(POOLS, PROTOCOLS, cache, executor=executor)
     xr.testing.assert_equal(resumed, experiment)
     assert results.load(results.save(resumed, tmp_path / "resumed.nc")).equals(experiment)
     after = {path: path.stat().st_mtime_ns for path in cache.glob("*.nc")}
     assert after.keys() == before.keys()
-    assert [path for path in before if after[path] != before[path]] == [lost]
+    assert [path for path in names if after[path] != before[path]] == lost
 
 
 def test_a_damaged_piece_is_named(experiment, cache, tmp_path):
@@ -306,7 +308,7 @@ def test_other_data_under_the_same_name_have_pieces_of_their_own(monkeypatch, tm
 
     inputs = torch.randn(240, 5, generator=generator("own"))
     one, other, again = (experiment((sign * inputs[:, 0] > 0).long() * 2) for sign in (1, -1, 1))
-    assert len([*tmp_path.glob("*.nc")]) == 4
+    assert len([*tmp_path.glob("*.nc")]) == 6
     xr.testing.assert_identical(timeless(one), timeless(again))
     assert not one["nll"].equals(other["nll"])
 
@@ -323,12 +325,10 @@ def another_package(tmp_path, monkeypatch):
 
 
 def test_a_piece_outlives_comments_and_docstrings_but_not_its_code(another_package):
-    job = ("measure", TASK, tuple(POOL[:2]), TINY)
-
-    def changed(text, name="manifold/profiles.py"):
+    def changed(text, name="manifold/profiles.py", kind="measure"):
         (another_package / name).write_text((sources_of / name).read_text() + text)
         sweep._code.cache_clear()
-        return sweep._fingerprint(job)
+        return sweep._fingerprint((kind, TASK, tuple(POOL[:2]), TINY))
 
     sources_of = Path(sweep.__file__).parents[1]
     before = changed("")
@@ -339,16 +339,20 @@ def test_a_piece_outlives_comments_and_docstrings_but_not_its_code(another_packa
     changed("")
     assert changed("x = 1\n", "figures/style.py") == before  # nothing that is measured imports it
     assert changed("x = 1\n", "study/derived.py") == before  # what is read from an experiment later
+    start = changed("", "study/rivals.py", "start")
+    assert changed("x = 1\n", "study/rivals.py") == before  # a new predictor trains nothing again
+    assert changed("x = 1\n", "study/rivals.py", "start") != start
 
 
-def test_all_that_measures_names_the_pieces():
+@pytest.mark.parametrize("module", ["trials", "starting"])
+def test_all_that_measures_names_the_pieces(module):
     """What a process has loaded once it can measure is what the pieces are named by."""
-    code = "import mmstudy.study.trials, sys; print(*(m for m in sys.modules if m.split('.')[0] == 'mmstudy'))"
+    code = f"import mmstudy.study.{module}, sys; print(*(m for m in sys.modules if m.split('.')[0] == 'mmstudy'))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    names = {path.relative_to(sources.PACKAGE.parent) for path in sources.files("import mmstudy.study.trials")}
-    for module in loaded:
-        path = Path(module.replace(".", "/"))
-        assert names & {path / "__init__.py", path.with_suffix(".py")}, module
+    names = {path.relative_to(sources.PACKAGE.parent) for path in sources.files(f"import mmstudy.study.{module}")}
+    for each in loaded:
+        path = Path(each.replace(".", "/"))
+        assert names & {path / "__init__.py", path.with_suffix(".py")}, each
     assert len(loaded) > 50
 
 
