@@ -27,7 +27,7 @@ from mmstudy.ranking.loops import Loop
 from mmstudy.ranking.places import Looks
 from mmstudy.ranking.policy import Plan
 from mmstudy.ranking.posterior import Pool, posterior, standardized
-from mmstudy.ranking.priors import PRIORS
+from mmstudy.ranking.priors import PRIORS, STRETCH
 from mmstudy.ranking.report import OWN, Ranking, Seen, concluded, early_order
 from mmstudy.ranking.rows import Metric, Row, Rows, accuracy
 from mmstudy.ranking.training import Training, device_of, moved
@@ -202,7 +202,7 @@ def _carried_out(rows: Rows, how: Plan, full_steps: int, sizes: list[Size], look
         ended = [row for row in final if row is not None]
         if ended and all(row.diverged for row in ended):
             raise ValueError(f"every training diverged before its end, {full_steps} steps: {_cure(rows)}")
-    return Seen(sizes, early, final, posterior(known, scores_of(final), prior))
+    return Seen(sizes, early, final, posterior(known, scores_of(final), prior, STRETCH[how.anchored]))
 
 
 def _cure(rows: Rows) -> str:

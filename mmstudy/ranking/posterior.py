@@ -109,10 +109,13 @@ def standardized(values: Sequence[float] | np.ndarray) -> Float[np.ndarray, " ro
     return (values - values.mean()) / (values.std() or 1.0)
 
 
-def posterior(pool: Pool, final: Float[np.ndarray, " row"], prior: Prior) -> Posterior:
+def posterior(pool: Pool, final: Float[np.ndarray, " row"], prior: Prior, stretch: float = 1.0) -> Posterior:
     """What is known of all final scores once some are: NaN where one is not.
 
     Where the early scores tell nothing, nothing but these is known: mean and covariance of all others are NaN.
+
+    Args:
+        stretch: how much wider intervals are than the regression has them: few pools have taught the prior.
 
     Raises:
         ValueError: rows of different numbers.
@@ -135,7 +138,7 @@ def posterior(pool: Pool, final: Float[np.ndarray, " row"], prior: Prior) -> Pos
         kernel = kernel - kernel[:, known] @ weights
     kernel = kernel * ~(seen[:, None] | seen)  # what is known is known exactly
     mean = np.where(seen, final, pool.now + pool.spread * mean)
-    return Posterior(mean, pool.spread**2 * scale_now / shape_now * kernel, 2 * shape_now)
+    return Posterior(mean, (stretch * pool.spread) ** 2 * scale_now / shape_now * kernel, 2 * shape_now)
 
 
 def _model(pool: Pool, prior: Prior) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, "row row"]]:

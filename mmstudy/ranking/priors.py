@@ -1,4 +1,4 @@
-"""How pools behaved on the calibration cases: `study.advice.priors` fits these numbers (notebook 11)."""
+"""How pools behaved on the calibration cases: `study.advice` fits these numbers (notebook 11)."""
 
 from mmstudy.ranking.posterior import Prior
 
@@ -30,3 +30,6 @@ PRIORS = {
         log_scale=-0.049,
     ),
 }
+
+# How much wider intervals must be, to hold what they say of a pool that is like none of these.
+STRETCH = {False: 1.0987, True: 1.2857}

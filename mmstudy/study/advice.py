@@ -20,17 +20,14 @@ from mmstudy.core import cluster, progress, results, sources
 from mmstudy.core.seeds import seed_of
 from mmstudy.core.tasks import Task, load
 from mmstudy.core.tasks import base as new_base
-from mmstudy.expansion.pools import Size
 from mmstudy.ranking import files, report
-from mmstudy.ranking.asked import pool_of, rank_expansions
-from mmstudy.ranking.policy import Plan
-from mmstudy.ranking.posterior import Pool, Prior, fit, posterior
-from mmstudy.ranking.report import LEVEL, OWN, Ranking
-from mmstudy.ranking.rows import Metric, Row, accuracy
+from mmstudy.ranking.asked import rank_expansions
+from mmstudy.ranking.report import LEVEL, Ranking
+from mmstudy.ranking.rows import Metric, accuracy
 from mmstudy.study import design, experiments
+from mmstudy.study.calibration import BUDGETS, by_case
 from mmstudy.study.statistics import spearman
 
-BUDGETS = {False: 0.1, True: 0.25}  # without and with anchors
 VERDICTS = {
     "regret": ("score", "test score lost against the best of the pool"),
     "regret_share": ("1", "the same in ranges of the pool's test scores"),
@@ -213,57 +210,6 @@ def in_parts(
     return joined
 
 
-def by_case(told: xr.Dataset) -> dict[str, xr.Dataset]:
-    """The rows of each case, its own network last."""
-    found = {}
-    for name in dict.fromkeys(told["case"].values.tolist()):
-        one = told.isel(row=told["case"].values == name)
-        found[name] = one.isel(row=np.argsort(one["label"].values == OWN, kind="stable"))
-    return found
-
-
-def pools(told: xr.Dataset, anchored: bool) -> list[tuple[Pool, np.ndarray]]:
-    """Each case's pool as it was seen early, and its final scores."""
-    found = []
-    for one in by_case(told.sel(anchored=anchored)).values():
-        columns = (one[name].values.tolist() for name in ("label", "early_loss", "early_score"))
-        rows = [Row(label, 0, loss, loss, score, 0.0) for label, loss, score in zip(*columns, strict=True)]
-        sizes = [Size(int(count), 0) for count in one["parameters"].values]
-        pool = pool_of(rows, sizes, one["operator"].values.tolist(), Plan(0, int(anchored), 0.0))
-        found.append((pool, one["final_score"].values.astype(float)))
-    return found
-
-
-def priors(told: xr.Dataset) -> dict[bool, Prior]:
-    """The priors under which the final scores of these cases are most likely."""
-    return {anchored: fit(pools(told, anchored)) for anchored in BUDGETS}
-
-
-def left_out(told: xr.Dataset) -> xr.DataArray:
-    """`coverage`, as in `verdicts`, of each case under the prior that all the other cases teach, over (case, anchored).
-
-    Raises:
-        ValueError: fewer than two cases.
-    """
-    names = [*by_case(told)]
-    if len(names) < 2:
-        raise ValueError(f"at least two cases needed, to leave one out; got {len(names)}")
-    found = np.full((len(names), len(BUDGETS)), np.nan)
-    for j, anchored in enumerate(BUDGETS):
-        seen, trained = pools(told, anchored), [*by_case(told.sel(anchored=anchored)).values()]
-        for i, (pool, final) in enumerate(progress.through(seen, "cases left out")):
-            known = trained[i]["trained"].values
-            _, low, high = posterior(pool, np.where(known, final, np.nan), fit(seen[:i] + seen[i + 1 :])).gains(LEVEL)
-            found[i, j] = _coverage(final - final[-1], low, high, known)
-    return xr.DataArray(found, {"case": names, "anchored": [*BUDGETS]}, name="coverage")
-
-
-def _coverage(gain: np.ndarray, low: np.ndarray, high: np.ndarray, known: np.ndarray) -> float:
-    """The share of the candidates whose gain is not known yet that the intervals hold; NaN of none."""
-    open_rows = ~known[:-1]
-    return float(((low <= gain) & (gain <= high))[:-1][open_rows].mean()) if open_rows.any() else np.nan
-
-
 def verdicts(told: xr.Dataset) -> xr.Dataset:
     """How good the advice was in each case and at each budget, over (case, anchored).
 
@@ -284,12 +230,14 @@ def _verdict(one: xr.Dataset) -> dict[str, float]:
     test, gain, final = (one[name].values for name in ("test_score", "gain", "final_score"))
     known = one["trained"].values
     regret, spread = float(np.nanmax(test) - test[one["chosen"].values][0]), float(np.nanmax(test) - np.nanmin(test))
+    gained, open_rows = final - final[-1], ~known & (np.arange(len(known)) < len(known) - 1)
+    held = (one["low"].values <= gained) & (gained <= one["high"].values)
     return {
         "regret": regret,
         "regret_share": regret / (spread or 1.0),
         "random": float(np.nanmax(test) - np.nanmean(test)) / (spread or 1.0),
         "spearman": float(spearman(gain[None, :-1], test[:-1])[0]),
-        "coverage": _coverage(final - final[-1], one["low"].values, one["high"].values, known),
+        "coverage": float(held[open_rows].mean()) if open_rows.any() else np.nan,
         "open": float((~known[:-1]).sum()),
         "share": float(one["share"].values[0]),
     }

@@ -1,8 +1,5 @@
 """Advice is held against what came: every number of a verdict is what its name says."""
 
-from dataclasses import astuple
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,10 +7,9 @@ import xarray as xr
 
 from mmstudy.core import results
 from mmstudy.core.tasks import Task, load
-from mmstudy.ranking.posterior import posterior
-from mmstudy.ranking.priors import PRIORS
 from mmstudy.ranking.report import OWN
 from mmstudy.study import advice, design
+from mmstudy.study.calibration import BUDGETS
 
 CASE = ["digits", [4, 4], 200, 0.2, 3]
 
@@ -30,7 +26,7 @@ def test_every_network_was_trained_to_the_end_and_tested(told):
     assert (told["label"] == OWN).sum() == 1
     assert set(told["part"].values) == {"calibration"}
     assert (told["chosen"].sum("row") == 1).all()
-    assert (told["share"] <= xr.DataArray([advice.BUDGETS[bool(a)] for a in told["anchored"]], dims="anchored")).all()
+    assert (told["share"] <= xr.DataArray([BUDGETS[bool(a)] for a in told["anchored"]], dims="anchored")).all()
 
 
 def test_anchors_were_trained_where_the_budget_allows_it(told):
@@ -96,33 +92,6 @@ def test_what_was_trained_to_the_end_needs_no_interval():
     assert np.isnan(advice.verdicts(known(0, [True] * 4))["coverage"]).all()
 
 
-@pytest.fixture(scope="module")
-def calibration():
-    told = results.load(Path(__file__).parents[2] / "outputs" / "reference" / "data" / "advice.nc")
-    return told.isel(row=told["part"].values == "calibration")
-
-
-def test_a_case_is_measured_with_a_prior_that_the_others_teach(calibration, monkeypatch):
-    names = [*dict.fromkeys(calibration["case"].values)][:3]
-    told = calibration.isel(row=np.isin(calibration["case"].values, names))
-    fitted = []
-
-    def fit(tasks):
-        fitted.append([pool.now for pool, _ in tasks])
-        return PRIORS[False]
-
-    monkeypatch.setattr(advice, "fit", fit)
-    found = advice.left_out(told).sel(anchored=False)
-    now = [pool.now for pool, _ in advice.pools(told, False)]
-    assert fitted[:3] == [now[1:], now[::2], now[:2]]
-    for coverage, (pool, final) in zip(found.values, advice.pools(told, False), strict=True):
-        _, low, high = posterior(pool, np.full(len(final), np.nan), PRIORS[False]).gains(0.8)
-        gain = final - final[-1]
-        assert coverage == pytest.approx(((low <= gain) & (gain <= high))[:-1].mean())
-    with pytest.raises(ValueError, match="at least two cases"):
-        advice.left_out(told.isel(row=told["case"].values == names[0]))
-
-
 def test_a_minibatch_loader_leaves_the_ragged_end_out():
     loader = advice.Minibatches((torch.arange(10), torch.arange(10)), 4)
     batches = list(loader)
@@ -134,9 +103,3 @@ def test_a_minibatch_loader_leaves_the_ragged_end_out():
 def test_no_case_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no case to hold the advice against"):
         advice.outcomes([], tmp_path)
-
-
-def test_the_committed_priors_are_what_the_calibration_teaches(calibration):
-    fitted = advice.priors(calibration)
-    for anchored, prior in fitted.items():
-        assert astuple(prior) == pytest.approx(astuple(PRIORS[anchored]), abs=0.05)
