@@ -37,7 +37,7 @@ LINES: list[Any] = ["-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3))] 
 NUMBER = 6  # points, of numbers inside a figure
 SPELT = {
     "sam": "SAM", "grasp": "GraSP", "snip": "SNIP", "ntk": "NTK", "synflow": "SynFlow", "flops": "FLOPs",
-    "fisher": "Fisher", "hessian": "Hessian", "jacobian": "Jacobian",
+    "fisher": "Fisher", "hessian": "Hessian", "jacobian": "Jacobian", "tiny": "TINY",
 }  # fmt: skip
 
 matplotlib.rcParams["svg.hashsalt"] = "mmstudy"
