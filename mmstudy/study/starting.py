@@ -12,17 +12,26 @@ from mmstudy.expansion.candidate import Candidate
 from mmstudy.study.draws import probe_split, shown
 from mmstudy.study.predictors import start_values
 from mmstudy.study.protocol import Protocol
-from mmstudy.study.trials import alike, grow_all
+from mmstudy.study.trials import Grown, alike, grow_all
 
 
 def start(
-    task: Task, data: Data, base: xr.Dataset, candidates: Sequence[tuple[str, Candidate]], protocol: Protocol
+    task: Task,
+    data: Data,
+    base: xr.Dataset,
+    candidates: Sequence[tuple[str, Candidate]],
+    protocol: Protocol,
+    networks: Grown | None = None,
 ) -> xr.Dataset:
-    """Every predictor of (labelled) candidates that share one architecture, and `expansion_cost`, over (candidate)."""
-    _, networks = grow_all(task, data, base, candidates)
+    """Every predictor of (labelled) candidates that share one architecture, and `expansion_cost`, over (candidate).
+
+    Args:
+        networks: what `grow_all` gives, if it is there.
+    """
+    _, grown = networks or grow_all(task, data, base, candidates)
     examples, parts = probe_split(task, data, protocol), []
-    for some in alike(networks):
-        values = start_values(en.stack([networks[i] for i in some]), examples)
+    for some in alike(grown):
+        values = start_values(en.stack([grown[i] for i in some]), examples)
         values["expansion_cost"] = torch.tensor([candidates[i][1].cost(len(shown(data).inputs)) for i in some])
         variables = {name: ("candidate", value.cpu().numpy()) for name, value in values.items()}
         parts.append(xr.Dataset(variables, {"candidate": [candidates[i][0] for i in some]}))

@@ -25,9 +25,10 @@ from mmstudy.study import entries, experiments, predictors
 from mmstudy.study.protocol import Protocol
 from mmstudy.study.starting import start
 from mmstudy.study.statistics import EXPANSION, REFERENCE
-from mmstudy.study.trials import BUDGETS, CHECKPOINTS, measure, train_base
+from mmstudy.study.trials import BUDGETS, CHECKPOINTS, grow_all, measure, train_base
 
-TITLES = {"base": "bases", "start": "starts", "measure": "candidates"}  # of the kinds of jobs, and of their files
+Paths = tuple[Path, ...]
+FILES = {"base": ("bases",), "candidates": ("starts", "candidates")}  # which the kinds of jobs write
 
 
 def sweep(
@@ -76,25 +77,18 @@ def sweep(
     known = {task: tasks.fingerprint(data[task]) for task in pools}
     groups = {task: architectures(pool) for task, pool in pools.items()}
 
-    def jobs(kind: str) -> dict[Any, tuple]:
-        if kind == "base":
-            return {t: (kind, t, (), protocols[t], known[t]) for t in pools}
-        return {(t, group): (kind, t, group, protocols[t], known[t]) for t in pools for group in groups[t]}
+    base_jobs = {task: ("base", task, (), protocols[task], known[task]) for task in pools}
+    jobs = {(t, group): ("candidates", t, group, protocols[t], known[t]) for t in pools for group in groups[t]}
 
-    def given(key: tuple[Task, Any]) -> tuple[Path, Path]:
-        return _kept(data[key[0]], known[key[0]], cache), paths[key[0]]
+    def kept(task: Task) -> Path:
+        return _kept(data[task], known[task], cache)
 
     with contextlib.nullcontext(executor) if executor else cluster.executor(scheduler, workers, cache) as hands:
-        bases, paths = _finish(hands, jobs("base"), cache, lambda t: (_kept(data[t], known[t], cache), None), device)
-        starts, _ = _finish(hands, jobs("start"), cache, given, device)
-        pieces, _ = _finish(hands, jobs("measure"), cache, given, device)
+        bases, paths = _finish(hands, base_jobs, cache, lambda task: (kept(task), None), device)
+        pieces, _ = _finish(hands, jobs, cache, lambda key: (kept(key[0]), paths[key[0]][0]), device)
     whole = [
         _about(
-            xr.concat(
-                [_joined(starts[task, group], pieces[task, group]) for group in groups[task]],
-                "candidate",
-                **experiments.ALIGNED,
-            ),
+            xr.concat([pieces[task, group] for group in groups[task]], "candidate", **experiments.ALIGNED),
             task,
             pool,
             bases[task],
@@ -109,12 +103,6 @@ def sweep(
     dataset.attrs = results.provenance(asked, "cpu" if elsewhere else device)
     dataset.attrs |= {"device": f"{device} of the workers"} if elsewhere else {}
     return dataset.assign_attrs(wall_time_s=round(time.perf_counter() - started, 1))
-
-
-def _joined(starts: xr.Dataset, measured: xr.Dataset) -> xr.Dataset:
-    """What was computed of candidates at their start beside what was measured of them, and of their references."""
-    new = starts.drop_vars(starts.keys() & measured.keys())  # the number of parameters, and of FLOPs
-    return measured.merge(new.reindex(candidate=measured["candidate"]))
 
 
 def _about(
@@ -153,21 +141,18 @@ def _about(
 
 def _finish(
     executor: Executor, jobs: dict, cache: Path, given: Callable, device: str
-) -> tuple[dict[Any, xr.Dataset], dict[Any, Path]]:
+) -> tuple[dict[Any, xr.Dataset], dict[Any, Paths]]:
     """The results of all jobs and their files, by key: read where they are there, computed and kept where not."""
     outside = entries.from_outside()
     known = entries.description(outside)
-    (kind,) = {kind for kind, *_ in jobs.values()}
-    title = TITLES[kind]
-    asked = known if kind == "start" else entries.description(entries.without_predictors(outside))
-    more = [*filter(None, (asked, device if device != "cpu" else ""))]
-    paths = {key: cache / f"{title}-{_fingerprint(job, more)}.nc" for key, job in jobs.items()}
-    done = {key: results.read(path) for key, path in paths.items() if path.exists()}
+    paths = {key: _paths(job, cache, outside, device) for key, job in jobs.items()}
+    done = {key: _read(each) for key, each in paths.items() if all(path.exists() for path in each)}
     waiting = sorted(jobs.keys() - done.keys(), key=lambda key: -_work(jobs[key]))
     futures = {}
     for key in waiting:
         data, base = given(key)
         futures[executor.submit(_run, jobs[key], paths[key], outside, known, data, base, device)] = key
+    (title,) = {FILES[kind][-1] for kind, *_ in jobs.values()}
     with progress.bar(len(jobs), title, done=len(done)) as bar:
         for future in as_completed(futures):
             done[futures.pop(future)] = future.result()  # a cluster keeps what somebody still holds
@@ -175,22 +160,43 @@ def _finish(
     return {key: done[key] for key in jobs}, paths
 
 
+def _paths(job: tuple, cache: Path, outside: entries.Entries, device: str) -> Paths:
+    """The files that a job writes, each named by what it depends on: training by no predictor."""
+    found = []
+    for name in FILES[job[0]]:
+        described = entries.description(outside if name == "starts" else entries.without_predictors(outside))
+        more = [*filter(None, (described, device if device != "cpu" else ""))]
+        found.append(cache / f"{name}-{_fingerprint(name, job, more)}.nc")
+    return tuple(found)
+
+
+def _read(paths: Paths) -> xr.Dataset:
+    """What a job has written: what was measured, beside what was computed of candidates (no references) at the start."""
+    *starts, measured = map(results.read, paths)
+    for each in starts:
+        new = each.drop_vars(each.keys() & measured.keys())  # the number of parameters, and of FLOPs
+        measured = measured.merge(new.reindex(candidate=measured["candidate"]))
+    return measured
+
+
 def _run(
-    job: tuple, path: Path, outside: entries.Entries, known: str, data: Path, base: Path | None, device: str
+    job: tuple, paths: Paths, outside: entries.Entries, known: str, data: Path, base: Path | None, device: str
 ) -> xr.Dataset:
-    """Do a job and write the result, unless that was done for one who did not live to see it."""
-    if path.exists():
-        return results.read(path)
-    kind, task, candidates, protocol, _ = job
-    entries.enter(outside, known)
-    with ALONE, _one_thread():  # an executor's threads take turns; sums must not depend on the core count
-        if base is None:
-            dataset = train_base(task, _data(data, device), protocol)
-        else:
-            work = start if kind == "start" else measure
-            dataset = work(task, _data(data, device), results.read(base), candidates, protocol)
-    results.write(dataset, path)
-    return dataset
+    """Do a job and write the results, but what was done for one who did not live to see it."""
+    _, task, candidates, protocol, _ = job
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        entries.enter(outside, known)
+        with ALONE, _one_thread():  # an executor's threads take turns; sums must not depend on the core count
+            if base is None:
+                results.write(train_base(task, _data(data, device), protocol), *missing)
+            else:
+                given = task, _data(data, device), results.read(base), candidates, protocol
+                networks = grow_all(*given[:-1])
+                for path in missing:
+                    work = start if path.name.startswith("starts") else measure
+                    results.write(work(*given, networks), path)
+    return _read(paths)
 
 
 def _kept(data: Data, name: str, cache: Path) -> Path:
@@ -228,15 +234,15 @@ def _work(job: tuple) -> float | int:
     return sum(sum(c.sizes) if OPERATORS[c.operator].widens else sum(task.widths) for _, c in candidates)
 
 
-def _fingerprint(job: tuple, more: Sequence[str] = ()) -> str:
+def _fingerprint(name: str, job: tuple, more: Sequence[str] = ()) -> str:
     """A hash of the job's description, of the code and library that carry it out, and of what more it depends on."""
-    text = json.dumps([repr(job), torch.__version__, _code(job[0]), *more])
+    text = json.dumps([repr(job), torch.__version__, _code(name), *more])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @lru_cache
-def _code(kind: str) -> str:
-    return sources.fingerprint(f"import mmstudy.study.{'starting' if kind == 'start' else 'trials'}")
+def _code(name: str) -> str:
+    return sources.fingerprint(f"import mmstudy.study.{'starting' if name == 'starts' else 'trials'}")
 
 
 def variables() -> dict[str, tuple[str, str]]:

@@ -24,6 +24,7 @@ from mmstudy.study.protocol import Protocol
 from mmstudy.study.references import from_scratch, shrink_perturb
 from mmstudy.tracing.trace import trace
 
+Grown = tuple[nn.Module, list[nn.Module]]  # a base network, and what candidates make of it
 CHECKPOINTS = ("last", "best validation")
 BUDGETS = ("equal steps", "equal flops")
 SCORES = ("accuracy", "nll", "ece")
@@ -135,13 +136,21 @@ def _before(mark: int, protocol: Protocol) -> list[int]:
 
 
 def measure(
-    task: Task, data: Data, base: xr.Dataset, candidates: Sequence[tuple[str, Candidate]], protocol: Protocol
+    task: Task,
+    data: Data,
+    base: xr.Dataset,
+    candidates: Sequence[tuple[str, Candidate]],
+    protocol: Protocol,
+    networks: Grown | None = None,
 ) -> xr.Dataset:
     """Train (labelled) candidates that share one architecture, and networks of that shape to compare them with.
 
     Returns a Dataset over (candidate, …); see `sweep.variables` for the variables.
+
+    Args:
+        networks: what `grow_all` gives, if it is there.
     """
-    small, grown = grow_all(task, data, base, candidates)
+    small, grown = networks or grow_all(task, data, base, candidates)
     place, seeds = candidates[0][0].split(" ", 1)[-1], range(protocol.seeds)
     compared = {
         f"{name} {place}": [make(grown[0], generator(name, task, place, seed)) for seed in seeds]
@@ -156,9 +165,7 @@ def measure(
     return xr.concat(parts, "candidate", join="exact").sel(candidate=rows)
 
 
-def grow_all(
-    task: Task, data: Data, base: xr.Dataset, candidates: Sequence[tuple[str, Candidate]]
-) -> tuple[nn.Module, list[nn.Module]]:
+def grow_all(task: Task, data: Data, base: xr.Dataset, candidates: Sequence[tuple[str, Candidate]]) -> Grown:
     """The task's trained base network, and what the candidates make of it."""
     small, examples = new_base(task, data), shown(data)
     parameters = torch.as_tensor(base["base"].values, device=data.training.inputs.device)

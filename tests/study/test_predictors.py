@@ -117,7 +117,7 @@ def test_pieces_measured_with_it_have_another_name_and_its_code_is_in_it(registe
     assert outside == ({}, {}, {"output_spread": OWN})
     text = entries.description(outside)
     assert "def spread_of_outputs" in text
-    assert sweep._fingerprint(("start",), [text]) != sweep._fingerprint(("start",))
+    assert sweep._fingerprint("starts", (), [text]) != sweep._fingerprint("starts", ())
     monkeypatch.setitem(predictors.PREDICTORS, "output_spread", replace(OWN, passes=2))
     assert entries.description(entries.from_outside()) != text
     entries.enter(outside, text)

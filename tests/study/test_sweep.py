@@ -282,7 +282,7 @@ def test_threads_measure_the_same_in_turn(experiment, tmp_path):
 
 
 def test_a_piece_has_another_name_when_anything_it_depends_on_changes():
-    job = ("measure", TASK, tuple(POOL[:2]), TINY)
+    job = ("candidates", TASK, tuple(POOL[:2]), TINY)
     others = [
         ("base", *job[1:]),
         (job[0], replace(TASK, seed=1), *job[2:]),
@@ -291,8 +291,10 @@ def test_a_piece_has_another_name_when_anything_it_depends_on_changes():
         (*job[:2], ((POOL[0][0], replace(POOL[0][1], seed=1)), *POOL[1:2]), TINY),
         (*job[:3], replace(TINY, margin=0.2)),
     ]
-    names = [sweep._fingerprint(j) for j in (job, *others)] + [sweep._fingerprint(job, ["cuda"])]
-    assert sweep._fingerprint(("measure", replace(TASK), tuple(POOL[:2]), replace(TINY))) == names[0]
+    names = [sweep._fingerprint("candidates", j) for j in (job, *others)]
+    names += [sweep._fingerprint("candidates", job, ["cuda"]), sweep._fingerprint("starts", job)]
+    again = "candidates", replace(TASK), tuple(POOL[:2]), replace(TINY)
+    assert sweep._fingerprint("candidates", again) == names[0]
     assert len(set(names)) == len(names)
 
 
@@ -325,10 +327,10 @@ def another_package(tmp_path, monkeypatch):
 
 
 def test_a_piece_outlives_comments_and_docstrings_but_not_its_code(another_package):
-    def changed(text, name="manifold/profiles.py", kind="measure"):
+    def changed(text, name="manifold/profiles.py", file="candidates"):
         (another_package / name).write_text((sources_of / name).read_text() + text)
         sweep._code.cache_clear()
-        return sweep._fingerprint((kind, TASK, tuple(POOL[:2]), TINY))
+        return sweep._fingerprint(file, ("candidates", TASK, tuple(POOL[:2]), TINY))
 
     sources_of = Path(sweep.__file__).parents[1]
     before = changed("")
@@ -339,9 +341,9 @@ def test_a_piece_outlives_comments_and_docstrings_but_not_its_code(another_packa
     changed("")
     assert changed("x = 1\n", "figures/style.py") == before  # nothing that is measured imports it
     assert changed("x = 1\n", "study/derived.py") == before  # what is read from an experiment later
-    start = changed("", "study/rivals.py", "start")
+    start = changed("", "study/rivals.py", "starts")
     assert changed("x = 1\n", "study/rivals.py") == before  # a new predictor trains nothing again
-    assert changed("x = 1\n", "study/rivals.py", "start") != start
+    assert changed("x = 1\n", "study/rivals.py", "starts") != start
 
 
 @pytest.mark.parametrize("module", ["trials", "starting"])
