@@ -171,7 +171,7 @@ def _paths(job: tuple, cache: Path, outside: entries.Entries, device: str) -> Pa
 
 
 def _read(paths: Paths) -> xr.Dataset:
-    """What a job has written: what was measured, beside what was computed of candidates (no references) at the start."""
+    """What a job has written: what was measured, beside what was computed of candidates before their training."""
     *starts, measured = map(results.read, paths)
     for each in starts:
         new = each.drop_vars(each.keys() & measured.keys())  # the number of parameters, and of FLOPs
