@@ -4,12 +4,17 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from mmstudy.core import results
 from mmstudy.expansion.operators import EXACTLY, OPERATORS
+from mmstudy.ranking.posterior import posterior
+from mmstudy.ranking.priors import PRIORS, STRETCH
+from mmstudy.ranking.report import LEVEL
 from mmstudy.study import abstract, choices, claims, predictions, statistics
+from mmstudy.study.calibration import by_case, pools
 from mmstudy.study.protocol import Protocol
 
 ROOT = Path(__file__).parent.parent
@@ -48,9 +53,21 @@ def test_the_readme_says_how_good_the_advice_was(stored):
     text = README.read_text().partition("On four new cases, ")[2]
     took, lost, took_without, lost_without, drawn, _, held, held_without = map(int, re.findall(r"(\d+)%", text)[:8])
     left_out = [round(100 * float(mean["left_out"].sel(anchored=a).mean())) for a in (True, False)]
-    assert [int(each) for each in re.findall(r"(\d+)%", text)[8:10]] == left_out
+    unstretched = [round(100 * float(np.mean([*held_by_the_regression(stored["advice"], a)]))) for a in (True, False)]
+    assert [int(each) for each in re.findall(r"(\d+)%", text)[8:12]] == unstretched + left_out
+    assert re.search(r"\(([\d.]+) and ([\d.]+);", text).groups() == tuple(f"{STRETCH[a]:.2f}" for a in (True, False))
     assert [took, took_without, lost, lost_without, held, held_without] == found
     assert drawn == round(100 * float(mean["random"].mean()))
+
+
+def held_by_the_regression(told, anchored):
+    """The share of each new case's open gains that intervals hold as they are, before they are stretched."""
+    told = told.isel(row=told["part"].values == "truth")
+    known = [one["trained"].values for one in by_case(told.sel(anchored=anchored)).values()]
+    for (pool, final), ended in zip(pools(told, anchored), known, strict=True):
+        _, low, high = posterior(pool, np.where(ended, final, np.nan), PRIORS[anchored]).gains(LEVEL)
+        gain = final - final[-1]
+        yield ((low <= gain) & (gain <= high))[:-1][~ended[:-1]].mean()
 
 
 def test_the_reference_stays_small():
