@@ -39,6 +39,9 @@ export OPENBLAS_NUM_THREADS := 1
 export MALLOC_MMAP_THRESHOLD_ := 4294967296
 export MALLOC_TRIM_THRESHOLD_ := 4294967296
 
+# Kernels and workers are many: they share the package's bytecode, which Python writes unless this says something.
+export PYTHONDONTWRITEBYTECODE :=
+
 # No progress bars in what executed notebooks keep; the runner names the terminal that shows them.
 export MMSTUDY_TERMINAL := /dev/null
 

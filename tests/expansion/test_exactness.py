@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.deeper import deeper_identity
 from mmstudy.expansion.operators import EXACTLY, OPERATORS
-from mmstudy.tracing.couplings import couplings, of_trace
+from mmstudy.tracing.couplings import of_trace
 from mmstudy.tracing.trace import trace
 from mmstudy.validation.preservation import FAMILIES
 
@@ -72,12 +72,11 @@ def test_no_operator_refuses_everything(operator):
     """Somewhere in each family that its own refusals leave it, it does what it promises."""
     done = []
     for name, family in FAMILIES.items():
-        network, (inputs, targets) = family.network(), family.examples(16)
-        groups = couplings(network, inputs)
+        network, examples, traced = family.network(), family.examples(24), trace_of(name, torch.float32)
         for place in family.wider if OPERATORS[operator].widens else family.deeper:
-            size = 2 * groups[place].size if OPERATORS[operator].widens else 1
+            size = 2 * of_trace(traced)[place].size if OPERATORS[operator].widens else 1
             try:
-                Candidate(operator, (place,), (size,)).expand(network, (inputs, targets), family.loss_fn)
+                Candidate(operator, (place,), (size,)).grow(network, tuple(examples), family.loss_fn, traced)
             except ValueError:
                 continue
             done.append(name)
