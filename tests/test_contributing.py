@@ -102,7 +102,7 @@ def test_an_experiment(known, tmp_path, monkeypatch):
     assert (pool["inside_size_status"] != "nan").all()
     expected = (pool["gyration"] / pool["reach"]).sel(progress=0.5)
     np.testing.assert_allclose(mine.predicted["value"].sel(predictor="parting @50%"), expected, rtol=1e-4)
-    assert len(list((tmp_path / "cache").glob("*.nc"))) == 1 + 3  # the base; the places that grow
+    assert len(list((tmp_path / "cache").glob("*.nc"))) == 1 + 2 * 3  # the base; each place, before and in training
 
 
 def test_a_task(known):
