@@ -68,7 +68,7 @@ def curvature(
     kinds = {"nan": trace.isnan(), "unbounded": flat, "saddle": trace <= 0, "few_samples": trace_se > FEW * trace}
     met = [(status == "ok") & where.cpu().numpy() for where in kinds.values()]
     status = np.select(met, list(kinds), status)  # the first that holds
-    more = {"trace": trace, "trace_se": trace_se, "top": _top(objective, parents, product, iterations)}
+    more = {"trace": trace, "trace_se": trace_se, "top": top(objective, parents, product, iterations)}
     cost = objective.examples * (estimate.PASS + PRODUCT * (count + iterations))
     return estimate.report(objective, level, size, size * trace_se / (2 * trace), samples, status, cost, **more)
 
@@ -83,7 +83,7 @@ def quadratic_forms(
     return (signs * product).sum(-1, dtype=torch.float64), product
 
 
-def _top(
+def top(
     objective: Objective, parents: Float[Tensor, "m dim"], product: Float[Tensor, "m n dim"], iterations: int
 ) -> Float[Tensor, " m"]:
     """The eigenvalue of largest magnitude by the power method, from the longest of the products H v that are there."""

@@ -201,6 +201,15 @@ PREDICTORS: dict[str, Predictor] = {
         compute=rivals.sam_sharpness,
         passes=4,
     ),
+    "hessian_top": Predictor(
+        -1,
+        "eigenvalue of the Hessian of the largest magnitude",
+        "nat / distance²",
+        STATIC,
+        "Yao et al. 2020, arXiv 1912.07145",
+        compute=rivals.hessian_top,
+        passes=PRODUCT * (1 + rivals.ITERATIONS),
+    ),
     "natural_gain": Predictor(
         +1,
         "gᵀ(F + 0.01)⁻¹g, twice the gain promised to a damped natural-gradient step",

@@ -6,6 +6,9 @@ cross-entropy; a network that is not finite has NaN. `predictors.PREDICTORS` say
 What needs the gradients of single examples looks at the first `EXAMPLES` of them, in float64. It follows from
 the inner products of these gradients, so that no more than one network's gradients are kept at a time. Costs count
 passes through a network, and not the linear algebra on what comes out of them.
+
+SMAD (the mean height of saddles over their minima in a plane of losses; Landscaper, 2026) is left out: it takes many
+points for each network, and packages of computational topology.
 """
 
 import torch
@@ -19,11 +22,14 @@ from mmstudy.batched.engine import Batch, LossFn, Model
 from mmstudy.batched.ensemble import Ensemble, at, classification, losses_of, vectors
 from mmstudy.batched.modes import measuring
 from mmstudy.batched.objective import of_networks
+from mmstudy.core.seeds import generator
+from mmstudy.manifold.curvature import quadratic_forms, top
 
 EXAMPLES = 64  # whose own gradients are computed
 MINIBATCHES = 8  # that these examples make
 KERNEL = 16  # examples of the neural tangent kernel: with more, small networks' are singular
 RADIUS = 0.05  # of the step in SAM, its authors' default
+ITERATIONS = 10  # of the power method
 DAMPING = 1e-2  # added to the Fisher matrix, in nats per squared distance
 LAYERS = (nn.Linear, nn.Conv2d)  # whose outputs are linear in their weights
 OFFSET = 1e-5  # added to eigenvalues of a correlation matrix, its authors' choice
@@ -145,6 +151,16 @@ def sam_sharpness(ensemble: Ensemble, batch: Batch) -> Float[Tensor, " k"]:
     objective, points = of_networks(ensemble, batch), vectors(ensemble)
     loss, gradient = objective.gradient(points)
     return objective(points + RADIUS * F.normalize(gradient, dim=1)) - loss
+
+
+def hessian_top(ensemble: Ensemble, batch: Batch) -> Float[Tensor, " k"]:
+    """The eigenvalue of the Hessian that is largest in magnitude, by the power method; nats per squared distance.
+
+    Ten steps from random signs, as in `manifold.curvature`: approached from below.
+    """
+    objective, points = of_networks(ensemble, batch), vectors(ensemble)
+    _, product = quadratic_forms(objective, points, 1, generator("hessian_top"))
+    return top(objective, points, product, ITERATIONS)
 
 
 def natural_gain(ensemble: Ensemble, batch: Batch) -> Float[Tensor, " k"]:
