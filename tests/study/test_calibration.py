@@ -1,5 +1,6 @@
 """What calibration cases teach, of the committed ones and of pools drawn from a known model."""
 
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +72,9 @@ def test_stretched_intervals_hold_what_they_say_of_a_new_case_and_plain_ones_les
         held.append([(cases[5] <= stretch).mean(), (cases[5] <= np.quantile(cases[:5], 0.8)).mean()])
     stretched, plain = np.mean(held, axis=0)
     assert plain < 0.78 < 0.8 <= stretched
+
+
+def test_the_committed_priors_are_what_the_calibration_teaches(told):
+    fitted = calibration.priors(told)
+    for anchored, prior in fitted.items():
+        assert astuple(prior) == pytest.approx(astuple(PRIORS[anchored]), abs=0.05)
