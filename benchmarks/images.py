@@ -101,8 +101,9 @@ def measured(task: tasks.Task, quick: bool) -> dict[str, float]:
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
     trained, of_base = timed(lambda: trials.train_base(task, data, protocol))
-    _, at_start = timed(lambda: starting.start(task, data, trained, chosen, protocol))
-    found, training = timed(lambda: trials.measure(task, data, trained, chosen, protocol))
+    piece = trials.Piece(task, data, trained, chosen, protocol)
+    _, at_start = timed(lambda: starting.start(piece))
+    found, training = timed(lambda: trials.measure(piece))
     whole = at_start + training
     if found["accuracy"].isnull().any():
         raise ValueError(f"a run of {task} diverged")

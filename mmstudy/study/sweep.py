@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from mmstudy.study import entries, experiments, predictors
 from mmstudy.study.protocol import Protocol
 from mmstudy.study.starting import start
 from mmstudy.study.statistics import EXPANSION, REFERENCE
-from mmstudy.study.trials import BUDGETS, CHECKPOINTS, grow_all, measure, train_base
+from mmstudy.study.trials import BUDGETS, CHECKPOINTS, Piece, measure, train_base
 
 Paths = tuple[Path, ...]
 FILES = {"base": ("bases",), "candidates": ("starts", "candidates")}  # which the kinds of jobs write
@@ -142,61 +142,65 @@ def _about(
 def _finish(
     executor: Executor, jobs: dict, cache: Path, given: Callable, device: str
 ) -> tuple[dict[Any, xr.Dataset], dict[Any, Paths]]:
-    """The results of all jobs and their files, by key: read where they are there, computed and kept where not."""
+    """The results of all jobs, which are of one kind, and their files, by key: read if there, else computed and kept.
+
+    A file is named by what it depends on: training by no predictor.
+    """
     outside = entries.from_outside()
-    known = entries.description(outside)
-    paths = {key: _paths(job, cache, outside, device) for key, job in jobs.items()}
-    done = {key: _read(each) for key, each in paths.items() if all(path.exists() for path in each)}
+    known, trained = entries.description(outside), entries.description(entries.without_predictors(outside))
+    (names,) = {FILES[kind] for kind, *_ in jobs.values()}
+    place = device if device != "cpu" else ""
+    more = {name: [*filter(None, (known if name == "starts" else trained, place))] for name in names}
+    paths = {
+        key: tuple(cache / f"{name}-{_fingerprint(name, job, more[name])}.nc" for name in names)
+        for key, job in jobs.items()
+    }
+    done = {
+        key: reduce(_joined, map(results.read, each))
+        for key, each in paths.items()
+        if all(path.exists() for path in each)
+    }
     waiting = sorted(jobs.keys() - done.keys(), key=lambda key: -_work(jobs[key]))
     futures = {}
     for key in waiting:
         data, base = given(key)
         futures[executor.submit(_run, jobs[key], paths[key], outside, known, data, base, device)] = key
-    (title,) = {FILES[kind][-1] for kind, *_ in jobs.values()}
-    with progress.bar(len(jobs), title, done=len(done)) as bar:
+    with progress.bar(len(jobs), names[-1], done=len(done)) as bar:
         for future in as_completed(futures):
             done[futures.pop(future)] = future.result()  # a cluster keeps what somebody still holds
             bar.update()
     return {key: done[key] for key in jobs}, paths
 
 
-def _paths(job: tuple, cache: Path, outside: entries.Entries, device: str) -> Paths:
-    """The files that a job writes, each named by what it depends on: training by no predictor."""
-    found = []
-    for name in FILES[job[0]]:
-        described = entries.description(outside if name == "starts" else entries.without_predictors(outside))
-        more = [*filter(None, (described, device if device != "cpu" else ""))]
-        found.append(cache / f"{name}-{_fingerprint(name, job, more)}.nc")
-    return tuple(found)
-
-
-def _read(paths: Paths) -> xr.Dataset:
-    """What a job has written: what was measured, beside what was computed of candidates before their training."""
-    *starts, measured = map(results.read, paths)
-    for each in starts:
-        new = each.drop_vars(each.keys() & measured.keys())  # the number of parameters, and of FLOPs
-        measured = measured.merge(new.reindex(candidate=measured["candidate"]))
-    return measured
+def _joined(starts: xr.Dataset, measured: xr.Dataset) -> xr.Dataset:
+    """What was computed of candidates before their training, beside what was measured of them and their references."""
+    new = starts.drop_vars(starts.keys() & measured.keys())  # the number of parameters, and of FLOPs
+    return measured.merge(new.reindex(candidate=measured["candidate"]))
 
 
 def _run(
     job: tuple, paths: Paths, outside: entries.Entries, known: str, data: Path, base: Path | None, device: str
 ) -> xr.Dataset:
     """Do a job and write the results, but what was done for one who did not live to see it."""
-    _, task, candidates, protocol, _ = job
-    missing = [path for path in paths if not path.exists()]
-    if missing:
-        entries.enter(outside, known)
-        with ALONE, _one_thread():  # an executor's threads take turns; sums must not depend on the core count
-            if base is None:
-                results.write(train_base(task, _data(data, device), protocol), *missing)
-            else:
-                given = task, _data(data, device), results.read(base), candidates, protocol
-                networks = grow_all(*given[:-1])
-                for path in missing:
-                    work = start if path.name.startswith("starts") else measure
-                    results.write(work(*given, networks), path)
-    return _read(paths)
+    if all(path.exists() for path in paths):
+        return reduce(_joined, map(results.read, paths))
+    kind, task, candidates, protocol, _ = job
+    entries.enter(outside, known)
+    piece = Piece(task, _data(data, device), results.read(base) if base else xr.Dataset(), candidates, protocol)
+    found = []
+    with ALONE, _one_thread():  # an executor's threads take turns; sums must not depend on the core count
+        for name, path in zip(FILES[kind], paths, strict=True):
+            found.append(results.read(path) if path.exists() else _made(name, piece))
+            if not path.exists():
+                results.write(found[-1], path)
+    return reduce(_joined, found)
+
+
+def _made(name: str, piece: Piece) -> xr.Dataset:
+    """What goes into a file of this name."""
+    if name == "bases":
+        return train_base(piece.task, piece.data, piece.protocol)
+    return start(piece) if name == "starts" else measure(piece)
 
 
 def _kept(data: Data, name: str, cache: Path) -> Path:

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -24,7 +26,6 @@ from mmstudy.study.protocol import Protocol
 from mmstudy.study.references import from_scratch, shrink_perturb
 from mmstudy.tracing.trace import trace
 
-Grown = tuple[nn.Module, list[nn.Module]]  # a base network, and what candidates make of it
 CHECKPOINTS = ("last", "best validation")
 BUDGETS = ("equal steps", "equal flops")
 SCORES = ("accuracy", "nll", "ece")
@@ -135,43 +136,50 @@ def _before(mark: int, protocol: Protocol) -> list[int]:
     return [mark - i * gap for i in range(protocol.children)]
 
 
-def measure(
-    task: Task,
-    data: Data,
-    base: xr.Dataset,
-    candidates: Sequence[tuple[str, Candidate]],
-    protocol: Protocol,
-    networks: Grown | None = None,
-) -> xr.Dataset:
-    """Train (labelled) candidates that share one architecture, and networks of that shape to compare them with.
+@dataclass(frozen=True)
+class Piece:
+    """(Labelled) candidates of a task that share one architecture, with all that it takes to measure them."""
+
+    task: Task
+    data: Data
+    base: xr.Dataset  # of `train_base`
+    candidates: Sequence[tuple[str, Candidate]]
+    protocol: Protocol
+
+    @cached_property
+    def small(self) -> nn.Module:
+        """The task's trained base network."""
+        network = new_base(self.task, self.data)
+        parameters = torch.as_tensor(self.base["base"].values, device=self.data.training.inputs.device)
+        nn.utils.vector_to_parameters(parameters, network.parameters())
+        return network
+
+    @cached_property
+    def grown(self) -> list[nn.Module]:
+        """What the candidates make of it."""
+        examples = shown(self.data)
+        traced = trace(self.small, examples.inputs)
+        return [c.grow(self.small, examples, traced=traced).network for _, c in self.candidates]
+
+
+def measure(piece: Piece) -> xr.Dataset:
+    """Train the candidates of a piece, and networks of their shape to compare them with.
 
     Returns a Dataset over (candidate, …); see `sweep.variables` for the variables.
-
-    Args:
-        networks: what `grow_all` gives, if it is there.
     """
-    small, grown = networks or grow_all(task, data, base, candidates)
+    task, data, candidates, protocol, grown = piece.task, piece.data, piece.candidates, piece.protocol, piece.grown
     place, seeds = candidates[0][0].split(" ", 1)[-1], range(protocol.seeds)
     compared = {
         f"{name} {place}": [make(grown[0], generator(name, task, place, seed)) for seed in seeds]
         for name, make in REFERENCES.items()
     }
-    level = float(base["base_loss"]) + protocol.margin
+    level = float(piece.base["base_loss"]) + protocol.margin
     parts: list[xr.Dataset] = []
     for some in alike(grown):
         own, labelled = [grown[i] for i in some], [candidates[i] for i in some]
-        parts.append(_together(task, data, level, small, own, labelled, {} if parts else compared, protocol))
+        parts.append(_together(task, data, level, piece.small, own, labelled, {} if parts else compared, protocol))
     rows = [label for label, _ in candidates] + list(compared)
     return xr.concat(parts, "candidate", join="exact").sel(candidate=rows)
-
-
-def grow_all(task: Task, data: Data, base: xr.Dataset, candidates: Sequence[tuple[str, Candidate]]) -> Grown:
-    """The task's trained base network, and what the candidates make of it."""
-    small, examples = new_base(task, data), shown(data)
-    parameters = torch.as_tensor(base["base"].values, device=data.training.inputs.device)
-    nn.utils.vector_to_parameters(parameters, small.parameters())
-    traced = trace(small, examples.inputs)
-    return small, [candidate.grow(small, examples, traced=traced).network for _, candidate in candidates]
 
 
 def alike(grown: Sequence[nn.Module]) -> list[list[int]]:

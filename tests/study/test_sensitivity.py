@@ -76,7 +76,8 @@ def test_the_gains_are_those_of_the_experiment():
     looks, gain = sensitivity._trained(TASK, DATA, pool, TINY)
     base = trials.train_base(TASK, DATA, TINY)
     label = next(iter(pool))
-    row = trials.measure(TASK, DATA, base, [(label, pool[label])], TINY).isel(candidate=0, checkpoint=0, budget=0)
+    piece = trials.Piece(TASK, DATA, base, [(label, pool[label])], TINY)
+    row = trials.measure(piece).isel(candidate=0, checkpoint=0, budget=0)
     expected = 100 * (row["accuracy"] - base["control_accuracy"].isel(checkpoint=0)).mean()
     assert gain[0] == pytest.approx(float(expected), abs=0.11)  # one example of a thousand, in float32
     assert [sum(map(len, networks)) for networks in looks.values()] == [len(pool)] * 2

@@ -30,7 +30,7 @@ def expanded(base, candidate):
 
 
 def test_every_predictor_is_that_of_the_expanded_network_beside_what_the_expansion_cost(base):
-    found, split = starting.start(TASK, DATA, base, GROUP, TINY), probe_split(TASK, DATA, TINY)
+    found, split = starting.start(trials.Piece(TASK, DATA, base, GROUP, TINY)), probe_split(TASK, DATA, TINY)
     assert set(found) == predictors.PREDICTORS.keys() | {"expansion_cost"}
     for label, candidate in GROUP:
         row, network = found.sel(candidate=label), expanded(base, candidate)
@@ -50,10 +50,10 @@ def test_candidates_whose_normalizations_differ_come_back_in_their_order():
         (f"{name} embedding ×2", Candidate(name, ("embedding",), (8,)))
         for name in ("net2net", "zero_incoming", "random")
     ]
-    assert trials.alike(trials.grow_all(task, data, base, group)[1]) == [[0, 2], [1]]
-    found = starting.start(task, data, base, group, TINY)
+    assert trials.alike(trials.Piece(task, data, base, group, TINY).grown) == [[0, 2], [1]]
+    found = starting.start(trials.Piece(task, data, base, group, TINY))
     assert found["candidate"].values.tolist() == [label for label, _ in group]
     for one in group:
-        alone = starting.start(task, data, base, [one], TINY).isel(candidate=0)
+        alone = starting.start(trials.Piece(task, data, base, [one], TINY)).isel(candidate=0)
         for name in ("loss", "gradient_norm", "tiny"):
             np.testing.assert_allclose(found[name].sel(candidate=one[0]), alone[name], rtol=1e-4, err_msg=name)

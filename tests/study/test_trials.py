@@ -34,7 +34,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def measured(base):
-    return trials.measure(TASK, DATA, base, GROUP, TINY)
+    return trials.measure(trials.Piece(TASK, DATA, base, GROUP, TINY))
 
 
 def base_network(base):
@@ -232,7 +232,7 @@ def test_what_is_measured_on_the_way_is_what_a_probe_of_those_networks_says(base
 
 
 def test_candidates_measured_together_are_those_measured_alone(base, measured):
-    alone = trials.measure(TASK, DATA, base, GROUP[1:2], TINY).isel(candidate=0)
+    alone = trials.measure(trials.Piece(TASK, DATA, base, GROUP[1:2], TINY)).isel(candidate=0)
     together = measured.sel(candidate=GROUP[1][0])
     for name in alone.data_vars:
         np.testing.assert_allclose(alone[name], together[name], rtol=2e-3, atol=1e-5, err_msg=name)
@@ -240,7 +240,7 @@ def test_candidates_measured_together_are_those_measured_alone(base, measured):
 
 def test_measurements_see_the_training_and_validation_examples_only(base, measured):
     blind = replace(DATA, test=DATA.test._replace(inputs=DATA.test.inputs * 0))
-    unseen = trials.measure(TASK, blind, base, GROUP, TINY)
+    unseen = trials.measure(trials.Piece(TASK, blind, base, GROUP, TINY))
     changed = {name for name in measured if not measured[name].equals(unseen[name])}
     assert changed == set(trials.SCORES)
 
@@ -248,7 +248,7 @@ def test_measurements_see_the_training_and_validation_examples_only(base, measur
 def test_a_diverged_run_is_recorded_not_dropped(base, tmp_path):
     """With its rank among references, and statuses of estimators that were asked for."""
     wild = replace(TINY, step_size=1e38, estimators=("rays",))
-    measured = trials.measure(TASK, DATA, base, GROUP, wild)
+    measured = trials.measure(trials.Piece(TASK, DATA, base, GROUP, wild))
     assert measured.sizes["candidate"] == 5
     for name in (*trials.SCORES, "reach", "disagreement", "explorer_loss", "training_loss", "ray_loss", "rays_size"):
         assert measured[name].isnull().all(), name
@@ -271,7 +271,7 @@ def test_one_diverged_candidate_leaves_the_others_as_they_are(base, measured, mo
         return found
 
     monkeypatch.setattr(Candidate, "grow", exploding)
-    found = trials.measure(TASK, DATA, base, GROUP, TINY)
+    found = trials.measure(trials.Piece(TASK, DATA, base, GROUP, TINY))
     for name in ("nll", "reach", "ray_loss", "curve"):
         np.testing.assert_allclose(found[name][:2], measured[name][:2], rtol=1e-3, err_msg=name)
     assert found["nll"][2, :, :, 0].isnull().all()
@@ -279,7 +279,7 @@ def test_one_diverged_candidate_leaves_the_others_as_they_are(base, measured, mo
 
 
 def test_a_label_of_one_word_is_a_place(base):
-    found = trials.measure(TASK, DATA, base, [("mine", GROUP[0][1])], TINY)
+    found = trials.measure(trials.Piece(TASK, DATA, base, [("mine", GROUP[0][1])], TINY))
     assert found["candidate"].values.tolist() == ["mine", "scratch mine", "shrink_perturb mine"]
 
 
@@ -310,11 +310,11 @@ def test_candidates_whose_normalizations_differ_are_measured_apart_with_one_set_
     group = [(f"{name} embedding ×2", Candidate(name, ("embedding",), (8,))) for name in names]
     network = tasks.base(task, data)
     assert trials.alike([candidate.expand(network, data.training) for _, candidate in group]) == [[0, 2], [1]]
-    found = trials.measure(task, data, base, group, protocol)
+    found = trials.measure(trials.Piece(task, data, base, group, protocol))
     references = [f"{name} embedding ×2" for name in trials.REFERENCES]
     assert found["candidate"].values.tolist() == [label for label, _ in group] + references
     for one in group:
-        alone = trials.measure(task, data, base, [one], protocol).sel(candidate=one[0])
+        alone = trials.measure(trials.Piece(task, data, base, [one], protocol)).sel(candidate=one[0])
         together = found.sel(candidate=one[0])
         for name in (*trials.SCORES, "training_loss", "ray_loss"):
             np.testing.assert_allclose(together[name], alone[name], rtol=2e-3, atol=1e-4, err_msg=name)
