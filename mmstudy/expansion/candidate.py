@@ -242,6 +242,7 @@ def _judged(candidate, references, batch, loss_fn, traced, keep, configured=True
     if OPERATORS[candidate.operator].widens:
         traced = traced or trace(network, call)
         traced.protected, coarsest = tuple(keep), traced.coarsest
+        traced.sparing = references[0].sparing and not configured and len(candidate.locations) == 1
         for other in references[1:]:
             checking.same_units(candidate, traced, other.traced, other.call)
         everywhere = [*references, *references[0].others]

@@ -106,8 +106,8 @@ def hypercloning(growth: Growth, noise: float = NOISE) -> tuple[Plan, Touch | No
 
     def touch(use: Use, tensor: Tensor) -> Tensor:
         if growth.coupling.reads(use):
-            draw = (noise * tensor.std(correction=0) * normal(tensor, growth)).unflatten(0, (-1, n))
-            tensor = tensor + (draw - draw.mean(0)).flatten(0, 1)
+            drawn = normal(tensor, growth).mul_(noise * tensor.std(correction=0)).unflatten(0, (-1, n))
+            tensor += drawn.sub_(drawn.mean(0)).flatten(0, 1)  # in place: it may be large
         return tensor
 
     return plan(growth.coupling, torch.arange(growth.size) % n), touch

@@ -17,12 +17,13 @@ from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.exactness import Reference, large
 from mmstudy.expansion.operators import EXACTLY, OPERATORS, named
 from mmstudy.expansion.sizes import DOES_NOT_RUN
-from mmstudy.tracing.calls import Call
+from mmstudy.tracing.calls import Call, shortened
 from mmstudy.tracing.couplings import Coupling, fixed_groups, of_trace
 from mmstudy.tracing.graph import CONSUMED, UNKNOWN, Trace
 from mmstudy.tracing.trace import OUTPUT
 
 FACTOR = 2  # units are doubled to see which operators are exact
+EXAMPLES, WORDS = 2, 4  # of each batch, on which a large network is tried at most
 WIDTH = 110  # characters of a line in a terminal
 HELP = {  # part of a reason → what would help
     UNKNOWN: "mm.register_rule(operation, rule) for this operation, if you know what it does",
@@ -160,7 +161,8 @@ def of_network(
     """
     traced.confirms = not large(network)
     rows, tried = [], dict[object, tuple[str, dict[str, str]]]()
-    references = [Reference(network, each, roughly=not traced.confirms) for each in (call, *also)]
+    of_call = Reference if traced.confirms else _roughly
+    references = [of_call(network, each) for each in (call, *also)]
     exact = _exact(widens=True)
     for name, group in of_trace(traced).items():
         kind = _kind(group)
@@ -179,6 +181,12 @@ def of_network(
         each = sum(sizes[tensor] for tensor in fixed.tensors if tensor in traced.parameters) // fixed.size
         rows.append(Row(name, fixed.size, fixed.tensors, _short(fixed.tensors), each, (), {"all": fixed.why}))
     return Coverage((*rows, *_lists(references, batch, loss_fn, traced)))
+
+
+def _roughly(network: nn.Module, call: Call) -> Reference:
+    """The reference of a large network: with few examples and words, if it runs on them."""
+    calls = (*shortened(call, EXAMPLES, WORDS), call)
+    return next(one for few in calls if (one := Reference(network, few, roughly=True)).runs or few is call)
 
 
 def _exact(widens: bool) -> list[str]:

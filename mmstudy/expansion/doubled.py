@@ -1,53 +1,21 @@
 """A network that computes in float64, whose parameters take that much memory only while they are read."""
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from mmstudy.core.memory import storage
 from mmstudy.core.seeds import generator
+from mmstudy.expansion.reading import Read, same
 from mmstudy.expansion.replacing import put
 
-CHUNK = 2**22  # numbers that are moved at once
-
-
-class _Read(Tensor):
-    """A parameter that a function makes whenever it is read; what changes it in place changes what the function gives.
-
-    All that is an alias of it has the same `source`, a list of that one function.
-    """
-
-    source: list[Callable[[], Tensor]]
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # ordinary tensors come of it
-
-    @staticmethod
-    def __new__(cls, like: Tensor, source: list[Callable[[], Tensor]], kind: torch.dtype):
-        layout = like.shape, like.stride(), like.storage_offset()
-        made = Tensor._make_wrapper_subclass(cls, *layout, dtype=kind, device=like.device)
-        made.source = source
-        return made
-
-    @classmethod
-    def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):  # type: ignore[override]
-        if operation is torch.ops.aten.detach.default:
-            return _Read(args[0], args[0].source, args[0].dtype)
-        given = args, kwargs or {}
-        if operation._schema.is_mutable:  # as an embedding with a largest norm
-            for each in tree_leaves(given):
-                if isinstance(each, _Read):
-                    each.source[0] = partial(_same, each.source[0]())
-        args, kwargs = tree_map_only(_Read, lambda each: each.source[0](), given)
-        return operation(*args, **kwargs)
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
+CHUNK = 2**18  # numbers that are moved at once: as many as stay in the cache
 
 
 class Outside(TorchDispatchMode):
@@ -67,7 +35,7 @@ class Outside(TorchDispatchMode):
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[override]
         inside = False
         for leaf in tree_leaves((args, kwargs or {})):
-            if isinstance(leaf, _Read) or id(leaf) in self.views:
+            if isinstance(leaf, Read) or id(leaf) in self.views:
                 inside = True
             elif isinstance(leaf, Tensor) and (name := self.names.get(storage(leaf))):
                 self.read[name] = None
@@ -77,7 +45,7 @@ class Outside(TorchDispatchMode):
         return made
 
     def _is_view(self, made: object) -> bool:
-        return isinstance(made, Tensor) and not isinstance(made, _Read) and storage(made) in self.names
+        return isinstance(made, Tensor) and not isinstance(made, Read) and storage(made) in self.names
 
 
 def doubled(
@@ -94,8 +62,8 @@ def doubled(
         if name in instead:
             known[id(own)] = instead[name].detach()
         elif own.is_floating_point():
-            read = partial(rounded, own.detach(), torch.float64, eps, name) if name in moved else own.detach().double
-            known[id(own)] = _Read(own, [read], torch.float64)
+            plain = Read(own, [own.detach().double], torch.float64)
+            known[id(own)] = moving(own, torch.float64, eps, name) if name in moved else plain
         else:
             known[id(own)] = own.detach()
     new = copy.deepcopy(network, known).double()
@@ -108,10 +76,15 @@ def doubled(
 def watchable(network: nn.Module) -> nn.Module:
     """A copy of the network in its own types of numbers, which shares its parameters' memory: for `Outside`."""
     floating = [own for own in network.parameters() if own.is_floating_point()]
-    known = {id(own): _Read(own, [partial(_same, own.detach())], own.dtype) for own in floating}
+    known = {id(own): Read(own, [partial(same, own.detach())], own.dtype) for own in floating}
     return copy.deepcopy(
         network, known | {id(own): own.detach() for own in network.parameters() if id(own) not in known}
     )
+
+
+def moving(parameter: Tensor, kind: torch.dtype, eps: float, name: str) -> Read:
+    """The parameter moved as if by rounding whenever it is read; see `rounded`."""
+    return Read(parameter, [partial(rounded, parameter.detach(), kind, eps, name)], kind)
 
 
 def rounded(tensor: Tensor, kind: torch.dtype, eps: float, name: str) -> Tensor:

@@ -16,7 +16,7 @@ from mmstudy.core import precision
 from mmstudy.core.networks import evaluating, named_tensors
 from mmstudy.core.states import restored, seeded, uncompiled
 from mmstudy.expansion.differences import CALL, Seen, said
-from mmstudy.expansion.doubled import Outside, doubled, rounded, watchable
+from mmstudy.expansion.doubled import Outside, doubled, moving, watchable
 from mmstudy.expansion.dropout import WithoutDropout
 from mmstudy.expansion.unseen import Given, Run, unseen, with_numbers
 from mmstudy.tracing.calls import Call, resized
@@ -103,6 +103,11 @@ class Reference:
     def outside(self) -> tuple[str, ...]:
         """The tensors of the network that a copy of it reads: functions that it keeps hold the network itself."""
         return self._watched[1]
+
+    @property
+    def sparing(self) -> bool:
+        """Whether what is held against it may be sparing of memory: roughly, if the network runs in that way."""
+        return self.roughly and self._watched[0] is not None
 
     @cached_property
     def _watched(self) -> tuple[Any, tuple[str, ...]]:
@@ -227,7 +232,7 @@ class Grown:
         def in_own(moved: bool) -> Any:
             now = named_tensors(self.network)
             changed = {name: tensor.to(now[name]) for name, tensor in self.replaced.items()}
-            changed |= {name: rounded(p.detach(), p.dtype, self.eps, name) for name, p in self.made.items() if moved}
+            changed |= {name: moving(p, p.dtype, self.eps, name) for name, p in self.made.items() if moved}
             return _outputs(self.network, reference.call, reference.training, changed)
 
         eps = max(self.eps, PRECISION)
@@ -257,7 +262,7 @@ class Grown:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return one is other or torch.equal(one, other)
+    return one is other or (one.shape == other.shape and torch.equal(one, other))
 
 
 def _eps(network: nn.Module) -> float:

@@ -124,6 +124,19 @@ def draw(growth: Growth, grown: Plan, *roles: str) -> Touch:
     return touch
 
 
+def repeatable(touch: Touch | None, generator: torch.Generator) -> Touch | None:
+    """The touch that draws the same numbers however often it is asked about a tensor."""
+    if touch is None:
+        return None
+    began: dict[tuple, Tensor] = {}
+
+    def again(use: Use, tensor: Tensor) -> Tensor:
+        generator.set_state(began.setdefault((use.tensor, use.axis), generator.get_state()))
+        return touch(use, tensor)
+
+    return again
+
+
 def normal(like: Tensor, growth: Growth) -> Tensor:
     """Standard normal draws of the growth's generator, of the shape, type and device of `like`."""
     return torch.randn(like.shape, generator=growth.generator, dtype=like.dtype).to(like.device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmstudy.core import arguments
+from mmstudy.expansion.reading import Read
 
 Network = TypeVar("Network", bound=nn.Module)
 Thing = TypeVar("Thing", bound=Tensor | nn.Module)
@@ -118,7 +119,7 @@ def put(network: nn.Module, name: str, tensor: Tensor) -> None:
     if old.ndim == tensor.ndim == 4 and old.is_contiguous(memory_format=torch.channels_last):
         tensor = tensor if old.is_contiguous() else tensor.contiguous(memory_format=torch.channels_last)
     new = tensor
-    if isinstance(old, nn.Parameter):
+    if isinstance(old, nn.Parameter) and not isinstance(tensor, Read):
         kind = type(old) if issubclass(type(old), nn.Parameter) else nn.Parameter
         new = Tensor._make_subclass(kind, tensor, old.requires_grad)  # as `nn.Parameter` makes itself
     _keep(old, new)

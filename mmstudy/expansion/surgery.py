@@ -20,15 +20,17 @@ from mmstudy.core.networks import named_tensors
 from mmstudy.expansion import attributes, sizes
 from mmstudy.expansion.attributes import guard, relabel
 from mmstudy.expansion.products import Rows
+from mmstudy.expansion.reading import Read
 from mmstudy.expansion.replacing import Network, put, sharing
 from mmstudy.tracing.calls import called
 from mmstudy.tracing.couplings import Coupling, Use
 from mmstudy.tracing.graph import BIAS, CONSUMED, SCALE, VARIANCE, WEIGHT
-from mmstudy.tracing.layouts import around_units, others, places
+from mmstudy.tracing.layouts import around_units, extent, others, places
 
 Touch = Callable[[Use, Tensor], Tensor]  # (use, tensor (new units, ...)) → what it becomes
 Planned = Sequence[tuple["Plan", Touch | None]]
 LARGE = 2**26  # bytes of a network that are worth looking for garbage
+SMALL = 2**20  # bytes of a tensor that are not worth saving
 NEW = -1  # in `source`: a unit that is no copy
 
 
@@ -119,10 +121,15 @@ def _tied(coupling: Coupling) -> list[Use]:
     return tied
 
 
-def transform(tensors: Mapping[str, Tensor], plan: Plan, touch: Touch | None = None) -> dict[str, Tensor]:
+def transform(
+    tensors: Mapping[str, Tensor], plan: Plan, touch: Touch | None = None, known: dict[Use, Rows] | None = None
+) -> dict[str, Tensor]:
     """The tensors that the plan changes, grown, by name: differentiable, and the old ones are left as they are.
 
     `touch` may change each of them, units first (new, ...), e.g. to draw what belongs to new units.
+
+    Args:
+        known: takes in what has been found out of the plan's matrices, so that another call need not.
     """
 
     def finish(use: Use, tensor: Tensor) -> Tensor:
@@ -138,7 +145,7 @@ def transform(tensors: Mapping[str, Tensor], plan: Plan, touch: Touch | None = N
         touched[:, row] = untouched
         return touched
 
-    return _mapped(tensors, plan, partial(matrix, plan), finish)
+    return _mapped(tensors, plan, partial(matrix, plan), finish, {} if known is None else known)
 
 
 def transported(averages: Mapping[str, Tensor], plan: Plan, squares: bool) -> dict[str, Tensor]:
@@ -160,22 +167,23 @@ def transported(averages: Mapping[str, Tensor], plan: Plan, squares: bool) -> di
             tensor = torch.where(nothing.view(-1, *[1] * (tensor.ndim - 1)), mean, tensor)
         return tensor
 
-    return _mapped(averages, plan, gradient, finish)
+    return _mapped(averages, plan, gradient, finish, {})
 
 
 def _mapped(
-    tensors: Mapping[str, Tensor], plan: Plan, matrix_of: Callable[[Use], Tensor], finish: Touch
+    tensors: Mapping[str, Tensor], plan: Plan, matrix_of: Callable[[Use], Tensor], finish: Touch, known: dict[Use, Rows]
 ) -> dict[str, Tensor]:
     grown: dict[str, Tensor] = {}
-    known: list[Rows] = []
     axes = {(use.tensor, use.axis): use for use in reversed(plan.coupling.uses)}  # a tied tensor: as what it makes
     for use in reversed(axes.values()):
         if use.tensor in tensors:
-            tensor, matrix = grown.get(use.tensor, tensors[use.tensor]), matrix_of(use)
-            if (rows := next((each for each in known if _alike(each.matrix, matrix)), None)) is None:
-                known.append(rows := Rows.of(matrix))
-            units = units_first(tensor, use, plan.coupling.size)
-            grown[use.tensor] = _units_back(tensor, finish(use, rows.times(units)), use, plan.coupling.size)
+            if use not in known:
+                matrix = matrix_of(use)
+                alike = next((rows for rows in known.values() if _alike(rows.matrix, matrix)), None)
+                known[use] = alike or Rows.of(matrix)
+            tensor = grown.get(use.tensor, tensors[use.tensor])
+            units = known[use].times(units_first(tensor, use, plan.coupling.size))
+            grown[use.tensor] = _units_back(tensor, finish(use, units), use, plan.coupling.size)
     return grown
 
 
@@ -250,12 +258,40 @@ def transformed(tensors: Mapping[str, Tensor], plans: Iterable[tuple[Plan, Touch
 def _grown(network: Network, plans: Planned, batch: Any) -> Network:
     """The network with the new tensors, and with sizes that do not fit them yet."""
     new, own = sharing(network), {name: tensor.detach() for name, tensor in named_tensors(network).items()}
-    for name, tensor in transformed(own, plans).items():
+    sparing = plans[0][0].coupling.sparing
+    for name, tensor in (_when_read(own, *plans[0]) if sparing else transformed(own, plans)).items():
         put(new, name, tensor)
     for plan, _ in plans:
         _rescale_eps(new, plan, network, batch)
     relabel(new, plans[0][0].coupling.protected)  # so that labels are no guesses to try
     return new
+
+
+def _when_read(tensors: Mapping[str, Tensor], plan: Plan, touch: Touch | None) -> dict[str, Tensor]:
+    """What `transform` makes, but no more of it than takes the memory of all the tensors: the rest is made when read.
+
+    That is neither the largest, each of which takes long, nor what is small.
+    """
+    known, free = dict[Use, Rows](), sum(tensor.nbytes for tensor in tensors.values())
+    made: dict[str, Tensor] = {}
+    names = {use.tensor for use in plan.coupling.uses if use.tensor in tensors}
+    for name in sorted(names, key=lambda name: -tensors[name].nbytes):
+        make = partial(_one, name, {name: tensors[name]}, plan, touch, known)
+        like = tensors[name].new_empty(_shape(name, tensors[name], plan))
+        free -= like.nbytes
+        kept = (like.nbytes > 2**25 and free >= 0) or like.nbytes < SMALL or not like.is_floating_point()
+        made[name] = make() if kept else Read(like, [make], like.dtype)
+    return made
+
+
+def _one(name: str, *given: Any) -> Tensor:
+    return transform(*given)[name]
+
+
+def _shape(name: str, tensor: Tensor, plan: Plan) -> list[int]:
+    """The shape of a tensor that has grown."""
+    axes = {use.axis: extent(use.layout, plan.size) for use in plan.coupling.uses if use.tensor == name}
+    return [axes.get(axis, size) for axis, size in enumerate(tensor.shape)]
 
 
 def _rescale_eps(network: nn.Module, plan: Plan, old: nn.Module, batch: Any) -> None:

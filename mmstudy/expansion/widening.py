@@ -8,7 +8,7 @@ from torch import nn
 from mmstudy.core.networks import named_tensors
 from mmstudy.expansion import estimates, exactness, surgery
 from mmstudy.expansion.attributes import Size, name
-from mmstudy.expansion.growth import Growth
+from mmstudy.expansion.growth import Growth, repeatable
 from mmstudy.expansion.operators import OPERATORS, UP_TO_NOISE
 from mmstudy.expansion.sizes import DoesNotRun
 from mmstudy.expansion.slots import at
@@ -48,6 +48,7 @@ def _one_by_one(candidate, references, traced, stream, batch, loss_fn) -> Widene
         traced.protected = keep
         growth = growth_of(traced, network, location, size, stream, batch, loss_fn, call.output)
         plan, touch = OPERATORS[candidate.operator].apply(growth)
+        touch = repeatable(touch, stream) if traced.sparing else touch
         new = surgery.rebuilt(network, plan, call, touch)
         _even_without_noise(candidate, references, new, [plan], traced)
         changed += _said(network, growth.coupling.kept[size])

@@ -214,7 +214,7 @@ def resized(call: Call) -> list[Call]:
         return []
     count = len(given[0])
     found = [_along(call, {0: count}, 2)] + [_along(call, {0: count}, 1 / 2)] * (count > 1)
-    words = [t for t in given if t.ndim == 2 and not t.is_floating_point() and t.dtype != torch.bool]
+    words = [t for t in given if _words(t)]
     tried: list[dict[int, int]] = []  # words and what is embedded of them have one length
     for tensor in (*words[:1], *[t for t in given if t.ndim > 2][:1]):
         last = tensor.ndim - 1
@@ -225,6 +225,23 @@ def resized(call: Call) -> list[Call]:
         found += [_along(call, sizes, 1 / 2)] * (min(sizes.values()) > 1)
         found += [_along(call, sizes, 2)] * (given[0].device.type == "cpu")
     return found
+
+
+def shortened(call: Call, examples: int, words: int) -> list[Call]:
+    """The call with its first examples alone: with at most so many of their words, then with all of them."""
+    given = [t for t in call.tensors if t.ndim]
+    if not given:
+        return []
+    count = len(given[0])
+    few = _along(call, {0: count}, examples / count) if count > examples else call
+    texts = [t for t in given if _words(t)]
+    length = texts[0].shape[1] if texts else 0
+    return [_along(few, {1: length}, words / length), few] if length > words else [few]
+
+
+def _words(tensor: Tensor) -> bool:
+    """Whether a tensor may hold words: (examples, length) whole numbers."""
+    return tensor.ndim == 2 and not tensor.is_floating_point() and tensor.dtype != torch.bool
 
 
 def _along(call: Call, sizes: Mapping[int, int], times: float) -> Call:
