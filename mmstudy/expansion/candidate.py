@@ -19,6 +19,7 @@ from mmstudy.core.threads import alone
 from mmstudy.expansion import checking, configurations, estimates, given, insertion, surgery, widening
 from mmstudy.expansion.exactness import Reference
 from mmstudy.expansion.operators import OPERATORS, named
+from mmstudy.expansion.plans import transported
 from mmstudy.expansion.replacing import parted
 from mmstudy.tracing.calls import Call, Output, called, of_loss
 from mmstudy.tracing.graph import Trace
@@ -258,7 +259,7 @@ def _widen(candidate, references, traced, stream, batch, loss_fn, configured) ->
 
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
         for plan in plans:
-            averages = {**averages, **surgery.transported(averages, plan, squares)}
+            averages = {**averages, **transported(averages, plan, squares)}
         return dict(averages)
 
     origin = {name: name for name, _ in new.named_parameters()}

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mmstudy.core import arguments
 from mmstudy.expansion.growth import NOISE, Growth, copied, direction, draw, gradients, normal
-from mmstudy.expansion.surgery import NEW, Plan, Touch, plan, rebuilt, transform, units_first
+from mmstudy.expansion.plans import NEW, Plan, Touch, plan, transform, units_first
+from mmstudy.expansion.surgery import rebuilt
 from mmstudy.tracing.couplings import Use
 from mmstudy.tracing.graph import CONSUMED, WEIGHT
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from mmstudy.core.memory import storage
 from mmstudy.core.seeds import generator
-from mmstudy.expansion.reading import Read, same
+from mmstudy.expansion.reading import Read, Source, kept, read
 from mmstudy.expansion.replacing import put
 
 CHUNK = 2**18  # numbers that are moved at once: as many as stay in the cache
@@ -55,15 +55,15 @@ def doubled(
 
     Args:
         instead: tensors by name, in float64, as they shall be instead.
-        moved: parameters that shall be moved as if by rounding with this `eps`; see `rounded`.
+        moved: parameters that shall be moved as if by rounding with this `eps`; see `rounding`.
     """
     instead, known = instead or {}, dict[int, Tensor]()
     for name, own in network.named_parameters():
         if name in instead:
             known[id(own)] = instead[name].detach()
         elif own.is_floating_point():
-            plain = Read(own, [own.detach().double], torch.float64)
-            known[id(own)] = moving(own, torch.float64, eps, name) if name in moved else plain
+            source = rounding(own, torch.float64, eps, name) if name in moved else _doubling(own.detach())
+            known[id(own)] = read(own, source, torch.float64)
         else:
             known[id(own)] = own.detach()
     new = copy.deepcopy(network, known).double()
@@ -76,24 +76,37 @@ def doubled(
 def watchable(network: nn.Module) -> nn.Module:
     """A copy of the network in its own types of numbers, which shares its parameters' memory: for `Outside`."""
     floating = [own for own in network.parameters() if own.is_floating_point()]
-    known = {id(own): Read(own, [partial(same, own.detach())], own.dtype) for own in floating}
+    known: dict[int, Tensor] = {id(own): read(own, kept(own.detach()), own.dtype) for own in floating}
     return copy.deepcopy(
         network, known | {id(own): own.detach() for own in network.parameters() if id(own) not in known}
     )
 
 
-def moving(parameter: Tensor, kind: torch.dtype, eps: float, name: str) -> Read:
-    """The parameter moved as if by rounding whenever it is read; see `rounded`."""
-    return Read(parameter, [partial(rounded, parameter.detach(), kind, eps, name)], kind)
+def _doubling(tensor: Tensor) -> Source:
+    """What makes the tensor in float64."""
+    rows = None if isinstance(tensor, Read) else lambda first, last: tensor[first:last].double()
+    return Source(tensor.double, rows)
 
 
-def rounded(tensor: Tensor, kind: torch.dtype, eps: float, name: str) -> Tensor:
-    """The tensor in a type of numbers, each of them moved by eps of itself, up or down: at random, by the name."""
-    stream = generator("rounding", name)
-    new = tensor.to(kind, copy=True, memory_format=torch.contiguous_format)
-    more, less = new.new_tensor(1 + eps), new.new_tensor(1 - eps)
-    for part in new.view(-1).split(CHUNK):
-        draws = torch.randint(256, (-(-len(part) // 8),), generator=stream, dtype=torch.uint8)
-        up = torch.from_numpy(np.unpackbits(draws.numpy(), count=len(part))).to(part.device)
-        part.mul_(torch.where(up.bool(), more, less))
-    return new
+def rounding(parameter: Tensor, kind: torch.dtype, eps: float, name: str) -> Source:
+    """What makes a parameter in a type of numbers, each of them moved by eps of itself, up or down.
+
+    Which way is drawn at random, by the name.
+    """
+    tensor = parameter.detach()
+    draws = torch.randint(256, (-(-tensor.numel() // 8),), generator=generator("rounding", name), dtype=torch.uint8)
+    factors = torch.tensor([1 - eps, 1 + eps], dtype=kind, device=tensor.device)
+
+    def moved(some: Tensor, first: int) -> Tensor:
+        """Some of the numbers, of which that many come before."""
+        new = some.to(kind, copy=True, memory_format=torch.contiguous_format)
+        for part in new.view(-1).split(CHUNK):
+            bits = np.unpackbits(draws[first // 8 : -(-(first + len(part)) // 8)].numpy())[first % 8 :][: len(part)]
+            part.mul_(factors.index_select(0, torch.from_numpy(bits).int().to(part.device)))
+            first += len(part)
+        return new
+
+    def rows(first: int, last: int) -> Tensor:
+        return moved(tensor[first:last], first * (tensor.numel() // len(tensor)))
+
+    return Source(partial(moved, tensor, 0), None if isinstance(tensor, Read) else rows)

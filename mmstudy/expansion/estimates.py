@@ -10,7 +10,7 @@ from mmstudy.tracing.couplings import Coupling
 
 MODULE_BYTES = 2**13  # what Python keeps of a module without parameters
 MOST_LAYERS = 4096  # that are inserted at once; each is built, run and checked
-MATRICES, NUMBER_BYTES = 3, 8  # of a plan, in float64: see `surgery.Plan`
+MATRICES, NUMBER_BYTES = 3, 8  # of a plan, in float64: see `plans.Plan`
 
 
 def wider_fits(network: nn.Module, coupling: Coupling, size: int) -> None:

@@ -16,8 +16,9 @@ from mmstudy.core import precision
 from mmstudy.core.networks import evaluating, named_tensors
 from mmstudy.core.states import restored, seeded, uncompiled
 from mmstudy.expansion.differences import CALL, Seen, said
-from mmstudy.expansion.doubled import Outside, doubled, moving, watchable
+from mmstudy.expansion.doubled import Outside, doubled, rounding, watchable
 from mmstudy.expansion.dropout import WithoutDropout
+from mmstudy.expansion.reading import read
 from mmstudy.expansion.unseen import Given, Run, unseen, with_numbers
 from mmstudy.tracing.calls import Call, resized
 from mmstudy.tracing.graph import Trace
@@ -232,7 +233,7 @@ class Grown:
         def in_own(moved: bool) -> Any:
             now = named_tensors(self.network)
             changed = {name: tensor.to(now[name]) for name, tensor in self.replaced.items()}
-            changed |= {name: moving(p, p.dtype, self.eps, name) for name, p in self.made.items() if moved}
+            changed |= {name: _moving(p, self.eps, name) for name, p in self.made.items() if moved}
             return _outputs(self.network, reference.call, reference.training, changed)
 
         eps = max(self.eps, PRECISION)
@@ -259,6 +260,11 @@ class Grown:
     @cached_property
     def _doubled_and_moved(self) -> nn.Module:
         return doubled(self.network, self.replaced, self.made, max(self.eps, PRECISION))
+
+
+def _moving(parameter: Tensor, eps: float, name: str) -> Tensor:
+    """The parameter, moved as if by rounding."""
+    return read(parameter, rounding(parameter, parameter.dtype, eps, name), parameter.dtype)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

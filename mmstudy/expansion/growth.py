@@ -1,7 +1,7 @@
 """What every way to get wider shares: the growth of one coupling, copies, draws.
 
 A way takes a `Growth` (what grows, by how much, where randomness and data come from) and returns a plan and, where
-the plan's matrices do not say it all, a touch that changes the new units in each tensor (see `surgery`).
+the plan's matrices do not say it all, a touch that changes the new units in each tensor (see `plans`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from mmstudy.batched.ensemble import classification
 from mmstudy.core import arguments
 from mmstudy.core.networks import evaluating
 from mmstudy.core.states import restored
-from mmstudy.expansion.surgery import NEW, Plan, Touch
+from mmstudy.expansion.plans import NEW, Plan, Touch
 from mmstudy.tracing.calls import Call, Output, of_loss
 from mmstudy.tracing.couplings import Coupling, Use
 from mmstudy.tracing.graph import CONSUMED

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mmstudy.expansion.growth import NOISE, Growth, copied, direction, draw, gradients, normal
-from mmstudy.expansion.surgery import NEW, Plan, Touch, plan, rebuilt, transform
+from mmstudy.expansion.plans import NEW, Plan, Touch, plan, transform
+from mmstudy.expansion.surgery import rebuilt
 from mmstudy.tracing.couplings import Use
 from mmstudy.tracing.graph import BIAS, CONSUMED, WEIGHT
 from mmstudy.tracing.layouts import UNITS

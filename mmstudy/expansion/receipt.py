@@ -21,8 +21,8 @@ from mmstudy.core.states import restored, seeded
 from mmstudy.core.threads import alone
 from mmstudy.expansion import given, growth, unchanged
 from mmstudy.expansion.differences import changes, largest
+from mmstudy.expansion.plans import units_first
 from mmstudy.expansion.replacing import sharing
-from mmstudy.expansion.surgery import units_first
 from mmstudy.tracing.calls import Call, Output, by_name
 from mmstudy.tracing.couplings import Coupling, of_trace
 from mmstudy.tracing.trace import trace

@@ -10,13 +10,14 @@ from mmstudy.expansion import estimates, exactness, surgery
 from mmstudy.expansion.attributes import Size, name
 from mmstudy.expansion.growth import Growth, repeatable
 from mmstudy.expansion.operators import OPERATORS, UP_TO_NOISE
+from mmstudy.expansion.plans import Plan, transformed
 from mmstudy.expansion.sizes import DoesNotRun
 from mmstudy.expansion.slots import at
 from mmstudy.tracing.couplings import fixed_groups, of_trace
 from mmstudy.tracing.graph import Trace
 from mmstudy.tracing.trace import trace
 
-Widened = tuple[nn.Module, list[surgery.Plan], list[str]]  # the network, how it grew, the numbers that changed
+Widened = tuple[nn.Module, list[Plan], list[str]]  # the network, how it grew, the numbers that changed
 
 
 def widened(candidate, references, traced, stream, batch, loss_fn) -> Widened:
@@ -41,7 +42,7 @@ def widened(candidate, references, traced, stream, batch, loss_fn) -> Widened:
 
 def _one_by_one(candidate, references, traced, stream, batch, loss_fn) -> Widened:
     network, call = references[0].network, references[0].call
-    keep, plans, changed = traced.protected, list[surgery.Plan](), list[str]()
+    keep, plans, changed = traced.protected, list[Plan](), list[str]()
     for location, size in zip(candidate.locations, candidate.sizes, strict=True):
         if plans:
             references, traced = exactness.of_another(network, references), trace(network, call)
@@ -79,7 +80,7 @@ def _even_without_noise(candidate, references, new, plans, traced) -> None:
         network = references[0].network
         own, grown = named_tensors(network), {use.tensor for plan in plans for use in plan.coupling.uses}
         double = {name: own[name].double() for name in grown if own[name].is_floating_point()}
-        plain = surgery.transformed(double, [(plan, None) for plan in plans])
+        plain = transformed(double, [(plan, None) for plan in plans])
         now = exactness.Grown(new, network, {name: name for name in own}, plain, traced.coarsest)
         for reference in references:
             exact(candidate, now.broken(reference), ", even without noise")

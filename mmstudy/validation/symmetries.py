@@ -18,7 +18,7 @@ from torch import nn
 
 from mmstudy.core.networks import MLP
 from mmstudy.core.seeds import generator as substream
-from mmstudy.expansion import surgery
+from mmstudy.expansion import plans, surgery
 from mmstudy.expansion.replacing import parted
 from mmstudy.tracing.couplings import couplings
 
@@ -75,7 +75,7 @@ def duplicated(network: MLP, every: bool = False) -> MLP:
         coupling = couplings(wider, inputs)[name]
         units = torch.arange(coupling.size)
         source = torch.cat([units, units if every else units[:1]])
-        wider = surgery.rebuilt(wider, surgery.plan(coupling, source), inputs)
+        wider = surgery.rebuilt(wider, plans.plan(coupling, source), inputs)
     return parted(wider, network)
 
 

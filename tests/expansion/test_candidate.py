@@ -14,7 +14,7 @@ from mmstudy.core.seeds import generator
 from mmstudy.expansion import candidate
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.operators import OPERATORS, named
-from mmstudy.expansion.surgery import units_first
+from mmstudy.expansion.plans import units_first
 from mmstudy.tracing.couplings import couplings
 
 CHAIN = Candidate(

@@ -12,7 +12,8 @@ from mmstudy.core.seeds import generator
 from mmstudy.expansion import copies
 from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.growth import Growth
-from mmstudy.expansion.surgery import NEW, Plan, rebuilt, transform
+from mmstudy.expansion.plans import NEW, Plan, transform
+from mmstudy.expansion.surgery import rebuilt
 from mmstudy.tracing.couplings import Coupling, couplings
 
 DOUBLE = torch.float64

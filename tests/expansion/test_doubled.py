@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from mmstudy.expansion.doubled import doubled, rounded
+from mmstudy.expansion.doubled import doubled, rounding
 from mmstudy.expansion.exactness import Reference
 from mmstudy.tracing.calls import Call
 
@@ -69,4 +69,4 @@ def test_parameters_are_moved_by_rounding_at_random_and_the_same_whenever_they_a
     assert torch.allclose(moved.abs(), torch.full_like(moved, eps))
     assert abs(float((moved > 0).double().mean()) - 0.5) < 0.02  # 21,000 draws: five standard errors
     assert torch.equal(new.bias, torch.ones(70, dtype=torch.float64))
-    assert not torch.equal(rounded(network.weight.detach(), torch.float64, eps, "another name"), once)
+    assert not torch.equal(rounding(network.weight, torch.float64, eps, "another name").whole(), once)

@@ -11,7 +11,9 @@ from torch import nn
 
 from mmstudy.core.networks import ViT
 from mmstudy.core.seeds import generator
-from mmstudy.expansion.surgery import NEW, matrix, plan, put, rebuilt, transform, transported, units_first
+from mmstudy.expansion.plans import NEW, matrix, plan, transform, transported, units_first
+from mmstudy.expansion.replacing import put
+from mmstudy.expansion.surgery import rebuilt
 from mmstudy.tracing.couplings import Use, couplings
 from mmstudy.tracing.layouts import UNITS
 
