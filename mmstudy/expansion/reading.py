@@ -88,11 +88,12 @@ def _product(inputs: Any, parameter: Any) -> Tensor | None:
     """The matrix product of (examples, in) with a large parameter (in, out); None if it is none."""
     if (rows := _rows(parameter)) is None or isinstance(inputs, Read):
         return None
-    if parameter.turned:
-        return torch.cat([inputs @ some.t() for _, some in _parts(parameter, rows)], 1)
-    product = inputs.new_zeros(len(inputs), parameter.shape[1])
+    product = inputs.new_zeros(len(inputs), parameter.shape[1])  # at once: what is left between parts holds memory
     for place, some in _parts(parameter, rows):
-        product.addmm_(inputs[:, place], some)
+        if parameter.turned:
+            product[:, place] = inputs @ some.t()
+        else:
+            product.addmm_(inputs[:, place], some)
     return product
 
 
