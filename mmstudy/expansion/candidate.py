@@ -163,10 +163,10 @@ class Candidate:
             given.protected(network, keep)
         else:
             call = references[0].call if references else of_loss(network, batch, loss_fn, output)
-        if not references:
-            more = [each for _, each in given.further(network, also, loss_fn, output)]
-            references = [Reference(network, each) for each in (call, *more)]
-        grown = _judged(self, references, batch, loss_fn, traced, keep)
+        more = () if references else given.further(network, also, loss_fn, output)
+        held = references or [Reference(network, each) for each in (call, *(other for _, other in more))]
+        grown = _judged(self, held, batch, loss_fn, traced, keep)
+        del held  # what they remember of the network takes memory
         grown = replace(grown, network=parted(grown.network, network))
         if self.then is None:
             return grown
@@ -243,7 +243,6 @@ def _judged(candidate, references, batch, loss_fn, traced, keep, configured=True
     if OPERATORS[candidate.operator].widens:
         traced = traced or trace(network, call)
         traced.protected, coarsest = tuple(keep), traced.coarsest
-        traced.sparing = references[0].sparing and not configured and len(candidate.locations) == 1
         for other in references[1:]:
             checking.same_units(candidate, traced, other.traced, other.call)
         everywhere = [*references, *references[0].others]
@@ -255,7 +254,8 @@ def _judged(candidate, references, batch, loss_fn, traced, keep, configured=True
 
 
 def _widen(candidate, references, traced, stream, batch, loss_fn, configured) -> Expansion:
-    new, plans, changed = widening.widened(candidate, references, traced, stream, batch, loss_fn)
+    sparing = not configured and references[0].sparing
+    new, plans, changed = widening.widened(candidate, references, traced, stream, batch, loss_fn, sparing)
 
     def carry(averages: Averages, squares: bool) -> dict[str, Tensor]:
         for plan in plans:

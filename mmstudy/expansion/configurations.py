@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmstudy.core.seeds import generator
 from mmstudy.expansion import blocks
@@ -112,7 +112,7 @@ def _confirmed(
 @contextmanager
 def _told(network: nn.Module) -> Iterator[None]:
     """The network with other numbers, for a while, in all tensors that hide what comes before them, as zeros do."""
-    faint = [p for p in network.parameters() if p.is_floating_point() and p.numel() and all(-FAINT < end < FAINT for end in p.aminmax())]
+    faint = [p for p in network.parameters() if p.is_floating_point() and p.numel() and _faint(p)]
     before, stream = [p.data for p in faint], generator("configuration")
     try:
         for p in faint:  # other memory: the old network may have the same tensors
@@ -121,6 +121,12 @@ def _told(network: nn.Module) -> Iterator[None]:
     finally:
         for p, numbers in zip(faint, before, strict=True):
             p.data = numbers
+
+
+def _faint(tensor: Tensor) -> bool:
+    """Whether all entries are small; told without a copy of them."""
+    low, high = tensor.aminmax()
+    return bool((low > -FAINT) & (high < FAINT))
 
 
 def astray(old: nn.Module, new: nn.Module, call: Call) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +53,8 @@ class Reference:
         like: "Reference | None" = None,
         roughly: bool = False,
     ):
-        self.network, self.call, self.training, self._like = network, call, training, like
-        self.roughly = roughly
+        self.network, self.call, self.training, self.roughly = network, call, training, roughly
+        self._like = None if like is None else ref(like)  # which may have this one: no cycle, that would last
         self.members: dict[str, Trace] = {}  # traces of members of its lists alone, by path, once they are known
         self._numbers: dict[bool, list[Given]] = {}
 
@@ -107,8 +108,9 @@ class Reference:
 
     @property
     def sparing(self) -> bool:
-        """Whether what is held against it may be sparing of memory: roughly, if the network runs in that way."""
-        return self.roughly and self._watched[0] is not None
+        """Whether what is held against it may be sparing of memory: roughly, if the network is the same in that way."""
+        some = [tensors(outputs) for outputs in (self._watched[0], self.plain)] if self.roughly else []
+        return self.roughly and len(some[0]) == len(some[1]) and all(map(torch.equal, *some))
 
     @cached_property
     def _watched(self) -> tuple[Any, tuple[str, ...]]:
@@ -181,8 +183,9 @@ class Reference:
     @cached_property
     def _copy(self) -> nn.Module:
         """The network in float64, or roughly; it shares the parameters."""
-        if self._like and self._like.roughly == self.roughly:
-            return self._like._copy
+        like = self._like and self._like()
+        if like and like.roughly == self.roughly:
+            return like._copy
         return watchable(self.network) if self.roughly else doubled(self.network)
 
 

@@ -50,7 +50,9 @@ class Read(Tensor):
 
 def read(like: Tensor, source: Source, kind: torch.dtype) -> Read:
     """A parameter that is made when it is read; `like` has its shape, strides and device, `kind` is its type."""
-    return _read(like, [source], kind)
+    made = _read(like, [source], kind)
+    made._is_param = True  # to `isinstance` and `get_parameter`
+    return made
 
 
 def kept(tensor: Tensor) -> Source:

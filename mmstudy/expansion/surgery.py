@@ -17,20 +17,23 @@ Planned = Sequence[tuple[Plan, Touch | None]]
 LARGE = 2**26  # bytes of a network that are worth looking for garbage
 
 
-def rebuilt(network: Network, plan: Plan, batch: Any, touch: Touch | None = None) -> Network:
+def rebuilt(network: Network, plan: Plan, batch: Any, touch: Touch | None = None, sparing: bool = False) -> Network:
     """A network whose units have grown by the plan; it shares the other parameters with the old one.
 
     Sizes that modules keep for themselves (the shape of a LayerNorm, a number of heads) are found by their value, the
     fewest that will do (see `attributes`), and confirmed by tracing the new network on the batch (see `calls.called`):
     the axes of its every tensor must be the predicted products.
 
+    Args:
+        sparing: of memory, for calls without gradients: tensors are made when they are read (see `plans.when_read`).
+
     Raises:
         ValueError: no choice of such sizes makes the new network run as predicted.
     """
     known, new, plans = plan.coupling.kept, None, [(plan, touch)]
     if plan.size not in known:  # found out once for every size of a coupling
-        new, known[plan.size] = _sized(network, plans, batch)
-    new = new or _grown(network, plans, batch)
+        new, known[plan.size] = _sized(network, plans, batch, sparing)
+    new = new or _grown(network, plans, batch, sparing)
     attributes.keep(new, known[plan.size])
     return new
 
@@ -52,10 +55,10 @@ def rebuilt_at_once(network: nn.Module, plans: Planned, batch: Any) -> tuple[nn.
     return new, found
 
 
-def _grown(network: Network, plans: Planned, batch: Any) -> Network:
+def _grown(network: Network, plans: Planned, batch: Any, sparing: bool = False) -> Network:
     """The network with the new tensors, and with sizes that do not fit them yet."""
     new, own = sharing(network), {name: tensor.detach() for name, tensor in named_tensors(network).items()}
-    sparing, made = plans[0][0].coupling.sparing, dict[str, Tensor]()
+    made = dict[str, Tensor]()
     if sparing:
         made = when_read({name: own.pop(name) for name, _ in network.named_parameters()}, *plans[0])
     for name, tensor in (made | transformed(own, plans)).items():
@@ -94,9 +97,11 @@ def _rescale_eps(network: nn.Module, plan: Plan, old: nn.Module, batch: Any) -> 
             setattr(module, key, getattr(module, key) * plan.variance)
 
 
-def _sized(network: Network, plans: Planned, batch: Any) -> tuple[Network | None, list[attributes.Size]]:
+def _sized(
+    network: Network, plans: Planned, batch: Any, sparing: bool = False
+) -> tuple[Network | None, list[attributes.Size]]:
     """What the plans alone make (None if more is to be touched in it), and the sizes that must change, found on it."""
-    plain = _grown(network, [(plan, None) for plan, _ in plans], batch)
+    plain = _grown(network, [(plan, None) for plan, _ in plans], batch, sparing)
     chosen = sizes.found(plain, network, [(plan.coupling, plan.size) for plan, _ in plans], called(network, batch))
     if all(touch is None for _, touch in plans):
         return plain, chosen

@@ -20,17 +20,21 @@ from mmstudy.tracing.trace import trace
 Widened = tuple[nn.Module, list[Plan], list[str]]  # the network, how it grew, the numbers that changed
 
 
-def widened(candidate, references, traced, stream, batch, loss_fn) -> Widened:
+def widened(candidate, references, traced, stream, batch, loss_fn, sparing=False) -> Widened:
     """The network of the references, whose couplings have grown as a candidate says; the others are `Candidate.grow`'s.
 
     It shares the parameters that stay with the old one. Each reference is a call on which it is seen to be exact.
+
+    Args:
+        sparing: it is only tried: where one coupling grows, tensors are made when they are read (see `surgery`).
 
     Raises:
         DoesNotRun: the network does not run with the predicted shapes, or is another function.
         ValueError: a coupling is unknown, does not grow, or the operator does not fit it.
     """
     try:
-        return _one_by_one(candidate, references, traced, stream, batch, loss_fn)
+        sparing = sparing and len(candidate.locations) == 1
+        return _one_by_one(candidate, references, traced, stream, batch, loss_fn, sparing)
     except DoesNotRun as alone:
         if len(candidate.locations) == 1:
             raise
@@ -40,7 +44,7 @@ def widened(candidate, references, traced, stream, batch, loss_fn) -> Widened:
             raise alone from alone.__cause__
 
 
-def _one_by_one(candidate, references, traced, stream, batch, loss_fn) -> Widened:
+def _one_by_one(candidate, references, traced, stream, batch, loss_fn, sparing) -> Widened:
     network, call = references[0].network, references[0].call
     keep, plans, changed = traced.protected, list[Plan](), list[str]()
     for location, size in zip(candidate.locations, candidate.sizes, strict=True):
@@ -49,8 +53,8 @@ def _one_by_one(candidate, references, traced, stream, batch, loss_fn) -> Widene
         traced.protected = keep
         growth = growth_of(traced, network, location, size, stream, batch, loss_fn, call.output)
         plan, touch = OPERATORS[candidate.operator].apply(growth)
-        touch = repeatable(touch, stream) if traced.sparing else touch
-        new = surgery.rebuilt(network, plan, call, touch)
+        touch = repeatable(touch, stream) if sparing else touch
+        new = surgery.rebuilt(network, plan, call, touch, sparing)
         _even_without_noise(candidate, references, new, [plan], traced)
         changed += _said(network, growth.coupling.kept[size])
         network = new

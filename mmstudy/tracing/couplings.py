@@ -57,11 +57,6 @@ class Coupling:
         return self._trace.confirms
 
     @property
-    def sparing(self) -> bool:
-        """Whether what grows is only tried, so that its tensors need not all be there at once."""
-        return self._trace.sparing
-
-    @property
     def protected(self) -> tuple[str, ...]:
         """Patterns of the paths of numbers that modules keep and that must stay, whatever grows."""
         return self._trace.protected

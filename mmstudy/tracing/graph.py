@@ -106,7 +106,6 @@ class Trace:
     padding: dict[str, int] = field(default_factory=dict)  # embedding → its row that stays zero and never learns
     coarsest: float = 0.0  # the largest eps of the types of numbers in which the network computes
     confirms: bool = True  # whether a trace confirms the sizes that calls of a grown network have found to do
-    sparing: bool = False  # whether tensors of what grows, and is thrown away, are made when they are read
     protected: tuple[str, ...] = ()  # patterns of paths of numbers that modules keep and that must stay
     module: str = ""  # path of the module whose operation is being followed
     operation: object = ""  # the operation itself

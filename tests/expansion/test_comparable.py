@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from zoo import ZOO
 
 import mmstudy as mm
-from mmstudy.tracing.calls import Call, resized
+from mmstudy.tracing.calls import Call, resized, shortened
 
 INPUTS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).double()
 
@@ -106,6 +106,18 @@ def test_the_sizes_and_lengths_that_are_tried():
     assert shapes(sequence)[2:] == [[(2, 2, 3)], [(2, 8, 3)], [(2, 4, 1)], [(2, 4, 6)]]
     assert shapes(torch.zeros(2, 3, 4, 6))[2:] == [[(2, 3, 2, 3)], [(2, 3, 8, 12)], [(2, 1, 2, 6)], [(2, 6, 8, 6)]]
     assert shapes(torch.zeros(2, 5), tokens, sequence)[2] == [(2, 5), (2, 2), (2, 2, 3)]
+
+
+def test_a_call_with_few_examples_and_words():
+    def shapes(*given):
+        return [[tuple(t.shape) for t in call.tensors] for call in shortened(Call(given), examples=2, words=3)]
+
+    tokens, mask = torch.arange(20).view(4, 5), torch.ones(4, 5)
+    assert shapes(tokens, mask) == [[(2, 3), (2, 3)], [(2, 5), (2, 5)]]
+    assert torch.equal(shortened(Call((tokens,)), 2, 3)[0].arguments[0], tokens[:2, :3])
+    assert shapes(tokens[:1, :3]) == [[(1, 3)]]
+    assert shapes(torch.zeros(5, 3, 8, 8)) == [[(2, 3, 8, 8)]]
+    assert shapes(3.0) == []
 
 
 class Branching(nn.Module):

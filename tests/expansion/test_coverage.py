@@ -7,8 +7,8 @@ from torch import nn
 
 import mmstudy as mm
 from mmstudy.core.networks import TransformerBlock
-from mmstudy.expansion import coverage, exactness
-from mmstudy.expansion.exactness import Reference
+from mmstudy.expansion import coverage, exactness, plans
+from mmstudy.expansion.reading import Read
 
 
 class Reader(nn.Module):
@@ -182,17 +182,34 @@ def test_groups_of_which_another_number_is_taken_are_tried_each(shifts):
     assert ["zero_incoming" in found[f"layers.{i}.up"].exact for i in range(3)] == [True, False, True]
 
 
-@pytest.mark.parametrize("name", ["MLP, batch norm", "ViT"])
+@pytest.mark.parametrize("name", ["MLP, batch norm", "ViT", "decoder"])
 def test_a_large_network_is_tried_roughly_and_says_the_same(name, monkeypatch):
+    """Also where all that grows is made when it is read, and on few examples and words."""
     _, network, inputs, targets = of_family(name)
-    thorough, made = mm.coverage(network, (inputs, targets)), []
+    thorough, tried = mm.coverage(network, (inputs, targets)), []
 
-    def reference(*given, **options):
-        made.append(Reference(*given, **options))
-        return made[-1]
+    def broken(grown, reference):
+        tried.append((reference, {type(p) for p in grown.network.parameters()}))
+        return held(grown, reference)
 
+    held = exactness.Grown.broken
     monkeypatch.setattr(exactness, "LARGE", 0)
-    monkeypatch.setattr(coverage, "Reference", reference)
+    monkeypatch.setattr(plans, "SMALL", 0)
+    monkeypatch.setattr(exactness.Grown, "broken", broken)
     rough = mm.coverage(network, (inputs, targets))
-    assert [each.roughly for each in made] == [True]
+    references, kinds = zip(*tried, strict=True)
+    assert all(each.roughly and len(each.call.tensors[0]) <= 2 * coverage.EXAMPLES for each in references)
+    assert any(Read in some for some in kinds)
+    assert Read not in {type(p) for p in network.parameters()}
     assert [(row.location, row.exact) for row in rough.rows] == [(row.location, row.exact) for row in thorough.rows]
+
+
+def test_a_network_that_does_not_run_on_a_few_words_is_tried_on_all(monkeypatch):
+    def forward(net, words):
+        assert words.shape[1] >= 6
+        return net.up(torch.tanh(net.table(words))).mean(1)
+
+    network = Wired(forward, table=nn.Embedding(9, 4), up=nn.Linear(4, 3))
+    monkeypatch.setattr(exactness, "LARGE", 0)
+    found = mm.coverage(network, torch.randint(9, (5, 7)))
+    assert "bert2bert" in found["table"].exact

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from mmstudy.expansion import doubled as doubling
 from mmstudy.expansion.doubled import doubled, rounding
 from mmstudy.expansion.exactness import Reference
 from mmstudy.tracing.calls import Call
@@ -70,3 +71,13 @@ def test_parameters_are_moved_by_rounding_at_random_and_the_same_whenever_they_a
     assert abs(float((moved > 0).double().mean()) - 0.5) < 0.02  # 21,000 draws: five standard errors
     assert torch.equal(new.bias, torch.ones(70, dtype=torch.float64))
     assert not torch.equal(rounding(network.weight, torch.float64, eps, "another name").whole(), once)
+
+
+def test_rows_are_moved_as_the_whole_is(monkeypatch):
+    """Whatever the number of rows, and where they begin: 7 numbers in a row are no whole bytes."""
+    table = nn.Parameter(torch.randn(50, 7))
+    monkeypatch.setattr(doubling, "CHUNK", 40)
+    source = rounding(table, torch.float64, 1e-3, "table")
+    whole = source.whole()
+    for first, last in [(0, 50), (0, 1), (3, 4), (17, 40), (49, 50)]:
+        assert torch.equal(source.rows(first, last), whole[first:last])

@@ -9,9 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from mmstudy.core.networks import ViT
+from mmstudy.core.networks import ViT, named_tensors
 from mmstudy.core.seeds import generator
+from mmstudy.expansion import plans
+from mmstudy.expansion.growth import Growth, repeatable
+from mmstudy.expansion.operators import OPERATORS
 from mmstudy.expansion.plans import NEW, matrix, plan, transform, transported, units_first
+from mmstudy.expansion.reading import Read
 from mmstudy.expansion.replacing import put
 from mmstudy.expansion.surgery import rebuilt
 from mmstudy.tracing.couplings import Use, couplings
@@ -341,3 +345,47 @@ def test_new_units_begin_without_momentum_and_with_mean_squares():
             kept, new = averages[name].split([3, 2], axis)
             torch.testing.assert_close(kept, old[name])
             torch.testing.assert_close(new, expected.mean(axis, keepdim=True).expand_as(new))
+
+
+@pytest.mark.parametrize("operator", ["bert2bert", "lemon", "hypercloning", "zero_incoming"])
+def test_tensors_that_are_made_when_read_are_the_same_each_time(operator, monkeypatch):
+    network, x = uneven(ViT((1, 8, 8), (4, 4), 16, 1, 4, 4, ratio=1)).double(), torch.randn(3, 64, dtype=DOUBLE)
+    group = max(couplings(network, x).values(), key=lambda group: len(group.uses))  # the stream
+    stream = generator("made when read")
+    made, touch = OPERATORS[operator].apply(Growth(network, group, 2 * group.size, stream, x))
+    before = stream.get_state()
+    at_once = rebuilt(network, made, x, touch)
+    monkeypatch.setattr(plans, "SMALL", 0)
+    stream.set_state(before)
+    sparing = rebuilt(network, made, x, repeatable(touch, stream), sparing=True)
+    grown = {use.tensor for use in group.uses}
+    assert {name for name, p in sparing.named_parameters() if isinstance(p, Read)} == grown
+    with torch.no_grad():
+        assert torch.equal(sparing(x), sparing(x))
+        torch.testing.assert_close(sparing(x), network(x))
+        once = {name: sparing.get_parameter(name) + 0 for name in grown}
+        assert all(torch.equal(sparing.get_parameter(name) + 0, tensor) for name, tensor in once.items())
+    for name, tensor in named_tensors(at_once).items():
+        assert sparing.get_parameter(name).shape == tensor.shape
+        if touch is None:
+            assert torch.equal(once.get(name, tensor), tensor)
+
+
+def test_what_is_big_is_made_at_once_while_there_is_room(monkeypatch):
+    """Neither what is small; of 1,652 bytes there is room for the tensor of 1,600, not for that of 960 too."""
+    network = mlp((3, 40, 5, 2))
+    made = plan(couplings(network, batch()[0])["hidden.1"], in_turn(40, 80))
+
+    def when_read(small: int, big: int) -> set[str]:
+        monkeypatch.setattr(plans, "SMALL", small)
+        monkeypatch.setattr(plans, "BIG", big)
+        new = rebuilt(network, made, batch()[0], sparing=True)
+        assert [p.shape for p in new.parameters()] == [p.shape for p in rebuilt(network, made, batch()[0]).parameters()]
+        return {name for name, p in new.named_parameters() if isinstance(p, Read)}
+
+    weights, bias = {"hidden.1.weight", "hidden.2.weight"}, {"hidden.1.bias"}
+    assert sum(p.nbytes for p in network.parameters()) == 1652
+    assert when_read(0, 10**6) == weights | bias
+    assert when_read(330, 10**6) == weights
+    assert when_read(0, 500) == {"hidden.1.weight"} | bias
+    assert when_read(330, 500) == {"hidden.1.weight"}
