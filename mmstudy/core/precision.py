@@ -45,27 +45,30 @@ def full() -> Iterator[None]:
 
 
 @contextmanager
-def without_autocast() -> Iterator[list[str]]:
-    """What runs under autocast, a network's own regions too, computes in the numbers of its tensors for a while.
+def autocast(off: bool = False) -> Iterator[list[str]]:
+    """Notes for a while what runs under autocast, a network's own regions too.
 
     One thread at a time may do so.
 
+    Args:
+        off: it runs without, and computes in the numbers of its tensors.
+
     Yields:
-        The devices of what would have run under autocast, one for each time.
+        The devices of what runs under autocast, or would have, one for each time.
     """
     met: list[str] = []
     switch: Callable[..., None] = torch.set_autocast_enabled
     outside = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
 
-    def leave_off(*given: Any) -> None:  # (device, whether), or only the latter, of a GPU
+    def noted(*given: Any) -> None:  # (device, whether), or only the latter, of a GPU
         *device, enabled = given
         met.extend(["".join(device) or "cuda"] * enabled)
-        switch(*device, False)
+        switch(*device, enabled and not off)
 
     try:
-        torch.set_autocast_enabled = leave_off  # type: ignore[assignment]  # `torch.autocast` calls it so
+        torch.set_autocast_enabled = noted  # type: ignore[assignment]  # `torch.autocast` calls it so
         for device in outside:
-            leave_off(device, True)
+            noted(device, True)
         yield met
     finally:
         torch.set_autocast_enabled = switch

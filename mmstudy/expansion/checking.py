@@ -55,7 +55,7 @@ def check(
         elif not first:
             _runs(candidate, new, reference, where)
     if promised and (plain := references[0].without_autocast):
-        with precision.without_autocast():
+        with precision.autocast(off=True):
             own = Grown(new, references[0].network, origin, coarsest=plain.traced.coarsest if coarsest else 0.0)
             exact(candidate, own.broken(plain), ", without its autocast")
     thoroughly = promised and OPERATORS[candidate.operator].widens and not references[0].roughly

@@ -57,6 +57,7 @@ class Reference:
         self._like = None if like is None else ref(like)  # which may have this one: no cycle, that would last
         self.members: dict[str, Trace] = {}  # traces of members of its lists alone, by path, once they are known
         self._numbers: dict[bool, list[Given]] = {}
+        self._under_autocast: list[str] = []  # what of the network ran so, on its devices
 
     @cached_property
     def in_training(self) -> "Reference":
@@ -67,17 +68,22 @@ class Reference:
     def others(self) -> list["Reference"]:
         """The same network on batches of other sizes and lengths, made of this one: on those on which it gives numbers.
 
-        Roughly, if the network is large: there they are to show another way that it takes, not how it rounds.
+        Roughly, if the network is large: there they are to show another way that it takes, not how it rounds. And what
+        is held roughly against this one is so on smaller ones alone.
         """
-        made = (Reference(self.network, call, like=self, roughly=self._rough) for call in resized(self.call))
+        calls = resized(self.call, once=self.roughly)
+        made = (Reference(self.network, call, like=self, roughly=self._rough) for call in calls)
         return [other for other in made if other.runs and not any(t.isnan().any() for t in tensors(other.plain))]
 
     @cached_property
     def without_autocast(self) -> "Reference | None":
         """The same call without autocast; None where nothing runs under it, or the network needs it."""
-        with precision.without_autocast() as met:
+        _ = self.plain
+        if not self._under_autocast:
+            return None
+        with precision.autocast(off=True):
             plain = Reference(self.network, self.call, self.training, roughly=self.roughly)
-            if not plain.runs or not met:
+            if not plain.runs:
                 return None
             _ = plain.seen  # which is remembered
         return plain
@@ -130,7 +136,8 @@ class Reference:
     @cached_property
     def plain(self) -> Any:
         """The outputs in the network's own types of numbers."""
-        return self.of(self.network)
+        with precision.autocast() as self._under_autocast:
+            return self.of(self.network)
 
     @cached_property
     def runs(self) -> bool:
@@ -236,7 +243,8 @@ class Grown:
         def in_own(moved: bool) -> Any:
             now = named_tensors(self.network)
             changed = {name: tensor.to(now[name]) for name, tensor in self.replaced.items()}
-            changed |= {name: _moving(p, self.eps, name) for name, p in self.made.items() if moved}
+            made = self.made if moved else {}
+            changed |= {name: read(p, rounding(p, p.dtype, self.eps, name), p.dtype) for name, p in made.items()}
             return _outputs(self.network, reference.call, reference.training, changed)
 
         eps = max(self.eps, PRECISION)
@@ -263,11 +271,6 @@ class Grown:
     @cached_property
     def _doubled_and_moved(self) -> nn.Module:
         return doubled(self.network, self.replaced, self.made, max(self.eps, PRECISION))
-
-
-def _moving(parameter: Tensor, eps: float, name: str) -> Tensor:
-    """The parameter, moved as if by rounding."""
-    return read(parameter, rounding(parameter, parameter.dtype, eps, name), parameter.dtype)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

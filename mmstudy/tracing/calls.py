@@ -201,19 +201,23 @@ def _ordered(returned: Any) -> bool:
     return isinstance(returned, Mapping) and (hasattr(returned, "to_tuple") or any(type(k) is int for k in returned))
 
 
-def resized(call: Call) -> list[Call]:
+def resized(call: Call, once: bool = False) -> list[Call]:
     """The call with twice the examples and with half of them, and with less of the length that one can have.
 
     A length is that of words, (examples, length) whole numbers; of sequences, (examples, length, features) or
     (examples, channels, length); the sides of images, and all axes of what has more. Which axes are features, the
     network says by failing. On a CPU, where a position that a network does not have is an error like any other, with
     twice the length too.
+
+    Args:
+        once: what can be halved is not doubled too.
     """
     given = [t for t in call.tensors if t.ndim]
     if not given:
         return []
     count = len(given[0])
-    found = [_along(call, {0: count}, 2)] + [_along(call, {0: count}, 1 / 2)] * (count > 1)
+    less = [_along(call, {0: count}, 1 / 2)] * (count > 1)
+    found = less if once and less else [_along(call, {0: count}, 2), *less]
     words = [t for t in given if _words(t)]
     tried: list[dict[int, int]] = []  # words and what is embedded of them have one length
     for tensor in (*words[:1], *[t for t in given if t.ndim > 2][:1]):
@@ -222,8 +226,8 @@ def resized(call: Call) -> list[Call]:
             sizes = {axis: tensor.shape[axis] for axis in axes}
             tried += [sizes] * (sizes not in tried)
     for sizes in tried:
-        found += [_along(call, sizes, 1 / 2)] * (min(sizes.values()) > 1)
-        found += [_along(call, sizes, 2)] * (given[0].device.type == "cpu")
+        less = [_along(call, sizes, 1 / 2)] * (min(sizes.values()) > 1)
+        found += less if once and less else [*less, *[_along(call, sizes, 2)] * (given[0].device.type == "cpu")]
     return found
 
 

@@ -65,7 +65,7 @@ def test_products_on_a_processor_lose_no_digits_either(gpu):
 def test_without_autocast_nothing_runs_under_it_for_a_while():
     x = torch.randn(2, 2)
     with torch.autocast("cpu", torch.bfloat16):
-        with precision.without_autocast() as met:
+        with precision.autocast(off=True) as met:
             assert met == ["cpu"]  # what was on before
             with torch.autocast("cpu", torch.bfloat16):
                 assert (x @ x).dtype == torch.float32
@@ -75,8 +75,24 @@ def test_without_autocast_nothing_runs_under_it_for_a_while():
             torch.set_autocast_enabled(True)  # of a GPU, as older programs say it
             assert met[-1] == "cuda" and not torch.is_autocast_enabled()
         assert (x @ x).dtype == torch.bfloat16
-    with precision.without_autocast() as met:
+    with precision.autocast(off=True) as met:
         pass
     assert not met
     with torch.autocast("cpu", torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+
+
+def test_what_runs_under_autocast_is_noted_and_goes_on():
+    x = torch.randn(2, 2)
+    with precision.autocast() as met:
+        assert (x @ x).dtype == torch.float32
+        assert not met
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (x @ x).dtype == torch.bfloat16
+        assert met == ["cpu"]
+        with precision.autocast(off=True) as inside, torch.autocast("cpu", torch.bfloat16):
+            assert (x @ x).dtype == torch.float32
+        assert inside == ["cpu"]
+    with torch.autocast("cpu", torch.bfloat16), precision.autocast() as met:
+        assert met == ["cpu"]
         assert (x @ x).dtype == torch.bfloat16

@@ -102,6 +102,9 @@ def test_the_sizes_and_lengths_that_are_tried():
     tokens, mask = torch.zeros(2, 4, dtype=torch.long), torch.ones(2, 4)
     assert shapes(tokens, mask)[2:] == [[(2, 2), (2, 2)], [(2, 8), (2, 8)]]
     assert resized(Call((3.0,))) == []
+    smaller = resized(Call((tokens, mask)), once=True)
+    assert [[tuple(t.shape) for t in call.tensors] for call in smaller] == [[(1, 4), (1, 4)], [(2, 2), (2, 2)]]
+    assert [tuple(call.tensors[0].shape) for call in resized(Call((tokens[:1, :1],)), once=True)] == [(2, 1), (1, 2)]
     sequence = torch.zeros(2, 4, 3)  # which axis is the length, the network says
     assert shapes(sequence)[2:] == [[(2, 2, 3)], [(2, 8, 3)], [(2, 4, 1)], [(2, 4, 6)]]
     assert shapes(torch.zeros(2, 3, 4, 6))[2:] == [[(2, 3, 2, 3)], [(2, 3, 8, 12)], [(2, 1, 2, 6)], [(2, 6, 8, 6)]]
