@@ -66,7 +66,8 @@ def coverage(
 
     A row for every group of units that a layer makes, for parameters that are in none, and for every list of layers.
     Of groups that are the same but for the numbers of their layers one is tried, by every operator that promises to be
-    exact; in a network of more than 64 MiB, in its own types of numbers instead of float64.
+    exact. A network of more than 64 MiB is tried in its own types of numbers instead of float64, and, if it runs on
+    them, on two examples of four words; what is expanded is checked in full.
 
     Args:
         network: see `couplings` for these arguments.

@@ -155,9 +155,9 @@ def of_network(
 ) -> Coverage:
     """The coverage of a network that has been traced on a call; exact operators are tried on one group of each kind.
 
-    A large network is judged in its own types of numbers, not in float64, for one operator of each kind of group on
-    batches of other sizes, and by calls alone, with no trace of what has grown; what grows is checked in full when it
-    does.
+    A large network is judged in its own types of numbers, not in float64, on few examples and words, for one operator
+    of each kind of group on less of them too, and by calls alone, with no trace of what has grown; what grows is
+    checked in full when it does.
     """
     traced.confirms = not large(network)
     rows, tried = [], dict[object, tuple[str, dict[str, str]]]()
