@@ -29,9 +29,9 @@ class Foreign:
     """A class of `transformers`, its sizes, and what grows.
 
     `wider`: what gets twice as wide → a pattern of the places that do so at once, and the numbers of its configuration
-    that follow; none, where no configuration of its class has such sizes. `refused`: what cannot, and why. `blocks`:
-    the list of its blocks; `depth`: the numbers that follow when one is inserted; `behind`: the norm behind the
-    branches, for which no inserted block does nothing.
+    that follow; none, where no configuration of its class has such sizes. `single`: what is exact in single precision
+    alone, as the model computes its new numbers in it. `blocks`: the list of its blocks; `depth`: the numbers that
+    follow when one is inserted; `behind`: the norm behind the branches, for which no inserted block does nothing.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class Foreign:
     blocks: str
     depth: Mapping[str, Any] = field(default_factory=lambda: {"num_hidden_layers": 3})
     behind: str = ""
-    refused: Mapping[str, str] = field(default_factory=dict)
+    single: tuple[str, ...] = ()
 
     @property
     def generates(self) -> bool:
@@ -135,7 +135,7 @@ MODELS = {
         {**GROUPED, "head_dim": 8},
         _wider(*GATED, ({}, GROUPS, INNER), ROTARY),
         LAYERS,
-        refused={"stream and heads": "makes and reads the units of model.embed_tokens"},
+        single=("stream and heads",),  # its norms add 1 to their weights
     ),
     "Phi": Foreign(
         "PhiForCausalLM",

@@ -45,10 +45,8 @@ def page() -> str:
     wider, models = [], []
     for name, model in MODELS.items():
         for what, (_, configured) in model.wider.items():
-            then = (
-                f"refused: it {model.refused[what]}" if what in model.refused else ", ".join(configured) or "none has"
-            )
-            wider.append(f"| {name} | {what} | {then} |\n")
+            what += " (in single precision, in which its norms compute)" * (what in model.single)
+            wider.append(f"| {name} | {what} | {', '.join(configured) or 'none has'} |\n")
         exact = f"none: `{_plain(model.behind)}` stands behind its branches" if model.behind else "`identity_block`"
         models.append(f"| {name} | `{model.kind}` | {exact} | {', '.join(model.depth)} |\n")
     return HEAD + "".join(rows) + WIDER + "".join(wider) + FOREIGN + "".join(models)

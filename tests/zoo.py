@@ -194,6 +194,17 @@ def shuffled(net, x):
     return net.head(F.channel_shuffle(net.stem(x), 2).relu())
 
 
+def one_and_scale(net, tokens):
+    """RMS norms that are scaled by 1 + w, between an embedding and itself, as Gemma has it."""
+
+    def norm(x, scale):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + net.eps) * (1.0 + scale)
+
+    x = net.words(tokens)
+    x = x + net.body(norm(x, net.first))
+    return norm(x, net.last) @ net.words.weight.T
+
+
 def tied(net, x):
     return F.linear(net.body(net.words(x).sigmoid()), net.words.weight)
 
@@ -406,6 +417,11 @@ ZOO = {
     "tied embedding": Animal(
         lambda: Wired(tied, words=nn.Embedding(11, 6), body=nn.Linear(6, 6)), words,
         {"words": "lemon"},
+    ),
+    "RMS norms by 1 + w, tied embedding": Animal(
+        lambda: Wired(one_and_scale, words=nn.Embedding(11, 6), body=nn.Linear(6, 6), first=torch.rand(6),
+                      last=torch.rand(6), eps=1e-5),
+        words, {"words": "lemon"},
     ),
     "class token": Animal(
         lambda: Wired(with_class_token, token=torch.rand(1, 1, 6), stem=nn.Linear(3, 6), inner=nn.Linear(6, 6),

@@ -115,8 +115,10 @@ class Reference:
     @property
     def sparing(self) -> bool:
         """Whether what is held against it may be sparing of memory: roughly, if the network is the same in that way."""
-        some = [tensors(outputs) for outputs in (self._watched[0], self.plain)] if self.roughly else []
-        return self.roughly and len(some[0]) == len(some[1]) and all(map(torch.equal, *some))
+        if not self.roughly:
+            return False
+        one, other = tensors(self._watched[0]), tensors(self.plain)
+        return len(one) == len(other) and all(map(torch.equal, one, other))
 
     @cached_property
     def _watched(self) -> tuple[Any, tuple[str, ...]]:

@@ -128,11 +128,16 @@ def repeatable(touch: Touch | None, generator: torch.Generator) -> Touch | None:
     """The touch that draws the same numbers however often it is asked about a tensor."""
     if touch is None:
         return None
-    began: dict[tuple, Tensor] = {}
+    began, latest = dict[tuple[str, int], Tensor](), [generator.get_state()]
 
     def again(use: Use, tensor: Tensor) -> Tensor:
-        generator.set_state(began.setdefault((use.tensor, use.axis), generator.get_state()))
-        return touch(use, tensor)
+        place = use.tensor, use.axis
+        first = place not in began
+        generator.set_state(began.setdefault(place, latest[0]))
+        touched = touch(use, tensor)
+        if first:  # each tensor gets numbers of its own
+            latest[0] = generator.get_state()
+        return touched
 
     return again
 

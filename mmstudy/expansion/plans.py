@@ -125,9 +125,12 @@ def transform(
     """
 
     def finish(use: Use, tensor: Tensor) -> Tensor:
+        each, shift = (-1, *[1] * (tensor.ndim - 1)), use.shift if use.role == SCALE else 0.0
+        if shift:  # M (w + s) − s, of scales w + s
+            tensor = tensor + shift * (matrix(plan, use).sum(1) - 1).to(tensor).view(each)
         if use.role in (SCALE, VARIANCE):  # a unit that is nothing has scale and variance 1
             nothing = (plan.shown == 0).all(1).to(tensor.device)
-            tensor = torch.where(nothing.view(-1, *[1] * (tensor.ndim - 1)), 1.0, tensor)
+            tensor = torch.where(nothing.view(each), 1.0 - shift, tensor)
         if touch is None:
             return tensor
         if (row := plan.coupling.padding.get(use.tensor)) is None:
@@ -213,9 +216,10 @@ def transformed(tensors: Mapping[str, Tensor], plans: Iterable[tuple[Plan, Touch
 
 
 def when_read(tensors: Mapping[str, Tensor], plan: Plan, touch: Touch | None) -> dict[str, Tensor]:
-    """What `transform` makes; but no more of it than takes the memory of all the tensors: the rest is made when read.
+    """What `transform` makes, in little memory: most of it is made when it is read, each time anew.
 
-    That is neither what is big, as far as there is room, nor what is small.
+    What is small is made at once. So is what is big, which takes long, unless it takes more memory than all the
+    tensors do.
     """
     known, free = dict[Use, Rows](), sum(tensor.nbytes for tensor in tensors.values())
     made: dict[str, Tensor] = {}

@@ -106,10 +106,12 @@ def _affine(bias: Any, inputs: Any, parameter: Any) -> Tensor | None:
 
 
 def _embedded(parameter: Any, indices: Tensor, *options: Any) -> Tensor | None:
-    """The rows of a large parameter at these places; None if it is none, or has no such places."""
+    """The rows of a large parameter at these places; None if it is none, or has no such rows."""
     rows = _rows(parameter)
-    if rows is None or bool(((indices < 0) | (indices >= len(parameter))).any()):
+    if rows is None or parameter.turned or not indices.numel():
         return None
+    if bool(((indices < 0) | (indices >= len(parameter))).any()):
+        return None  # for torch to say what is wrong
     places, which = indices.flatten().unique(return_inverse=True)
     found = torch.cat([rows(place, place + 1) for place in places.tolist()])
     return found[which].view(*indices.shape, -1)

@@ -28,6 +28,7 @@ class Use:
     role: str  # see `tracing`
     fan_in: int | None
     reads: tuple[str, ...]
+    shift: float = 0.0  # of a scale: it is this number and the tensor's
 
 
 @dataclass(frozen=True)
@@ -229,5 +230,5 @@ def _uses(traced: Trace, note: Note, leaf: Axis) -> list[Use]:
     result = []
     for number, axis in enumerate(own):
         if axis is note.axis or (leaf in leaves(axis) and note.axis not in own):  # the note is about a view of it
-            result.append(Use(note.tensor, number, layout(axis, leaf), note.role, note.fan_in, note.reads))
+            result.append(Use(note.tensor, number, layout(axis, leaf), note.role, note.fan_in, note.reads, note.shift))
     return result

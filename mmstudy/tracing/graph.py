@@ -30,12 +30,17 @@ class Value:
     axes: list[Axis]
     writers: tuple[str, ...] = ()
     tensor: str | None = None
-    moved: str | None = None  # the parameter or buffer that it is, but for a number that was added
+    moved: tuple[str, float] | None = None  # the parameter or buffer that it is, but for this number that was added
     passed: tuple[str, ...] = ()  # the writers of what it was before functions that keep a zero a zero
     normal: bool = False  # a normalization that is written by hand has made it, and perhaps scaled it
     learned: bool = False  # parameters, or buffers of numbers, reach it
     trained: bool = False  # parameters do
     given: bool = False  # the network's inputs reach it
+
+    @property
+    def name(self) -> str | None:
+        """The parameter or buffer that it is, perhaps but for a number that was added."""
+        return self.tensor or (self.moved[0] if self.moved else None)
 
     @property
     def computed(self) -> bool:
@@ -57,6 +62,7 @@ class Note:
     role: str
     fan_in: int | None = None  # inputs of each unit; None: the tensor is not a layer's
     reads: tuple[str, ...] = ()  # CONSUMED: the parameters that wrote what is consumed
+    shift: float = 0.0  # SCALE: the number that is added to it before
 
 
 @dataclass
@@ -132,6 +138,13 @@ class Trace:
         """Record the role that one axis of a parameter or buffer has; of other values nothing is recorded."""
         if value is not None and value.tensor:
             self.notes.append(Note(value.tensor, value.axes[axis], role, fan_in, reads.writers if reads else ()))
+
+    def note_moved(self, value: Value, role: str) -> None:
+        """Record the role of a parameter or buffer to which a number was added, not as a bias: as what comes of it."""
+        if value.moved:
+            name, shift = value.moved
+            self.notes = [note for note in self.notes if (note.tensor, note.role) != (name, BIAS)]
+            self.notes += [Note(name, axis, role, shift=shift) for axis in value.axes]
 
 
 Rule = Callable[..., Value | Sequence[Value | None]]  # (trace, shape of the result, *arguments) → its result

@@ -14,7 +14,7 @@ from mmstudy.expansion.candidate import Candidate, Expansion
 pytest.importorskip("transformers")
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-EXACT = 1e-12
+EXACT, SINGLE = 1e-12, 1e-6
 
 
 def difference(old, new, call) -> float:
@@ -53,15 +53,11 @@ def test_a_wider_model_is_the_same_function_and_its_configuration_follows_where_
     groups = mm.couplings(network, model.batch())
     places = {place: 2 * group.size for place, group in groups.items() if re.fullmatch(pattern, place)}
     assert places
-    if what in model.refused:
-        with pytest.raises(ValueError, match=model.refused[what]):
-            mm.expand(network, model.batch(), "lemon", places)
-        return
     grown = Candidate("lemon", tuple(places), tuple(places.values())).grow(network, model.call())
     new = grown.network
     assert sum(p.numel() for p in new.parameters()) > sum(p.numel() for p in network.parameters())
     for call in (model.call(), model.call(3, 5), model.call(masked=True)):
-        assert difference(network, new, call) <= EXACT
+        assert difference(network, new, call) <= (SINGLE if what in model.single else EXACT)
     assert {key: getattr(new.config, key) for key in configured} == configured
     if configured:
         assert grown.configuration == f"{model.kind} builds the grown network from its configuration"

@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from functools import cache
 from math import prod, sqrt
 
@@ -12,6 +13,7 @@ from torch import nn
 from mmstudy.core.networks import ViT, named_tensors
 from mmstudy.core.seeds import generator
 from mmstudy.expansion import plans
+from mmstudy.expansion.candidate import Candidate
 from mmstudy.expansion.growth import Growth, repeatable
 from mmstudy.expansion.operators import OPERATORS
 from mmstudy.expansion.plans import NEW, matrix, plan, transform, transported, units_first
@@ -389,3 +391,56 @@ def test_what_is_big_is_made_at_once_while_there_is_room(monkeypatch):
     assert when_read(330, 10**6) == weights
     assert when_read(0, 500) == {"hidden.1.weight"} | bias
     assert when_read(330, 500) == {"hidden.1.weight"}
+
+
+def test_a_touch_that_is_repeated_draws_other_numbers_for_each_tensor():
+    uses = [Use(name, 0, ((UNITS,),), "weight", None, ()) for name in "abc"]
+    stream = generator("repeatable")
+    touch = repeatable(lambda use, tensor: tensor + torch.rand(tensor.shape, generator=stream), stream)
+    drawn = [touch(uses[i], torch.zeros(3)).tolist() for i in (0, 1, 0, 2, 1, 2)]
+    assert drawn[0] == drawn[2] and drawn[1] == drawn[4] and drawn[3] == drawn[5]
+    assert len({x for some in drawn for x in some}) == 9
+    assert repeatable(None, stream) is None
+
+
+SHIFTED = {
+    "1 + w": (lambda w: 1.0 + w, 1),
+    "w − 3": (lambda w: w - 3, -3),
+    "3 − w": (lambda w: 3 - w, -3),
+    "w": (lambda w: w, 0),
+}
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_a_scale_with_a_number_added_grows_as_what_comes_of_it(name):
+    """Also where it must make up: for units that are nothing, and for a reader that makes the units too."""
+    scale, shift = SHIFTED[name]
+
+    def forward(net, words):
+        x = net.table(words)
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + net.eps)
+        return (x * scale(net.scale)) @ net.table.weight.T
+
+    torch.manual_seed(0)
+    network = Wired(forward, table=nn.Embedding(9, 4), scale=torch.rand(4), eps=1e-3).double()
+    words = torch.randint(9, (3, 5))
+    group = couplings(network, words)["table"]
+    assert [(use.role, use.shift) for use in group.uses if use.tensor == "scale"] == [("scale", shift)]
+    assert [each.scale for each in group.normalizations] == ["scale"]
+    for size in (8, 11):
+        new = Candidate("lemon", ("table",), (size,)).expand(network, words)
+        assert change(network, new, words) < 1e-12
+        shares = (scale(new.scale)[:8].detach() / scale(network.scale).detach().repeat(2)).view(2, 4)
+        torch.testing.assert_close(shares.sum(0), torch.full((4,), (8 / size) ** 0.5, dtype=DOUBLE))
+    assert bool((scale(new.scale)[8:].abs() == 1).all())  # units that are nothing
+
+
+def test_an_optimizers_averages_of_a_scale_know_nothing_of_the_number_added():
+    group = couplings(mlp((3,)), batch()[0])["hidden.0"]
+    use = Use("scale", 0, ((UNITS,),), "scale", None, (), shift=1.0)
+    made = plan(replace(group, uses=(use,)), in_turn(3, 7))
+    old = {"scale": torch.rand(3, dtype=DOUBLE)}
+    grown = transform(old, made)["scale"]
+    torch.testing.assert_close(grown, torch.cat([old["scale"], old["scale"], torch.zeros(1, dtype=DOUBLE)]))
+    averages = transported(old, made, squares=False)["scale"]
+    torch.testing.assert_close(averages, torch.cat([old["scale"] / 2] * 2 + [torch.zeros(1, dtype=DOUBLE)]))

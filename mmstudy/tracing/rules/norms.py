@@ -147,18 +147,24 @@ def _along(average: fx.Node) -> int | None:
 
 
 def _scale(end: fx.Node) -> fx.Node | None:
-    """The parameter that the only reader of a result multiplies it by."""
+    """The parameter that the only reader of a result multiplies it by, perhaps with a number added."""
     node = end
     while len(users := _users(node)) == 1:
         (user,) = users
         if _name(user) in ("mul", "mul_"):
             factors = [part for part in _args(user)[:2] if isinstance(part, fx.Node) and part is not node]
-            others = [_without(part, (*CASTS, *VIEWS)) for part in factors]
+            others = [_without(_unmoved(_without(part, (*CASTS, *VIEWS))), (*CASTS, *VIEWS)) for part in factors]
             return others[0] if len(others) == 1 and others[0].op == "placeholder" else None
         if _name(user) not in CASTS:
             break
         node = user
     return None
+
+
+def _unmoved(node: fx.Node) -> fx.Node:
+    """What a number is added to, or the node itself."""
+    number = _name(node) in ("add", "sub", "rsub") and isinstance(_args(node)[1], int | float) and not node.kwargs
+    return _args(node)[0] if number else node
 
 
 def _without(node: fx.Node, changes: tuple[str, ...] = CASTS) -> fx.Node:

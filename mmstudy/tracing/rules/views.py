@@ -44,16 +44,15 @@ def _keeps_zero(operation: Any, operands: Sequence[Any], options: Mapping[str, A
 
 @RULES.of("rsqrt", "sqrt")
 def _root(t, shape, x):
-    if name := x.tensor or x.moved:  # a variance, most often with its eps
-        t.notes = [note for note in t.notes if (note.tensor, note.role) != (name, BIAS)]
-        for i in range(len(x.axes)):
-            t.note(Value(x.axes, tensor=name), i, VARIANCE)
+    for i in range(len(x.axes)):
+        t.note(x, i, VARIANCE)
+    t.note_moved(x, VARIANCE)  # most often by an eps
     return Value(x.axes)
 
 
 @RULES.of(*norms.CASTS, "dropout", "dropout_", "feature_dropout", "alpha_dropout", "detach_")
 def _kept(t, shape, x, *options, **more):
-    return Value(x.axes, x.writers, x.tensor, passed=x.passed, normal=x.normal)
+    return Value(x.axes, x.writers, x.tensor, x.moved, x.passed, x.normal)
 
 
 @RULES.of("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
@@ -76,8 +75,8 @@ def _sum(t, shape, x, y, **options):
         elif isinstance(one, Value) and isinstance(other, Value) and not other.tensor:
             t.sums.append((t.module, t.silencers(one)))
     result = broadcast(shape, x, y)
-    if isinstance(x, Value) and not isinstance(y, Value):
-        result.moved = x.tensor
+    if isinstance(x, Value) and x.tensor and not isinstance(y, Value) and not options:
+        result.moved = x.tensor, y if str(t.operation).startswith("aten.add") else -y
     for one, other in ((x, y), (y, x)):
         if isinstance(one, Value) and isinstance(other, Value) and one.normal and other.tensor:
             result.writers = (*one.writers, other.tensor)
@@ -99,8 +98,9 @@ def _multiplied(t, shape, x, y, **options):
     for value in tensors:
         for i in range(len(value.axes)):
             t.note(value, i, SCALE)
+        t.note_moved(value, SCALE)
     result = broadcast(shape, x, y)
-    result.writers = tuple(value.tensor for value in tensors if value.tensor)
+    result.writers = tuple(name for value in tensors if (name := value.name))
     result.passed = next(filter(None, map(t.silencers, tensors)), ())
     result.normal = any(value.normal for value in tensors) and bool(result.writers)
     if not result.writers:
