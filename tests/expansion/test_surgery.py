@@ -411,15 +411,21 @@ SHIFTED = {
 }
 
 
+NORMS = {
+    "by hand": lambda net, x, scale: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + net.eps) * scale,
+    "a layer": lambda net, x, scale: nn.functional.layer_norm(x, scale.shape, scale, None, net.eps),
+    "an RMS layer": lambda net, x, scale: nn.functional.rms_norm(x, scale.shape, scale, net.eps),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", SHIFTED)
-def test_a_scale_with_a_number_added_grows_as_what_comes_of_it(name):
+def test_a_scale_with_a_number_added_grows_as_what_comes_of_it(name, norm):
     """Also where it must make up: for units that are nothing, and for a reader that makes the units too."""
     scale, shift = SHIFTED[name]
 
     def forward(net, words):
-        x = net.table(words)
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + net.eps)
-        return (x * scale(net.scale)) @ net.table.weight.T
+        return NORMS[norm](net, net.table(words), scale(net.scale)) @ net.table.weight.T
 
     torch.manual_seed(0)
     network = Wired(forward, table=nn.Embedding(9, 4), scale=torch.rand(4), eps=1e-3).double()

@@ -135,9 +135,11 @@ def _normalization(t, kind, x, axes, scale, shift, eps) -> Value:
             for i, axis in enumerate(axes):
                 unify(value.axes[i], axis)
                 t.note(value, i, role)
-    names = _names(scale, shift)
-    t.normalizations.append(Normalization(product(axes), kind, names[0], names[1], eps, t.module))
-    return Value(x.axes, _named(scale, shift))
+    if scale is not None:
+        t.note_moved(scale, SCALE)
+    one, other = scale.name if scale is not None else None, shift.tensor if shift is not None else None
+    t.normalizations.append(Normalization(product(axes), kind, one, other, eps, t.module))
+    return Value(x.axes, tuple(name for name in (one, other) if name))
 
 
 @RULES.of("cross_entropy_loss", "nll_loss", "nll_loss_nd", "mse_loss")
