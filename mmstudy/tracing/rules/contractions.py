@@ -30,6 +30,11 @@ def _matmul(t, shape, x, y):
     return Value([*batch.axes, *made])
 
 
+@RULES.of("baddbmm")
+def _matmul_and_sum(t, shape, x, y, z, **options):
+    return broadcast(shape, x, _matmul(t, shape, y, z))
+
+
 @RULES.of("einsum")
 def _einsum(t, shape, equation, operands, *options, **more):
     """Axes of one letter are the same; a parameter's letters are made if they are in the result, else they are read."""
