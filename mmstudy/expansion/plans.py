@@ -224,7 +224,7 @@ def when_read(tensors: Mapping[str, Tensor], plan: Plan, touch: Touch | None) ->
     known, free = dict[Use, Rows](), sum(tensor.nbytes for tensor in tensors.values())
     made: dict[str, Tensor] = {}
     names = {use.tensor for use in plan.coupling.uses if use.tensor in tensors}
-    for name in sorted(names, key=lambda name: -tensors[name].nbytes):
+    for name in sorted(names, key=lambda name: (-tensors[name].nbytes, name)):
         make = partial(_one, name, {name: tensors[name]}, plan, touch, known)
         like = tensors[name].new_empty(_shape(name, tensors[name], plan))
         free -= like.nbytes
