@@ -1,7 +1,7 @@
 """A network that computes in float64, whose parameters take that much memory only while they are read."""
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import numpy as np
@@ -84,8 +84,12 @@ def watchable(network: nn.Module) -> nn.Module:
 
 def _doubling(tensor: Tensor) -> Source:
     """What makes the tensor in float64."""
-    rows = None if isinstance(tensor, Read) else lambda first, last: tensor[first:last].double()
-    return Source(tensor.double, rows)
+    return _in_parts(tensor, tensor.double, lambda first, last: tensor[first:last].double())
+
+
+def _in_parts(tensor: Tensor, whole: Callable[[], Tensor], rows: Callable[[int, int], Tensor]) -> Source:
+    """What makes something of a tensor: in parts, unless each would make the tensor anew, as it is made when read."""
+    return Source(whole, None if isinstance(tensor, Read) else rows)
 
 
 def rounding(parameter: Tensor, kind: torch.dtype, eps: float, name: str) -> Source:
@@ -109,4 +113,4 @@ def rounding(parameter: Tensor, kind: torch.dtype, eps: float, name: str) -> Sou
     def rows(first: int, last: int) -> Tensor:
         return moved(tensor[first:last], first * (tensor.numel() // len(tensor)))
 
-    return Source(partial(moved, tensor, 0), None if isinstance(tensor, Read) else rows)
+    return _in_parts(tensor, partial(moved, tensor, 0), rows)

@@ -32,11 +32,11 @@ def widened(candidate, references, traced, stream, batch, loss_fn, sparing=False
         DoesNotRun: the network does not run with the predicted shapes, or is another function.
         ValueError: a coupling is unknown, does not grow, or the operator does not fit it.
     """
+    single = len(candidate.locations) == 1
     try:
-        sparing = sparing and len(candidate.locations) == 1
-        return _one_by_one(candidate, references, traced, stream, batch, loss_fn, sparing)
+        return _one_by_one(candidate, references, traced, stream, batch, loss_fn, sparing and single)
     except DoesNotRun as alone:
-        if len(candidate.locations) == 1:
+        if single:
             raise
         try:  # one number may serve several of them
             return _at_once(candidate, references, traced, stream, batch, loss_fn)
